@@ -1,0 +1,57 @@
+"""What the pool refuses, each with the HTTP status that the API answers with."""
+
+from __future__ import annotations
+
+
+class PoolError(Exception):
+    """Base of every refusal: one clear line that says what to do."""
+
+    status = 500
+
+
+class InvalidRequest(PoolError):
+    """The request makes no sense by itself (a fraction above 1, no GPU at all, ...)."""
+
+    status = 400
+
+
+class ImpossibleRequest(PoolError):
+    """No pool like this one could ever grant the request."""
+
+    status = 422
+
+
+class NoCapacity(PoolError):
+    """The request cannot be met now, and its owner would not wait."""
+
+    status = 409
+
+
+class UnknownLease(PoolError):
+    """No lease has that id, or it is not the caller's."""
+
+    status = 404
+
+
+class LeaseEnded(PoolError):
+    """The lease has ended; nothing revives it."""
+
+    status = 410
+
+
+class RequestConflict(PoolError):
+    """A request with that id exists and asks for something else."""
+
+    status = 409
+
+
+class LedgerUnavailable(PoolError):
+    """The ledger cannot be read or written (a full disk, say); nothing was changed."""
+
+    status = 503
+
+
+class EngineFailure(PoolError):
+    """A worker could not be started."""
+
+    status = 503

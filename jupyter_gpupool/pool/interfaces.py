@@ -1,0 +1,37 @@
+"""The seam between the pool and where workers run. ``engines/`` holds the implementations."""
+
+from __future__ import annotations
+
+from typing import Callable, Protocol, Sequence
+
+from .models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
+
+#: Called (in the event loop's thread) when a worker has ended: lease id, the state that follows
+#: (RELEASED: its holder left; EXPIRED: never attached, or silent beyond its TTL; LOST: it died),
+#: and one line for people.
+WorkerExit = Callable[[str, LeaseState, str], None]
+
+
+class Engine(Protocol):
+    """Runs one worker per lease."""
+
+    async def start(self, on_exit: WorkerExit) -> None:
+        """Get ready to start workers (the local engine starts its warm parent)."""
+
+    async def servers(self) -> Sequence[Server]:
+        """The GPU servers and GPUs that this engine can run workers on."""
+
+    async def start_worker(self, lease: Lease) -> WorkerAddress:
+        """Start the worker of a granted lease. Raises :class:`~.errors.EngineFailure`."""
+
+    async def stop_worker(self, lease_id: str) -> None:
+        """End that worker and return when it is gone; without such a worker, do nothing."""
+
+    async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
+        """After a restart: find the workers of ``leases`` that still run, end all other workers."""
+
+    def usage(self) -> dict[str, WorkerUsage]:
+        """What each running worker last said it uses, by lease id."""
+
+    async def stop(self) -> None:
+        """End every worker and the engine itself."""

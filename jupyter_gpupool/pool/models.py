@@ -1,0 +1,142 @@
+"""The values that the pool speaks in. Frozen, without behaviour beyond describing themselves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any, Mapping
+
+MIB = 1024 * 1024
+
+
+class LeaseState(str, Enum):
+    """Where a lease is in its life; see the diagram in docs/architecture.md."""
+
+    QUEUED = "QUEUED"
+    GRANTED = "GRANTED"
+    ACTIVE = "ACTIVE"
+    PARKED = "PARKED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+    LOST = "LOST"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def holds(self) -> bool:
+        """Whether a lease in this state occupies its slices."""
+        return self in (LeaseState.GRANTED, LeaseState.ACTIVE)
+
+    @property
+    def ended(self) -> bool:
+        return self in (
+            LeaseState.RELEASED,
+            LeaseState.EXPIRED,
+            LeaseState.LOST,
+            LeaseState.CANCELLED,
+        )
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One physical device of one GPU server; ``memory_mib`` is what the pool may grant of it."""
+
+    uuid: str
+    server: str
+    index: int
+    name: str
+    memory_mib: int
+    emulated: bool = False
+    healthy: bool = True
+
+
+@dataclass(frozen=True)
+class Server:
+    """A machine that holds GPUs and runs workers; ``host`` is where clients reach its workers."""
+
+    name: str
+    host: str
+    gpus: tuple[GPU, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for, checked by :func:`jupyter_gpupool.pool.placement.validate`.
+
+    Exactly one of ``partial`` (0 < p <= 1, of each GPU's memory) and ``memory_mib`` (MiB per GPU)
+    is set. ``id`` is a uuid that the client chose, so that repeating the request is harmless.
+    ``secret_sha256`` is the hex digest of a secret that only the client knows: the worker admits
+    who can show it, and the pool never sees it.
+    """
+
+    id: str
+    owner: str
+    num_gpus: int = 1
+    partial: float | None = None
+    memory_mib: int | None = None
+    filters: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = "default"
+    wait: bool = True
+    secret_sha256: str = ""
+    label: str = ""
+    client: str = ""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A share of one GPU held by one lease."""
+
+    gpu_uuid: str
+    server: str
+    index: int
+    name: str
+    memory_mib: int
+    total_mib: int
+    emulated: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerAddress:
+    """Where a lease's worker listens, and which process it is (``created`` guards pid reuse)."""
+
+    host: str
+    port: int
+    pid: int
+    created: float
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A request and what became of it. Times are seconds since the epoch, None if not yet."""
+
+    request: Request
+    state: LeaseState
+    slices: tuple[Slice, ...] = ()
+    worker: WorkerAddress | None = None
+    reason: str = ""
+    created_at: float = 0.0
+    granted_at: float | None = None
+    ended_at: float | None = None
+    heartbeat_at: float = 0.0
+    ttl_s: float = 15.0
+    position: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary without any secret or digest of one."""
+        data = asdict(self)
+        data["state"] = self.state.value
+        data["request"].pop("secret_sha256")
+        data["id"] = self.id
+        return data
+
+
+@dataclass(frozen=True)
+class WorkerUsage:
+    """A worker's own account, by GPU uuid: bytes allocated, and the busy share (0 to 1) lately."""
+
+    allocated_bytes: Mapping[str, int] = field(default_factory=dict)
+    busy: Mapping[str, float] = field(default_factory=dict)
+    sessions: int = 0
