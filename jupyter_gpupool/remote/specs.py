@@ -62,3 +62,10 @@ class AttachSpec:
         fields = json.loads(text)
         fields["devices"] = tuple(DeviceSpec(**d) for d in fields["devices"])
         return cls(**fields)
+
+
+#: Exit codes by which a worker tells its engine why it ended; any other code means that it died.
+EXIT_RELEASED = 0
+EXIT_HOLDER_LOST = 10
+EXIT_NEVER_ATTACHED = 11
+EXIT_FENCED = 12
