@@ -1,0 +1,206 @@
+"""Registers ``gpupool`` with PyTorch as its PrivateUse1 device: the module ``torch.gpupool``, the
+allocation kernels, and what autograd needs to know."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from . import names, operators
+from . import reshape as _reshape  # noqa: F401  registers its operators
+from .memory import host_bytes
+from .records import GET_RNG, SEED, SET_RNG
+from .tensor import BACKEND, RemoteTensor
+
+#: Set in a fork of an attached process, where the device cannot be used.
+in_fork = False
+
+_registered = False
+_libraries: list[torch.library.Library] = []
+
+
+def _dispatcher() -> Any:
+    from . import session
+
+    return session.dispatcher()
+
+
+class GPUPoolModule:
+    """``torch.gpupool``: what PyTorch and programs ask of a device module. Memory is in bytes."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return names.count > 0
+
+    def _is_in_bad_fork(self) -> bool:
+        return in_fork
+
+    def device_count(self) -> int:
+        return names.count
+
+    def current_device(self) -> int:
+        return names.current_index()
+
+    def set_device(self, device: Any) -> None:
+        index = names.slice_index(device)
+        if index is not None:
+            names.set_current_index(index)
+
+    def synchronize(self, device: Any = None) -> None:
+        """Wait until everything issued so far is done; errors of earlier operators are raised here."""
+        _dispatcher().stream.wait(_index(device))
+
+    def current_stream(self, device: Any = None) -> None:
+        return None
+
+    # -- random numbers
+
+    def manual_seed(self, seed: int) -> None:
+        seed_one(int(seed), names.current_index())
+
+    def manual_seed_all(self, seed: int) -> None:
+        seed_all(int(seed))
+
+    def initial_seed(self) -> int:
+        from . import session
+
+        current = session.current()
+        return current.seed if current else torch.initial_seed()
+
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
+        answer = _dispatcher().stream.ask((GET_RNG, _index(device)))
+        return torch.frombuffer(bytearray(answer["state"]), dtype=torch.uint8)
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+        _dispatcher().stream.push((SET_RNG, _index(device), bytes(host_bytes(state.cpu().contiguous()))))
+
+    # -- memory
+
+    def memory_allocated(self, device: Any = None) -> int:
+        return _memory(device).allocated()
+
+    def max_memory_allocated(self, device: Any = None) -> int:
+        return _memory(device).peak
+
+    def reset_peak_memory_stats(self, device: Any = None) -> None:
+        memory = _memory(device)
+        memory.peak = memory.allocated()
+
+    def mem_get_info(self, device: Any = None) -> tuple[int, int]:
+        """(free, total) of the slice."""
+        memory = _memory(device)
+        return memory.limit - memory.allocated(), memory.limit
+
+    def empty_cache(self) -> None:
+        """Freed storages go back at once; nothing is cached."""
+
+    # -- mixed precision
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+
+module = GPUPoolModule()
+
+
+def _index(device: Any) -> int:
+    index = names.slice_index(device) if device is not None else None
+    return names.current_index() if index is None else index
+
+
+def _memory(device: Any) -> Any:
+    return _dispatcher().stream.memory[_index(device)]
+
+
+def seed_one(seed: int, index: int) -> None:
+    _dispatcher().stream.push((SEED, seed & 0xFFFF_FFFF_FFFF_FFFF, index))
+
+
+def seed_all(seed: int) -> None:
+    """Seed every slice alike, so that a seed gives the same numbers on any of them."""
+    from . import session
+
+    current = session.current()
+    if current is None:
+        return
+    current.seed = seed
+    if current.connected:
+        seed_one(seed, -1)
+
+
+# -- registration
+
+
+class _Hooks(torch._C._acc.PrivateUse1Hooks):
+    def is_available(self) -> bool:
+        return names.count > 0
+
+    def has_primary_context(self, index: int) -> bool:
+        return True
+
+    def is_built(self) -> bool:
+        return True
+
+
+def _empty(
+    size: Any,
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
+    memory_format: Any = None,
+) -> torch.Tensor:
+    stride = torch.empty(size, device="meta", memory_format=memory_format or torch.contiguous_format).stride()
+    return operators.empty(_dispatcher(), size, stride, dtype, device)
+
+
+def _empty_strided(
+    size: Any, stride: Any, dtype: torch.dtype | None = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> torch.Tensor:
+    return operators.empty(_dispatcher(), size, stride, dtype, device)
+
+
+def _copy_from(source: torch.Tensor, destination: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    return _dispatcher()(torch.ops.aten.copy_.default, (destination, source), {})
+
+
+def register() -> None:
+    """Tell PyTorch of the device; once per process, harmless afterwards."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    _setup_privateuseone_for_python_backend(BACKEND, module, _Hooks())
+    library = torch.library.Library("aten", "IMPL")
+    # The CUDA key has no kernels in a PyTorch built without CUDA. With ours, any code, C++ included, that
+    # allocates on "cuda" gets a tensor on the slice of that number.
+    keys = ["PrivateUse1"] if torch.backends.cuda.is_built() else ["PrivateUse1", "CUDA"]
+    for key in keys:
+        library.impl("empty.memory_format", _empty, key)
+        library.impl("empty_strided", _empty_strided, key)
+        library.impl("_copy_from", _copy_from, key)
+    _libraries.append(library)
+    _run_backward_in_its_own_thread()
+    # Otherwise Module.to() would give tied parameters storages of their own.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+
+
+def _run_backward_in_its_own_thread() -> None:
+    """Autograd would start a thread per device, and knows of one only; the caller's thread serves all."""
+    run = torch.autograd.graph._engine_run_backward
+
+    @functools.wraps(run)
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        if names.count:
+            torch._C._set_multithreading_enabled(False)
+        return run(*args, **kwargs)
+
+    torch.autograd.graph._engine_run_backward = backward
+    torch.autograd._engine_run_backward = backward  # type: ignore[attr-defined]
+
+

@@ -1,0 +1,289 @@
+"""Every operator on a remote tensor comes through here: look up its signature, send it, go on."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+
+from . import signature
+from .records import DEFINE, RESET, RUN
+from .signature import Definition, New, Prediction, Same, View
+from .stream import Stream, ids
+from .tensor import Geometry, RemoteTensor, Storage, forget_geometries, geometry, make
+
+aten = torch.ops.aten
+
+#: More signatures than this and all are forgotten: a bound on memory for programs whose shapes never repeat.
+MAX_TEMPLATES = 20_000
+
+#: Operators that are not one call in the worker: func → handler(dispatcher, args, kwargs).
+SPECIAL: dict[Any, Callable[[Dispatcher, tuple, dict], Any]] = {}
+
+
+def special(*funcs: Any) -> Callable:
+    """Decorates the handler of operators that are not one call in the worker."""
+
+    def register(handler: Callable) -> Callable:
+        for func in funcs:
+            SPECIAL[func] = handler
+        return handler
+
+    return register
+
+
+class _Mark:
+    """Stands in a key for a kind of argument whose value is not part of the signature, or to keep
+    values apart that Python calls equal (1, 1.0 and True)."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_FLOAT, _TRUE, _FALSE, _LIST, _END, _GENERATOR = map(_Mark, ("float", "True", "False", "[", "]", "generator"))
+
+
+class Foreign(Exception):
+    """An argument is a tensor of another device, with elements."""
+
+
+class Template:
+    """A predicted call: what to send and what to give back."""
+
+    __slots__ = ("id", "geometry", "same", "view", "prediction")
+
+    def __init__(self, id: int, prediction: Prediction) -> None:
+        self.id = id
+        self.prediction = prediction
+        results = prediction.results
+        #: the three commonest shapes of a prediction, unpacked for the fast path
+        self.geometry: Geometry | None = results.geometry if isinstance(results, New) else None
+        self.same: int | None = results.tensor if isinstance(results, Same) else None
+        self.view: Geometry | None = results.geometry if isinstance(results, View) else None
+
+
+class Dispatcher:
+    """Turns operator calls of one process into records of one stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.templates: dict[tuple, Template] = {}
+        self._defined = 0
+        self.misses = 0
+
+    def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        special = SPECIAL.get(func)
+        if special is not None:
+            return special(self, args, kwargs)
+        return self.run(func, args, kwargs)
+
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Call ``func`` in the worker as it stands."""
+        key: list[Any] = [func]
+        tensors: list[RemoteTensor] = []
+        scalars: list[Any] = []
+        try:
+            for value in args:
+                kind = type(value)
+                if kind is RemoteTensor:
+                    key.append(value._geometry)
+                    tensors.append(value)
+                elif kind is float:
+                    key.append(_FLOAT)
+                    scalars.append(value)
+                elif kind is int or value is None:
+                    key.append(value)
+                else:
+                    _flatten(value, key, tensors, scalars)
+            if kwargs:
+                for name, value in kwargs.items():
+                    key.append(name)
+                    _flatten(value, key, tensors, scalars)
+        except Foreign:
+            return self.run(func, *self._bring(func, args, kwargs))
+
+        signature_key = tuple(key)
+        template = self.templates.get(signature_key)
+        if template is None:
+            made = self._define(func, args, kwargs, signature_key, tensors)
+            if made is None:
+                from .reshape import fit_outputs  # it builds on this module
+
+                if func._schema.is_mutable and fit_outputs(self, func, args, kwargs):
+                    return self.run(func, args, kwargs)
+                return self._run_now(func, args, kwargs, tensors, scalars)
+            template = made
+
+        geom = template.geometry
+        if geom is not None:
+            stream = self.stream
+            storage = stream.new_storage(geom.nbytes, geom.index)
+            stream.push((template.id, *[t._storage.id for t in tensors], *scalars, storage.id))
+            return make(storage, geom)
+        same = template.same
+        if same is not None:
+            self.stream.push((template.id, *[t._storage.id for t in tensors], *scalars))
+            return tensors[same]
+        geom = template.view
+        if geom is not None:
+            return make(tensors[template.prediction.results.tensor]._storage, geom)
+        return self._general(template, tensors, scalars)
+
+    def _general(self, template: Template, tensors: list[RemoteTensor], scalars: list) -> Any:
+        prediction = template.prediction
+        storages = iter([self.stream.new_storage(g.nbytes, g.index) for g in prediction.new])
+        if not prediction.is_local:
+            taken = list(storages)
+            record = (template.id, *[t._storage.id for t in tensors], *scalars, *[s.id for s in taken])
+            self.stream.push(record)
+            storages = iter(taken)
+
+        def build(result: Any) -> Any:
+            if isinstance(result, New):
+                return make(next(storages), result.geometry)
+            if isinstance(result, Same):
+                return tensors[result.tensor]
+            if isinstance(result, View):
+                return make(tensors[result.tensor]._storage, result.geometry)
+            if result is None:
+                return None
+            return type(result)(build(r) for r in result)
+
+        return build(prediction.results)
+
+    # -- the first time
+
+    def _define(
+        self, func: Any, args: tuple, kwargs: dict, key: tuple, tensors: list[RemoteTensor]
+    ) -> Template | None:
+        """Predict and remember; None when only running it will tell."""
+        self.misses += 1
+        _same_device(func, kwargs, tensors)
+        try:
+            prediction = signature.predict(func, args, kwargs, tensors)
+        except signature.Unpredictable:
+            return None
+        if len(self.templates) >= MAX_TEMPLATES:
+            self.templates.clear()
+            forget_geometries()
+            self.stream.push((RESET,))
+        template = Template(self._defined, prediction)
+        if not prediction.is_local:
+            self._defined += 1
+            index = tensors[0]._geometry.index if tensors else 0
+            definition = Definition(func, args, kwargs, index).wire(prediction.results)
+            self.stream.push((DEFINE, template.id, definition))
+        self.templates[key] = template
+        return template
+
+    def _run_now(
+        self, func: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor], scalars: list
+    ) -> Any:
+        """Run ``func`` and wait: its results depend on values, or it is about to fail."""
+        index = tensors[0]._geometry.index if tensors else 0
+        cuda = any(t._geometry.cuda for t in tensors)
+        definition = Definition(func, args, kwargs, index).wire(None)
+        answer = self.stream.ask((RUN, definition, [t._storage.id for t in tensors], scalars, next(ids)))
+        return self._receive(answer["results"], tensors, cuda)
+
+    def _receive(self, result: Any, tensors: list[RemoteTensor], cuda: bool) -> Any:
+        """Results as the worker describes them: see Session.run_now in executor.py."""
+        if result is None:
+            return None
+        kind, *rest = result
+        if kind == "list":
+            return [self._receive(r, tensors, cuda) for r in rest[0]]
+        if kind == "value":
+            return rest[0]
+        if kind == "same":
+            return tensors[rest[0]]
+        size, stride, offset, dtype, index = rest[1]
+        geom = geometry(size, stride, offset, getattr(torch, dtype), index, cuda)
+        if kind == "view":
+            return make(tensors[rest[0]]._storage, geom)
+        storage: Storage = self.stream.known_storage(rest[0], rest[2], index)
+        return make(storage, geom)
+
+    def _bring(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Upload CPU tensors where CUDA would take them (indices); refuse them where it would not."""
+        if func not in _TAKES_CPU_INDICES:
+            devices = {str(t.device) for t in _all_tensors((args, kwargs))}
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{' and '.join(sorted(devices, reverse=True))}! (when checking arguments of {func._schema.name[6:]})"
+            )
+        home = next(t for t in _all_tensors((args, kwargs)) if type(t) is RemoteTensor).device
+
+        def bring(value: Any) -> Any:
+            if isinstance(value, torch.Tensor) and type(value) is not RemoteTensor:
+                return value.to(home)
+            if isinstance(value, (list, tuple)):
+                return [bring(v) for v in value]
+            return value
+
+        return tuple(bring(a) for a in args), {k: bring(v) for k, v in kwargs.items()}
+
+
+#: CUDA takes index tensors from the CPU here.
+_TAKES_CPU_INDICES = frozenset(
+    {
+        aten.index.Tensor,
+        aten.index_put.default,
+        aten.index_put_.default,
+        aten._index_put_impl_.default,
+        aten._unsafe_index.Tensor,
+        aten._unsafe_index_put.default,
+    }
+)
+
+_CROSSES_DEVICES = frozenset({aten.copy_.default, aten._to_copy.default})
+
+
+def _flatten(value: Any, key: list, tensors: list, scalars: list) -> None:
+    kind = type(value)
+    if kind is RemoteTensor:
+        key.append(value._geometry)
+        tensors.append(value)
+    elif kind is float:
+        key.append(_FLOAT)
+        scalars.append(value)
+    elif kind is bool:
+        key.append(_TRUE if value else _FALSE)
+    elif kind is list or kind is tuple or kind is torch.Size:
+        key.append(_LIST)
+        for v in value:
+            _flatten(v, key, tensors, scalars)
+        key.append(_END)
+    elif isinstance(value, torch.Tensor):
+        if value.dim() or value.device.type != "cpu":
+            raise Foreign
+        key.append((_FLOAT, value.dtype))
+        scalars.append(value.item())
+    elif isinstance(value, torch.Generator):
+        key.append(_GENERATOR)
+    elif kind is complex:
+        key.append((kind, value))
+    else:
+        key.append(value)
+
+
+def _all_tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [t for v in value for t in _all_tensors(v)]
+
+
+def _same_device(func: Any, kwargs: dict, tensors: list[RemoteTensor]) -> None:
+    indices = {t._geometry.index for t in tensors}
+    if len(indices) > 1 and func not in _CROSSES_DEVICES:
+        names = sorted({str(t.device) for t in tensors})
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, "
+            f"{' and '.join(names)}! (when checking arguments of {func._schema.name[6:]})"
+        )

@@ -1,0 +1,563 @@
+"""The worker's side of a session: a table of storages, a table of templates, and a loop over records."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Callable, Sequence
+
+import torch
+
+from . import records as codes
+from .memory import host_bytes, out_of_memory, rounded
+from .rules import NotAllowed, resolve
+from .specs import DeviceSpec
+
+#: PyTorch's own default seed (torch.default_generator's before anybody seeds it).
+DEFAULT_SEED = 67280421310721
+
+Geometry = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype, int]
+
+
+class BadRecord(Exception):
+    """The client sent something that no client of ours sends; the session ends."""
+
+
+class Poisoned(Exception):
+    """An input is the result of an operator that failed; that failure has been reported already."""
+
+    def __init__(self, report: dict) -> None:
+        self.report = report
+
+
+class Device:
+    """One slice: where it computes, how much it has allocated for all sessions, its random state."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self.spec = spec
+        self.torch_device = torch.device("cpu") if spec.emulated else torch.device("cuda", spec.index)
+        self.limit = spec.limit_mib << 20
+        self.allocated = 0
+        self.busy_s = 0.0
+        self.lock = threading.Lock()
+        self.generator = torch.Generator(self.torch_device).manual_seed(DEFAULT_SEED)
+
+    def take(self, nbytes: int) -> None:
+        with self.lock:
+            if self.allocated + nbytes > self.limit:
+                message = out_of_memory(self.spec.index, nbytes, self.allocated, self.limit)
+                raise torch.OutOfMemoryError(message)
+            self.allocated += nbytes
+
+    def give(self, nbytes: int) -> None:
+        with self.lock:
+            self.allocated -= nbytes
+
+
+class Slot:
+    """A storage: a tensor on all of it, and the views of it that were asked for so far."""
+
+    __slots__ = ("base", "views", "device", "nbytes", "poison")
+
+    def __init__(self, base: torch.Tensor | None, device: Device, nbytes: int, poison: dict | None = None) -> None:
+        self.base = base
+        self.views: dict[Geometry, torch.Tensor] = {}
+        self.device = device
+        self.nbytes = nbytes
+        self.poison = poison
+
+    def view(self, geom: Geometry) -> torch.Tensor:
+        found = self.views.get(geom)
+        if found is None:
+            if self.poison is not None:
+                raise Poisoned(self.poison)
+            base = self.base
+            assert base is not None
+            size, stride, offset, dtype, _ = geom
+            if dtype == base.dtype:
+                found = base.as_strided(size, stride, offset)
+            else:
+                blank = torch.empty(0, dtype=dtype, device=base.device)
+                found = blank.set_(base.untyped_storage(), offset, size, stride)
+            self.views[geom] = found
+        return found
+
+
+class Template:
+    """A definition, resolved: the operator, its constants, and where tensors and scalars go."""
+
+    def __init__(self, session: Session, definition: dict[str, Any]) -> None:
+        self.name = definition["op"]
+        self.op = resolve(self.name)
+        self.n_tensors = int(definition["tensors"])
+        self.n_scalars = int(definition["scalars"])
+        self._session = session
+        self.geometries: dict[int, Geometry] = {}
+        self.args = [self._decode(a) for a in definition["args"]]
+        self.kwargs = {str(k): self._decode(v) for k, v in definition["kwargs"].items()}
+        self.results = self._decode_results(definition["results"])
+        self.new = _flat_new(self.results)
+        self.size = self.n_tensors + self.n_scalars + len(self.new)
+        self.random = torch.Tag.nondeterministic_seeded in self.op.tags
+        self.checked = False
+        if set(self.geometries) != set(range(self.n_tensors)):
+            raise BadRecord(f"{self.name}: tensors are not numbered from 0 to {self.n_tensors - 1}")
+        first = self.geometries.get(0) or (self.new[0] if self.new else None)
+        self.device = session.device(first[4] if first else 0)
+
+    def _decode(self, value: Any) -> Any:
+        if not isinstance(value, list):
+            if value is None or isinstance(value, (bool, int, str)):
+                return value
+            raise BadRecord(f"an argument that is a {type(value).__name__}")
+        tag, *rest = value
+        if tag == "t":
+            self.geometries[rest[0]] = self._session.geometry(rest[1])
+            return _Hole("tensors", rest[0])
+        if tag == "s":
+            return _Hole("scalars", rest[0])
+        if tag == "c":
+            return _Hole("scalars", rest[0], _dtype(rest[1]))
+        if tag == "l":
+            return [self._decode(v) for v in rest[0]]
+        if tag == "d":
+            return _dtype(rest[0])
+        if tag == "D":
+            return self._session.device(rest[0]).torch_device
+        if tag == "L":
+            return _named(torch.layout, rest[0])
+        if tag == "m":
+            return _named(torch.memory_format, rest[0])
+        if tag == "z":
+            return complex(rest[0], rest[1])
+        if tag == "g":
+            return self._session.device(rest[0]).generator
+        raise BadRecord(f"an argument tagged {tag!r}")
+
+    def _decode_results(self, value: Any) -> Any:
+        if value is None:
+            return None
+        if value and value[0] == "l":
+            return [self._decode_results(v) for v in value[1]]
+        return self._session.geometry(value)
+
+    def fill(self, tensors: Sequence[torch.Tensor], scalars: Sequence[Any]) -> tuple[list, dict]:
+        return (
+            [_fill(a, tensors, scalars) for a in self.args],
+            {k: _fill(v, tensors, scalars) for k, v in self.kwargs.items()} if self.kwargs else {},
+        )
+
+
+class _Hole:
+    __slots__ = ("of", "k", "dtype")
+
+    def __init__(self, of: str, k: int, dtype: torch.dtype | None = None) -> None:
+        self.of, self.k, self.dtype = of, k, dtype
+
+
+def _fill(value: Any, tensors: Sequence[torch.Tensor], scalars: Sequence[Any]) -> Any:
+    if type(value) is _Hole:
+        if value.of == "tensors":
+            return tensors[value.k]
+        scalar = scalars[value.k]
+        return scalar if value.dtype is None else torch.tensor(scalar, dtype=value.dtype)
+    if type(value) is list:
+        return [_fill(v, tensors, scalars) for v in value]
+    return value
+
+
+def _flat_new(results: Any) -> list[Geometry]:
+    if results is None:
+        return []
+    if isinstance(results, tuple):
+        return [results]
+    return [g for r in results for g in _flat_new(r)]
+
+
+def _named(kind: type, name: Any) -> Any:
+    value = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(value, kind):
+        raise BadRecord(f"{name!r} is no {kind.__name__}")
+    return value
+
+
+def _dtype(name: Any) -> torch.dtype:
+    return _named(torch.dtype, name)
+
+
+class Session:
+    """Executes one client's records. ``answer(header, payload)`` and ``complain(report)`` reach the client."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        answer: Callable[[Any, memoryview | None], None],
+        complain: Callable[[dict], None],
+    ) -> None:
+        self._devices = devices
+        self._answer = answer
+        self._complain = complain
+        self.storages: dict[int, Slot] = {}
+        self._templates: dict[int, Template] = {}
+        self._previous: dict[int, Template] = {}
+        self._geometries: dict[tuple, Geometry] = {}
+
+    def close(self) -> None:
+        for id in list(self.storages):
+            self._free(id)
+
+    # -- decoding
+
+    def device(self, index: Any) -> Device:
+        if not isinstance(index, int) or not 0 <= index < len(self._devices):
+            raise BadRecord(f"device {index!r} of {len(self._devices)}")
+        return self._devices[index]
+
+    def geometry(self, wire: Any) -> Geometry:
+        try:
+            size, stride, offset, dtype, index = wire
+            geom = (tuple(size), tuple(stride), int(offset), _dtype(dtype), index)
+            if len(geom[0]) != len(geom[1]) or min((*geom[0], *geom[1], geom[2]), default=0) < 0:
+                raise ValueError("negative")
+        except (TypeError, ValueError) as e:
+            raise BadRecord(f"a geometry of {wire!r}: {e}") from None
+        self.device(index)
+        return self._geometries.setdefault(geom, geom)
+
+    def _slot(self, id: int) -> Slot:
+        try:
+            return self.storages[id]
+        except (KeyError, TypeError):
+            raise BadRecord("a tensor that this lease does not hold; is it from a lease that has ended?") from None
+
+    # -- the loop
+
+    def run(self, records: Any) -> None:
+        """Execute a RECORDS frame. Raises :class:`BadRecord`; operators' own errors go to the client."""
+        if not isinstance(records, list):
+            raise BadRecord("records that are no list")
+        i, n = 0, len(records)
+        while i < n:
+            code = records[i]
+            i += 1
+            if not isinstance(code, int):
+                raise BadRecord(f"a record that starts with {code!r}")
+            if code >= 0:
+                template = self._templates.get(code) or self._previous.get(code)
+                if template is None:
+                    raise BadRecord(f"template {code} is not defined")
+                end = i + template.size
+                if end > n:
+                    raise BadRecord("a record that is cut off")
+                self._call(template, records[i:end])
+                i = end
+            else:
+                width = codes.FIELDS.get(code)
+                if width is None or i + width > n:
+                    raise BadRecord(f"record code {code}")
+                self._control(code, records[i : i + width])
+                i += width
+
+    def _control(self, code: int, fields: list) -> None:
+        if code == codes.FREE:
+            self._free(fields[0])
+        elif code == codes.DEFINE:
+            self._define(fields[0], fields[1])
+        elif code == codes.ALLOCATE:
+            self._allocate(*fields)
+        elif code == codes.WRITE:
+            self.write(fields[0], fields[1], memoryview(fields[2]))
+        elif code == codes.READ:
+            self._reply(self._read, *fields)
+        elif code == codes.RUN:
+            self._reply(self._run_now, *fields)
+        elif code == codes.WAIT:
+            self._reply(self._wait, fields[0])
+        elif code == codes.SEED:
+            for d in self._devices if fields[1] == -1 else [self.device(fields[1])]:
+                d.generator.manual_seed(fields[0])
+        elif code == codes.RESET:
+            self._previous, self._templates = self._templates, {}
+            self._geometries.clear()
+        elif code == codes.GET_RNG:
+            state = self.device(fields[0]).generator.get_state()
+            self._answer({"state": state.numpy().tobytes()}, None)
+        elif code == codes.SET_RNG:
+            state = torch.frombuffer(bytearray(fields[1]), dtype=torch.uint8)
+            self._guarded("set_rng_state", self.device(fields[0]).generator.set_state, state)
+
+    # -- storages
+
+    def _add(self, id: int, slot: Slot) -> None:
+        if id in self.storages:
+            raise BadRecord(f"storage {id} exists")
+        self.storages[id] = slot
+
+    def _free(self, id: int) -> None:
+        slot = self.storages.pop(id, None)
+        if slot is not None:
+            slot.device.give(rounded(slot.nbytes))
+
+    def _allocate(self, id: int, nbytes: int, index: int) -> None:
+        device = self.device(index)
+        if not isinstance(nbytes, int) or nbytes < 0:
+            raise BadRecord(f"an allocation of {nbytes!r} bytes")
+
+        def allocate() -> Slot:
+            device.take(rounded(nbytes))
+            try:
+                return Slot(torch.empty(nbytes, dtype=torch.uint8, device=device.torch_device), device, nbytes)
+            except BaseException:
+                device.give(rounded(nbytes))
+                raise
+
+        slot = self._guarded("empty", allocate)
+        self._add(id, slot if isinstance(slot, Slot) else Slot(None, device, 0, slot))
+
+    def target(self, id: int, wire: Any) -> torch.Tensor:
+        """The tensor that a host-to-device copy fills. Raises :class:`Poisoned`."""
+        geom = self.geometry(wire)
+        slot = self._slot(id)
+        _within(slot, geom)
+        return slot.view(geom)
+
+    def upload(self, id: int, wire: Any, length: int, receive: Callable[[memoryview], None]) -> None:
+        """A large host-to-device copy: straight into the tensor where its memory is the host's."""
+        geom = self.geometry(wire)
+        if length != _numel(geom) * geom[3].itemsize:
+            raise BadRecord("a copy whose size is not its tensor's")
+        try:
+            target: torch.Tensor | None = self.target(id, wire)
+        except Poisoned:
+            target = None
+        if target is not None and target.device.type == "cpu" and target.is_contiguous():
+            receive(host_bytes(target))
+            return
+        staging = torch.empty(geom[0], dtype=geom[3])
+        receive(host_bytes(staging))
+        if target is not None:
+            self._guarded("copy_", target.copy_, staging)
+
+    def write(self, id: int, wire: Any, elements: memoryview) -> None:
+        geom = self.geometry(wire)
+        if elements.nbytes != _numel(geom) * geom[3].itemsize:
+            raise BadRecord("a copy whose size is not its tensor's")
+        try:
+            target = self.target(id, wire)
+        except Poisoned:
+            return
+        if elements.nbytes:
+            source = torch.frombuffer(bytearray(elements), dtype=geom[3]).view(geom[0])
+            self._guarded("copy_", target.copy_, source)
+
+    def _read(self, id: int, wire: Any) -> tuple[Any, memoryview | None]:
+        geom = self.geometry(wire)
+        slot = self._slot(id)
+        _within(slot, geom)
+        t = slot.view(geom).contiguous().cpu()
+        data = host_bytes(t)
+        self._keep = t  # until the answer is out
+        return None, data if data.nbytes else None
+
+    # -- operators
+
+    def _define(self, id: int, definition: Any) -> None:
+        if not isinstance(id, int) or id < 0 or id in self._templates:
+            raise BadRecord(f"template number {id!r}")
+        self._templates[id] = self._template(definition)
+
+    def _template(self, definition: Any) -> Template:
+        try:
+            return Template(self, definition)
+        except NotAllowed:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+            raise BadRecord(f"a definition that makes no sense: {e}") from None
+
+    def _call(self, t: Template, fields: list) -> None:
+        n, m = t.n_tensors, t.n_tensors + t.n_scalars
+        device = t.device
+        started = time.perf_counter()
+        taken = 0
+        try:
+            tensors = [self._input(fields[k], t.geometries[k]) for k in range(n)]
+            args, kwargs = t.fill(tensors, fields[n:m])
+            for geom in t.new:
+                nbytes = rounded(_nbytes(geom))
+                device.take(nbytes)
+                taken += nbytes
+            if t.random and device.spec.emulated:
+                got = _with_generator(device, t.op, args, kwargs)
+            else:
+                got = t.op(*args, **kwargs)
+            self._keep_results(t, fields[m:], got, tensors)
+        except (BadRecord, NotAllowed):
+            raise
+        except Exception as e:
+            device.give(taken)
+            report = e.report if isinstance(e, Poisoned) else _report(t.name, e)
+            for id, geom in zip(fields[m:], t.new):
+                self.storages.pop(id, None)
+                self._add(id, Slot(None, self.device(geom[4]), 0, report))
+            if not isinstance(e, Poisoned):
+                self._complain(report)
+        finally:
+            device.busy_s += time.perf_counter() - started
+
+    def _input(self, id: Any, geom: Geometry) -> torch.Tensor:
+        slot = self._slot(id)
+        found = slot.views.get(geom)
+        if found is None:
+            _within(slot, geom)
+            found = slot.view(geom)
+        return found
+
+    def _keep_results(self, t: Template, ids: list, got: Any, inputs: list[torch.Tensor]) -> None:
+        if not t.new:
+            return
+        if isinstance(t.results, tuple):
+            pairs = [(t.results, got)]
+        else:
+            pairs = _pair(t.results, got)
+        for id, (geom, value) in zip(ids, pairs):
+            value = self._as_predicted(t, geom, value, inputs)
+            slot = Slot(value, self.device(geom[4]), _nbytes(geom))
+            slot.views[geom] = value
+            self._add(id, slot)
+
+    def _as_predicted(self, t: Template, geom: Geometry, value: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """The prediction is a contract: the client reads memory as it was predicted."""
+        size, stride, _, dtype, _ = geom
+        if value.shape != size or value.dtype != dtype:
+            raise RuntimeError(
+                f"gives {tuple(value.shape)} {value.dtype} where {size} {dtype} was predicted; please report this"
+            )
+        if value.stride() != stride or value.storage_offset() or value.is_conj() or value.is_neg():
+            return torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
+        if any(value is x or value.untyped_storage()._cdata == x.untyped_storage()._cdata for x in inputs):
+            return torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
+        return value
+
+    def _run_now(self, definition: Any, ids: Any, scalars: Any, number: Any) -> tuple[Any, None]:
+        """Run an operator whose results the client could not predict, and describe them:
+        None, ["value", scalar], ["same", input], ["view", input, geometry], ["new", id, geometry,
+        bytes] or ["list", [descriptions]]."""
+        t = self._template(definition)
+        if len(ids) != t.n_tensors or len(scalars) != t.n_scalars:
+            raise BadRecord("a call with too few or too many inputs")
+        tensors = [self._input(id, t.geometries[k]) for k, id in enumerate(ids)]
+        args, kwargs = t.fill(tensors, scalars)
+        if t.random and t.device.spec.emulated:
+            got = _with_generator(t.device, t.op, args, kwargs)
+        else:
+            got = t.op(*args, **kwargs)
+        counter = iter(range(4096))
+
+        def describe(value: Any) -> Any:
+            if value is None:
+                return None
+            if isinstance(value, (list, tuple)):
+                return ["list", [describe(v) for v in value]]
+            if not isinstance(value, torch.Tensor):
+                return ["value", value]
+            index = t.device.spec.index
+            for k, x in enumerate(tensors):
+                if value is x:
+                    return ["same", k]
+                if value.untyped_storage()._cdata == x.untyped_storage()._cdata and value.numel():
+                    return ["view", k, _wire(value, index)]
+            value = value.resolve_conj().resolve_neg()
+            if value.storage_offset() or value.untyped_storage().nbytes() > value.numel() * value.itemsize:
+                value = value.clone(memory_format=torch.contiguous_format)
+            nbytes = value.untyped_storage().nbytes()
+            t.device.take(rounded(nbytes))
+            id = -(4096 * number + next(counter))
+            self._add(id, Slot(value, t.device, nbytes))
+            return ["new", id, _wire(value, index), nbytes]
+
+        return {"results": describe(got)}, None
+
+    def _wait(self, index: int) -> tuple[None, None]:
+        for d in self._devices:
+            if not d.spec.emulated and index in (-1, d.spec.index):
+                torch.cuda.synchronize(d.torch_device)
+        return None, None
+
+    # -- errors
+
+    def _reply(self, function: Callable, *args: Any) -> None:
+        try:
+            header, payload = function(*args)
+        except BadRecord:
+            raise
+        except Poisoned as e:
+            header, payload = {"failed": e.report}, None
+        except Exception as e:
+            header, payload = {"failed": _report(args[0].get("op") if isinstance(args[0], dict) else None, e)}, None
+        self._answer(header, payload)
+
+    def _guarded(self, name: str, function: Callable, *args: Any) -> Any:
+        """The function's value, or the report of its failure, which the client gets as well."""
+        try:
+            return function(*args)
+        except BadRecord:
+            raise
+        except Exception as e:
+            report = _report(f"aten::{name}", e)
+            self._complain(report)
+            return report
+
+
+def _with_generator(device: Device, op: Any, args: list, kwargs: dict) -> Any:
+    """Emulated GPUs share one CPU, whose random state stands in for the slice's while an operator draws."""
+    default = torch.default_generator
+    with _default_generator:
+        default.set_state(device.generator.get_state())
+        if any(a is device.generator for a in (*args, *kwargs.values())):
+            return op(*args, **kwargs)
+        try:
+            return op(*args, **kwargs)
+        finally:
+            device.generator.set_state(default.get_state())
+
+
+_default_generator = threading.Lock()
+
+
+def _pair(results: Any, got: Any) -> list[tuple[Geometry, Any]]:
+    pairs: list[tuple[Geometry, Any]] = []
+    for r, value in zip(results, got):
+        if isinstance(r, tuple):
+            pairs.append((r, value))
+        elif r is not None:
+            pairs.extend(_pair(r, value))
+    return pairs
+
+
+def _numel(geom: Geometry) -> int:
+    n = 1
+    for s in geom[0]:
+        n *= s
+    return n
+
+
+def _nbytes(geom: Geometry) -> int:
+    if not _numel(geom):
+        return 0
+    return (geom[2] + sum((s - 1) * t for s, t in zip(geom[0], geom[1])) + 1) * geom[3].itemsize
+
+
+def _within(slot: Slot, geom: Geometry) -> None:
+    if slot.poison is None and _nbytes(geom) > slot.nbytes:
+        raise BadRecord(f"a tensor of {_nbytes(geom)} bytes on a storage of {slot.nbytes}")
+
+
+def _wire(t: torch.Tensor, index: int) -> list:
+    return [list(t.shape), list(t.stride()), t.storage_offset(), str(t.dtype)[6:], index]
+
+
+def _report(operator: str | None, e: BaseException) -> dict[str, Any]:
+    kind = next(k.__name__ for k in type(e).__mro__ if k.__module__ in ("builtins", "torch", "torch._C", "torch.linalg"))
+    if isinstance(e, torch.OutOfMemoryError):
+        kind = "OutOfMemoryError"
+    return {"operator": operator, "type": kind, "message": str(e).split("\nException raised from")[0]}

@@ -1,0 +1,48 @@
+"""The records that a session streams to its worker, packed many to a frame.
+
+A RECORDS frame's header is one flat list. A record starts with an integer: zero or more is the
+number of a template and the record a call of it, followed by the ids of its input storages, its
+float scalars and the ids that its new storages get, as many of each as the template says. A
+negative integer is one of the codes below, with the fields named beside it. Storage ids from 1 up
+are chosen by the client; those below zero name the results of RUN.
+"""
+
+from __future__ import annotations
+
+#: [code, template id, definition]: what calls of that template mean, see signature.py
+DEFINE = -1
+#: [code, storage id]: no tensor of the client's is left on that storage
+FREE = -2
+#: [code, storage id, bytes, device index]: a new storage with arbitrary content
+ALLOCATE = -3
+#: [code, storage id, geometry, elements as bytes]: a small host-to-device copy
+WRITE = -4
+#: [code, seed, device index or -1 for all]
+SEED = -5
+#: [code]: forget all templates but those defined since the previous reset
+RESET = -6
+#: [code, storage id, geometry]: asks for elements; the answer is None with a payload
+READ = -7
+#: [code, definition, input storage ids, scalars, number]: run at once; the answer describes each
+#: result, and new storages get the ids -4096 × number - 0, 1, 2, …
+RUN = -8
+#: [code, device index or -1]: answers None when everything before it is done
+WAIT = -9
+#: [code, device index]: answers {"state": bytes}; [code, device index, bytes]: sets it
+GET_RNG = -10
+SET_RNG = -11
+
+#: How many fields follow each code.
+FIELDS = {
+    DEFINE: 2,
+    FREE: 1,
+    ALLOCATE: 3,
+    WRITE: 3,
+    SEED: 2,
+    RESET: 0,
+    READ: 2,
+    RUN: 4,
+    WAIT: 1,
+    GET_RNG: 1,
+    SET_RNG: 2,
+}

@@ -1,0 +1,57 @@
+"""Which operators a worker runs: those of ``torch.ops.aten``, but for the ones that leave the device."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+_NAME = re.compile(r"aten::([a-z_][a-z0-9_]*)\.([a-z][a-z0-9_]*)", re.IGNORECASE)
+
+#: Operators that touch files, processes, host memory or the worker's own state.
+REFUSED = frozenset(
+    {
+        "from_file",
+        "pin_memory",
+        "_pin_memory",
+        "is_pinned",
+        "record_stream",
+        "_print",
+        "_test_warn_in_autograd",
+        "set_data",
+        "_backward",
+        "retain_grad",
+        "requires_grad_",
+        "resize_",
+        "set_",
+        "_make_dep_token",
+        "manual_seed",
+        "seed",
+        "save",
+        "get_gradients",
+    }
+)
+
+
+class NotAllowed(RuntimeError):
+    """The operator is none that a worker runs for a client."""
+
+
+def resolve(name: str) -> Any:
+    """``"aten::add.Tensor"`` → ``torch.ops.aten.add.Tensor``. Raises :class:`NotAllowed`."""
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        raise NotAllowed(f"{name!r} is not the name of an operator of this device")
+    packet_name, overload = match.groups()
+    if packet_name.lower() in REFUSED or packet_name.startswith("__"):
+        raise NotAllowed(f"{name} is refused: it does not work on the device's memory alone")
+    packet = getattr(torch.ops.aten, packet_name, None)
+    op = getattr(packet, overload, None) if overload in (packet.overloads() if packet is not None else ()) else None
+    if op is None:
+        raise NotAllowed(f"this worker's PyTorch {torch.__version__} has no operator {name}")
+    for argument in op._schema.arguments:
+        # Storages, streams and files have no encoding on the wire, and none is wanted.
+        if str(argument.type) in ("Storage", "Stream", "QScheme") and not argument.has_default_value():
+            raise NotAllowed(f"{name} is refused: it takes a {argument.type}")
+    return op

@@ -1,0 +1,223 @@
+"""What a call of an operator will give, predicted once for each of its signatures.
+
+A signature is the operator with the geometry of every tensor and the value of every argument but
+floats. The first time one is seen it is inferred on meta tensors; from then on a call costs a
+dictionary look-up.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from . import names
+from .tensor import Geometry, RemoteTensor, dtype_name, geometry
+
+
+class Unpredictable(Exception):
+    """Only running the operator tells what it gives."""
+
+
+class Unsupported(RuntimeError):
+    """The device does not take such an argument."""
+
+
+# What each result of a call is: a new storage, one of the arguments, a view of one, or a list.
+
+
+class New(NamedTuple):
+    geometry: Geometry
+
+
+class Same(NamedTuple):
+    tensor: int
+
+
+class View(NamedTuple):
+    tensor: int
+    geometry: Geometry
+
+
+class Prediction(NamedTuple):
+    """``results`` is one of the above, None, or a tuple or list of them."""
+
+    results: Any
+    new: tuple[Geometry, ...]
+
+    @property
+    def is_local(self) -> bool:
+        """Nothing but views: the worker need not know."""
+        return not self.new and _only_views(self.results)
+
+
+def _only_views(results: Any) -> bool:
+    if isinstance(results, View):
+        return True
+    return type(results) in (tuple, list) and bool(results) and all(_only_views(r) for r in results)
+
+
+def predict(func: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -> Prediction:
+    """Infer the results of ``func``. ``tensors`` are the remote tensors in order of appearance.
+
+    Raises :class:`Unpredictable` where the values decide, or where no meta kernel exists.
+    """
+    schema = func._schema
+    fresh = schema.is_mutable
+    metas: dict[int, torch.Tensor] = {}
+
+    def to_meta(value: Any) -> Any:
+        if type(value) is RemoteTensor:
+            geom = value._geometry
+            if not fresh:
+                return geom.on_meta()
+            if id(value) not in metas:
+                metas[id(value)] = geom.new_meta()
+            return metas[id(value)]
+        if isinstance(value, (list, tuple)):
+            return [to_meta(v) for v in value]
+        if isinstance(value, torch.device):
+            return torch.device("meta")
+        if isinstance(value, torch.Generator):
+            return None
+        return value
+
+    try:
+        got = func(*[to_meta(a) for a in args], **{k: to_meta(v) for k, v in kwargs.items()})
+    except (DynamicOutputShapeException, DataDependentOutputException, NotImplementedError) as e:
+        raise Unpredictable(str(e)) from None
+    except Exception as e:
+        # The user's mistake, or the meta kernel's: running it tells which, in the real kernel's words.
+        raise Unpredictable(str(e)) from e
+
+    for value in tensors:
+        meta = metas.get(id(value))
+        if meta is not None and (meta.shape != value._geometry.size or meta.stride() != value._geometry.stride):
+            raise Unpredictable("changes the geometry of an argument")
+
+    index, cuda = _where(args, kwargs, tensors)
+    positions = _aliased(schema, args, kwargs, tensors)
+    new: list[Geometry] = []
+
+    def describe(value: Any, info: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return [describe(v, info) for v in value]
+        if not isinstance(value, torch.Tensor):
+            raise Unpredictable("gives a value that is no tensor")
+        if info is not None:
+            k = positions.get(next(iter(info.before_set), None))
+            if k is None:
+                raise Unpredictable("aliases an argument that is no tensor")
+            if info.is_write:
+                return Same(k)
+            source = tensors[k]._geometry
+            return View(
+                k,
+                geometry(value.shape, value.stride(), value.storage_offset(), value.dtype, source.index, source.cuda),
+            )
+        geom = geometry(value.shape, value.stride(), 0, value.dtype, index, cuda)
+        new.append(geom)
+        return New(geom)
+
+    returns = schema.returns
+    if not returns:
+        return Prediction(None, ())
+    if len(returns) == 1:
+        return Prediction(describe(got, returns[0].alias_info), tuple(new))
+    results = tuple(describe(v, r.alias_info) for v, r in zip(got, returns))
+    return Prediction(results, tuple(new))
+
+
+def _where(args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -> tuple[int, bool]:
+    """Device index and name of new results: what is asked for, else where the first tensor is."""
+    wanted = kwargs.get("device")
+    first = tensors[0]._geometry if tensors else None
+    cuda = names.says_cuda(wanted) or (first is not None and first.cuda)
+    index = names.slice_index(wanted) if wanted is not None else None
+    if index is None:
+        index = first.index if first is not None else names.current_index()
+    return index, cuda
+
+
+def _aliased(schema: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -> dict[str, int]:
+    """Alias set name → position in ``tensors`` of the argument that carries it."""
+    order = {id(t): k for k, t in reversed(list(enumerate(tensors)))}
+    found: dict[str, int] = {}
+    for n, argument in enumerate(schema.arguments):
+        if argument.alias_info is None:
+            continue
+        value = args[n] if n < len(args) else kwargs.get(argument.name)
+        if type(value) is RemoteTensor:
+            for name in argument.alias_info.before_set:
+                found[name] = order[id(value)]
+    return found
+
+
+class Definition:
+    """A call's structure as the worker is told it: arguments with holes for tensors and scalars.
+
+    Tagged lists stand for what msgpack cannot say: ``["t", k, geometry]`` a tensor, ``["s", k]`` a
+    scalar that varies, ``["c", k, dtype]`` a zero-dimensional CPU tensor made of one, ``["l", […]]``
+    a list, ``["d", name]`` a dtype, ``["D", index]`` a device, ``["L", name]`` a layout,
+    ``["m", name]`` a memory format, ``["z", re, im]`` a complex number, ``["g", k]`` a generator.
+    """
+
+    def __init__(self, func: Any, args: tuple, kwargs: dict, default_index: int) -> None:
+        self._tensor = self._scalar = 0
+        self._index = default_index
+        self.operator = f"{func._schema.name}.{func._overloadname}"
+        self.args = [self._encode(a) for a in args]
+        self.kwargs = {k: self._encode(v) for k, v in kwargs.items()}
+
+    def wire(self, results: Any) -> dict[str, Any]:
+        return {
+            "op": self.operator,
+            "args": self.args,
+            "kwargs": self.kwargs,
+            "tensors": self._tensor,
+            "scalars": self._scalar,
+            "results": _wire_results(results),
+        }
+
+    def _encode(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind is bool or kind is int or kind is str:
+            return value
+        if kind is RemoteTensor:
+            self._tensor += 1
+            return ["t", self._tensor - 1, value._geometry.wire()]
+        if kind is float:
+            self._scalar += 1
+            return ["s", self._scalar - 1]
+        if kind is list or kind is tuple or kind is torch.Size:
+            return ["l", [self._encode(v) for v in value]]
+        if kind is torch.dtype:
+            return ["d", dtype_name(value)]
+        if kind is torch.device:
+            index = names.slice_index(value)
+            if index is None:
+                raise Unsupported(f"{self.operator} cannot mix a gpupool device with {value}")
+            return ["D", index]
+        if kind is torch.layout:
+            return ["L", str(value)[6:]]
+        if kind is torch.memory_format:
+            return ["m", str(value)[6:]]
+        if kind is complex:
+            return ["z", value.real, value.imag]
+        if isinstance(value, torch.Generator):
+            return ["g", self._index]
+        if isinstance(value, torch.Tensor) and value.dim() == 0:
+            self._scalar += 1
+            return ["c", self._scalar - 1, dtype_name(value.dtype)]
+        raise Unsupported(f"{self.operator} on the gpupool device does not take a {kind.__name__}")
+
+
+def _wire_results(results: Any) -> Any:
+    if isinstance(results, New):
+        return results.geometry.wire()
+    if isinstance(results, (Same, View)) or results is None:
+        return None
+    return ["l", [_wire_results(r) for r in results]]

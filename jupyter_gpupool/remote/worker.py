@@ -1,0 +1,212 @@
+"""The process on a GPU server that executes one lease's operators, for as long as somebody holds it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import Any, Callable
+
+import torch
+
+from . import handshake, wire
+from .executor import BadRecord, Device, Session
+from .rules import NotAllowed
+from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELEASED, WorkerSpec
+
+#: How often a worker looks at the clock, in seconds.
+_BEAT = 0.25
+
+
+def serve(spec: WorkerSpec, listener: socket.socket, report: Callable[[dict[str, Any]], None]) -> int:
+    """Serve one lease on a listening socket until it ends; returns one of the EXIT_* codes.
+
+    ``report`` is told about once a second, when it has changed, what the lease uses:
+    ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n}``.
+    """
+    return Worker(spec, report).run(listener)
+
+
+class Worker:
+    """Admits connections, and decides when the lease is over."""
+
+    def __init__(self, spec: WorkerSpec, report: Callable[[dict[str, Any]], None]) -> None:
+        self.spec = spec
+        self._report = report
+        self._devices: list[Device] | None = None
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._code = EXIT_RELEASED
+        self._holders: dict[socket.socket, float] = {}
+        self._held_once = False
+        self._sessions: set[socket.socket] = set()
+        self._reported: dict[str, Any] = {}
+        self._busy_before: dict[str, float] = {}
+
+    def run(self, listener: socket.socket) -> int:
+        threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
+        born = beat = time.monotonic()
+        while not self._over.wait(_BEAT):
+            now = time.monotonic()
+            with self._lock:
+                holders = dict(self._holders)
+            if not self._held_once:
+                if now - born > self.spec.attach_timeout_s:
+                    self.end(EXIT_NEVER_ATTACHED)
+            elif holders and now - max(holders.values()) > self.spec.ttl_s:
+                self.end(EXIT_FENCED)
+            if now - beat >= 1.0:
+                self._tell(now - beat)
+                beat = now
+        self._say_goodbye()
+        return self._code
+
+    def end(self, code: int) -> None:
+        if not self._over.is_set():
+            self._code = code
+            self._over.set()
+
+    def devices(self) -> list[Device]:
+        """The slices; made when the first session comes, so that CUDA is not touched before."""
+        with self._lock:
+            if self._devices is None:
+                self._devices = [Device(d) for d in self.spec.devices]
+                for d in self._devices:
+                    if not d.spec.emulated:
+                        torch.cuda.set_per_process_memory_fraction(d.spec.limit_mib / d.spec.total_mib, d.spec.index)
+            return self._devices
+
+    # -- connections
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._over.is_set():
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(sock,), name="client", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock:
+            try:
+                hello = handshake.admit(sock, self.spec, {"torch": torch.__version__, "devices": self._facts()})
+            except (handshake.Refused, ConnectionError, wire.WireError, OSError):
+                return
+            if hello["role"] == "holder":
+                self._hold(sock)
+            else:
+                self._work(sock, hello)
+
+    def _facts(self) -> list[dict[str, Any]]:
+        return [{"name": d.name, "limit_mib": d.limit_mib, "emulated": d.emulated} for d in self.spec.devices]
+
+    def _hold(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._holders[sock] = time.monotonic()
+            self._held_once = True
+        code = EXIT_HOLDER_LOST
+        try:
+            while True:
+                kind, _, length = wire.receive(sock, wire.MAX_HELLO)
+                if length:
+                    break
+                if kind is wire.Kind.BYE:
+                    code = EXIT_RELEASED
+                    break
+                with self._lock:
+                    self._holders[sock] = time.monotonic()
+        except (ConnectionError, wire.WireError, OSError):
+            pass  # the holder is gone; that is all there is to know
+        with self._lock:
+            del self._holders[sock]
+            last = not self._holders
+        if last:
+            self.end(code)
+
+    def _work(self, sock: socket.socket, hello: dict[str, Any]) -> None:
+        send_lock = threading.Lock()
+
+        def send(kind: wire.Kind, header: Any, payload: memoryview | None = None) -> None:
+            with send_lock:
+                wire.send(sock, kind, header, payload)
+
+        threads = hello.get("threads")
+        if isinstance(threads, int) and 0 < threads <= 1024 and self.spec.devices[0].emulated:
+            # An emulated GPU sums in the same order as the client's own CPU would.
+            torch.set_num_threads(threads)
+        session = Session(
+            self.devices(),
+            answer=lambda header, payload: send(wire.Kind.VALUE, header, payload),
+            complain=lambda report: send(wire.Kind.ERROR, report),
+        )
+        with self._lock:
+            self._sessions.add(sock)
+        try:
+            with torch.inference_mode():
+                self._loop(sock, session)
+        except (BadRecord, NotAllowed, wire.WireError) as e:
+            try:
+                send(wire.Kind.BYE, {"message": f"the worker ended this session: {e}"})
+            except ConnectionError:
+                pass  # it cannot be told any more
+        except (ConnectionError, OSError):
+            pass  # the client is gone
+        finally:
+            session.close()
+            with self._lock:
+                self._sessions.discard(sock)
+
+    def _loop(self, sock: socket.socket, session: Session) -> None:
+        while True:
+            kind, header, length = wire.receive(sock)
+            if kind is wire.Kind.RECORDS and not length:
+                session.run(header)
+            elif kind is wire.Kind.UPLOAD:
+                self._upload(sock, session, header, length)
+            elif kind is wire.Kind.BYE:
+                return
+            elif kind is not wire.Kind.PING:
+                raise wire.WireError(f"unexpected {kind.name}")
+
+    def _upload(self, sock: socket.socket, session: Session, header: Any, length: int) -> None:
+        try:
+            id, geom = header
+        except (TypeError, ValueError):
+            raise BadRecord("an upload that names no tensor") from None
+        limit = max(d.limit_mib for d in self.spec.devices) << 20
+        if length > limit:
+            raise BadRecord(f"an upload of {length} bytes to a slice of {limit}")
+        session.upload(id, geom, length, lambda view: wire.receive_into(sock, view))
+
+    # -- what others are told
+
+    def _tell(self, elapsed: float) -> None:
+        devices = self._devices or []
+        busy = {}
+        for d in devices:
+            before = self._busy_before.get(d.spec.uuid, 0.0)
+            busy[d.spec.uuid] = round(min(1.0, (d.busy_s - before) / elapsed), 2)
+            self._busy_before[d.spec.uuid] = d.busy_s
+        state = {
+            "allocated_bytes": {d.spec.uuid: d.allocated for d in devices},
+            "busy": busy,
+            "sessions": len(self._sessions),
+        }
+        if state != self._reported:
+            self._reported = state
+            self._report(state)
+
+    def _say_goodbye(self) -> None:
+        reason = {
+            EXIT_FENCED: "nothing was heard of its holder",
+            EXIT_HOLDER_LOST: "its holder went away",
+            EXIT_RELEASED: "the lease was released",
+        }.get(self._code, "the lease ended")
+        with self._lock:
+            socks = [*self._holders, *self._sessions]
+        for sock in socks:
+            try:
+                sock.settimeout(0.2)
+                sock.sendall(wire.pack(wire.Kind.BYE, {"message": reason}))
+            except OSError:
+                pass  # it is gone already
