@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any, Mapping
+from typing import Any
 
 MIB = 1024 * 1024
 
@@ -140,3 +141,46 @@ class WorkerUsage:
     allocated_bytes: Mapping[str, int] = field(default_factory=dict)
     busy: Mapping[str, float] = field(default_factory=dict)
     sessions: int = 0
+
+
+@dataclass(frozen=True)
+class StartWorker:
+    """To be done after a change: start the worker of this granted lease."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class StopWorker:
+    """To be done after a change: end the worker of this lease, if it has one."""
+
+    lease_id: str
+
+
+Action = StartWorker | StopWorker
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a call to the manager did: the lease it was about, and what has to follow.
+
+    ``actions`` are carried out in their order: what was freed is stopped before what was granted
+    in its place is started. ``changed`` holds every lease whose state changed, ``lease`` included.
+    """
+
+    lease: Lease | None = None
+    actions: tuple[Action, ...] = ()
+    changed: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The pool at one instant. ``granted_mib`` is by GPU uuid and names every GPU of ``servers``.
+
+    ``leases`` hold slices now; ``queue`` is in the order of ``position``.
+    """
+
+    servers: tuple[Server, ...] = ()
+    granted_mib: Mapping[str, int] = field(default_factory=dict)
+    leases: tuple[Lease, ...] = ()
+    queue: tuple[Lease, ...] = ()

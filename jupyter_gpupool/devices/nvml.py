@@ -1,0 +1,148 @@
+"""Real GPUs, as NVIDIA's management library (NVML) reports them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+
+from ..pool.models import GPU, MIB
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeviceSample:
+    """What one device does now; None where the device does not say (a MIG instance: its load)."""
+
+    uuid: str
+    busy: float | None
+    used_mib: int | None
+    total_mib: int | None
+
+
+def nvml_gpus(server: str) -> tuple[GPU, ...]:
+    """The GPUs of this machine, or an empty tuple where there is no NVIDIA driver.
+
+    ``index`` is NVML's own, the one that ``nvidia-smi`` shows. A GPU in MIG mode is not listed
+    itself; its instances are, each with a uuid ``MIG-...`` and an index after the last whole GPU,
+    because an instance is what a process can use. A device that reports no memory of its own (it
+    shares the machine's) cannot be cut into shares: it is left out, and a warning says so.
+    """
+    found: list[GPU] = []
+    with _library() as working:
+        if not working:
+            return ()
+        count = pynvml.nvmlDeviceGetCount()
+        extra = count
+        for index in range(count):
+            handle = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+            if handle is None:
+                log.warning("GPU %d does not answer; it is left out of the pool", index)
+                continue
+            if not _in_mig_mode(handle):
+                gpu = _describe(handle, server, index)
+                found += [gpu] if gpu else []
+                continue
+            for instance in _mig_instances(handle):
+                gpu = _describe(instance, server, extra)
+                found += [gpu] if gpu else []
+                extra += 1
+    return tuple(found)
+
+
+def samples() -> tuple[DeviceSample, ...]:
+    """Load and memory of each device now (MIG instances included); empty without a driver."""
+    found: list[DeviceSample] = []
+    with _library() as working:
+        if not working:
+            return ()
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+            if handle is None:
+                continue
+            for device in _mig_instances(handle) if _in_mig_mode(handle) else [handle]:
+                sample = _sample(device)
+                found += [sample] if sample else []
+    return tuple(found)
+
+
+@contextmanager
+def _library() -> Iterator[bool]:
+    """NVML, initialised for this block; False where it is missing or does not work."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        # The common case: a machine without a GPU. No warning, that is what emulation is for.
+        log.debug("NVML is not usable here: %s", error)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _ask(pynvml.nvmlShutdown)
+
+
+def _ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The function's answer, or None when the device or its driver cannot give one."""
+    try:
+        return function(*args, **kwargs)
+    except pynvml.NVMLError as error:
+        log.debug("%s: %s", getattr(function, "__name__", function), error)
+        return None
+
+
+def _in_mig_mode(handle: Any) -> bool:
+    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)  # (now, after the next reset)
+    return bool(mode) and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+
+
+def _mig_instances(handle: Any) -> list[Any]:
+    slots = _ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
+    found = (_ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot) for slot in range(slots))
+    return [instance for instance in found if instance is not None]
+
+
+def _describe(handle: Any, server: str, index: int) -> GPU | None:
+    uuid = _text(_ask(pynvml.nvmlDeviceGetUUID, handle))
+    name = _text(_ask(pynvml.nvmlDeviceGetName, handle)) or "NVIDIA GPU"
+    if not uuid:
+        log.warning("GPU %d (%s) does not tell its uuid; it is left out of the pool", index, name)
+        return None
+    memory = _memory(handle)
+    if memory is None or memory[1] < 1:
+        log.warning("%s (%s) reports no memory of its own; it is left out of the pool", name, uuid)
+        return None
+    return GPU(uuid=uuid, server=server, index=index, name=name, memory_mib=memory[1])
+
+
+def _sample(handle: Any) -> DeviceSample | None:
+    uuid = _text(_ask(pynvml.nvmlDeviceGetUUID, handle))
+    if not uuid:
+        return None
+    load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    memory = _memory(handle)
+    return DeviceSample(
+        uuid=uuid,
+        busy=None if load is None else load.gpu / 100,
+        used_mib=None if memory is None else memory[0],
+        total_mib=None if memory is None else memory[1],
+    )
+
+
+def _memory(handle: Any) -> tuple[int, int] | None:
+    """(used, grantable) in MiB. What the driver keeps for itself is neither, where it tells."""
+    info = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, version=pynvml.nvmlMemory_v2)
+    if info is not None:
+        return info.used // MIB, (info.total - info.reserved) // MIB
+    info = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)  # drivers before 510
+    return None if info is None else (info.used // MIB, info.total // MIB)
+
+
+def _text(value: Any) -> str:
+    """NVML's strings are bytes in some versions of its binding."""
+    return value.decode() if isinstance(value, bytes) else (value or "")
