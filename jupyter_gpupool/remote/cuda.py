@@ -71,6 +71,8 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
     _patches.set(torch.Tensor, "to", _with_index(torch.Tensor.to, first=1))
     _patches.set(torch.Tensor, "cuda", _tensor_cuda)
     _patches.set(torch.Tensor, "pin_memory", lambda self, device=None: self)
+    context = torch.utils._device.DeviceContext  # what set_default_device() and `with device:` use
+    _patches.set(context, "__init__", _with_index(context.__init__, first=1))
     for name in ("tensor", "as_tensor", "asarray"):
         _patches.set(torch, name, _with_index(getattr(torch, name)))
 

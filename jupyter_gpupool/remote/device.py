@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import names, operators
+from . import names, operators, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
 from .memory import host_bytes
 from .records import GET_RNG, SEED, SET_RNG
@@ -186,6 +186,7 @@ def register() -> None:
         library.impl("_copy_from", _copy_from, key)
     _libraries.append(library)
     _run_backward_in_its_own_thread()
+    saving.register()
     # Otherwise Module.to() would give tied parameters storages of their own.
     torch.__future__.set_swap_module_params_on_conversion(True)
 

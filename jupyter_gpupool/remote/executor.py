@@ -9,6 +9,7 @@ from typing import Any, Callable, Sequence
 import torch
 
 from . import records as codes
+from .emulation import CPU_KERNELS
 from .memory import host_bytes, out_of_memory, rounded
 from .rules import NotAllowed, resolve
 from .specs import DeviceSpec
@@ -88,7 +89,7 @@ class Template:
 
     def __init__(self, session: Session, definition: dict[str, Any]) -> None:
         self.name = definition["op"]
-        self.op = resolve(self.name)
+        self.op = op = resolve(self.name)
         self.n_tensors = int(definition["tensors"])
         self.n_scalars = int(definition["scalars"])
         self._session = session
@@ -98,12 +99,14 @@ class Template:
         self.results = self._decode_results(definition["results"])
         self.new = _flat_new(self.results)
         self.size = self.n_tensors + self.n_scalars + len(self.new)
-        self.random = torch.Tag.nondeterministic_seeded in self.op.tags
+        self.random = torch.Tag.nondeterministic_seeded in op.tags
         self.checked = False
         if set(self.geometries) != set(range(self.n_tensors)):
             raise BadRecord(f"{self.name}: tensors are not numbered from 0 to {self.n_tensors - 1}")
         first = self.geometries.get(0) or (self.new[0] if self.new else None)
         self.device = session.device(first[4] if first else 0)
+        if self.device.spec.emulated:
+            self.op = CPU_KERNELS.get(op, op)
 
     def _decode(self, value: Any) -> Any:
         if not isinstance(value, list):
@@ -560,4 +563,7 @@ def _report(operator: str | None, e: BaseException) -> dict[str, Any]:
     kind = next(k.__name__ for k in type(e).__mro__ if k.__module__ in ("builtins", "torch", "torch._C", "torch.linalg"))
     if isinstance(e, torch.OutOfMemoryError):
         kind = "OutOfMemoryError"
-    return {"operator": operator, "type": kind, "message": str(e).split("\nException raised from")[0]}
+    message = str(e).split("\nException raised from")[0]
+    if kind == "NotImplementedError":
+        message = message.split(" This could be because")[0]  # pages about other backends follow
+    return {"operator": operator, "type": kind, "message": message}

@@ -1,65 +1,102 @@
-"""torch.save and torch.load: files that any PyTorch reads, as if a CUDA device had written them."""
+"""torch.save and torch.load: the files that a CUDA device would write, readable by any PyTorch."""
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections import OrderedDict
 from typing import Any
 
 import torch
 
-from . import names, operators
-from .tensor import BACKEND, RemoteTensor, Storage, geometry, make
-
-#: While a save runs, tensors on one storage must share one host copy: files keep that sharing.
-_host_copies: weakref.WeakValueDictionary[int, HostCopy] = weakref.WeakValueDictionary()
+from . import names
+from .records import READ
+from .tensor import RemoteTensor, Storage, geometry, retarget
 
 
 class HostCopy(torch.UntypedStorage):
-    """A storage's bytes on the host, which still says on which device they belong."""
+    """A storage's bytes on the host, which say on which device they belong."""
 
-    _where: torch.device
+    #: where a program sees its tensors; decides the tag in the file
+    where: torch.device
+    #: the same bytes on the slice, once some tensor needs them there
+    remote: Storage | None
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return self._where
+        return self.where
+
+    def memory(self) -> memoryview:
+        n = self.nbytes()
+        if not n:
+            return memoryview(b"")
+        return memoryview((ctypes.c_char * n).from_address(self.data_ptr())).cast("B")
 
 
-def _host_copy(nbytes: int, where: torch.device) -> HostCopy:
-    copy = HostCopy(nbytes)
-    copy._where = where
-    return copy
+#: By storage number: while a save runs, tensors on one storage share one copy, as the file does.
+_copies: weakref.WeakValueDictionary[int, HostCopy] = weakref.WeakValueDictionary()
 
 
-def storage_of(t: RemoteTensor) -> torch.UntypedStorage:
-    """The bytes of the storage that ``t`` lies on."""
+def storage_of(t: RemoteTensor) -> HostCopy:
+    """A copy of the whole storage that ``t`` lies on; one copy for all who ask while it lives."""
     storage: Storage = t._storage
-    copy = _host_copies.get(storage.id)
+    copy = _copies.get(storage.id)
     if copy is None:
-        copy = _host_copy(storage.nbytes, t.device)
-        if storage.nbytes:
-            line = geometry((storage.nbytes,), (1,), 0, torch.uint8, storage.index)
-            flat = torch.empty(0, dtype=torch.uint8).set_(_plain(copy))  # type: ignore[call-overload]
-            with torch.no_grad():
-                flat.copy_(make(storage, line))
-        _host_copies[storage.id] = copy
+        copy = HostCopy(storage.nbytes)
+        copy.where, copy.remote = t.device, storage
+        _copies[storage.id] = copy
+    # The device's memory may have changed since the copy was made.
+    line = geometry((storage.nbytes,), (1,), 0, torch.uint8, storage.index)
+    storage.stream.ask((READ, storage.id, line.wire()), copy.memory())
     return copy
 
 
-def _plain(copy: HostCopy) -> torch.UntypedStorage:
-    copy.__class__ = torch.UntypedStorage
-    return copy
-
-
-def reduce(t: RemoteTensor) -> Any:
-    """How a remote tensor is saved: as PyTorch saves any tensor, its storage tagged with the device."""
-    storage = torch.storage.TypedStorage(wrap_storage=storage_of(t), dtype=t.dtype, _internal=True)
-    arguments = (storage, t.storage_offset(), tuple(t.size()), t.stride(), t.requires_grad, OrderedDict())
+def reduce(t: RemoteTensor) -> tuple:
+    """How a remote tensor is saved: as any tensor, its storage tagged with the device's name."""
     if isinstance(t, torch.nn.Parameter):
-        plain = torch._utils._rebuild_tensor_v2, (*arguments[:4], False, OrderedDict())
-        raise NotImplementedError(plain)
-    return torch._utils._rebuild_tensor_v2, arguments
+        return torch._utils._rebuild_parameter, (t.data, t.requires_grad, OrderedDict())
+    storage = torch.storage.TypedStorage(wrap_storage=storage_of(t), dtype=t.dtype, _internal=True)
+    geom = t._geometry
+    return (
+        torch._utils._rebuild_tensor_v2,
+        (storage, geom.offset, tuple(geom.size), tuple(geom.stride), t.requires_grad, OrderedDict()),
+    )
 
 
-BACKEND_TAGS = (BACKEND, "cuda")
-__all__ = ["reduce", "storage_of", "names", "operators"]
+def restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+    """torch.load's question: should this storage, tagged ``location``, live on a slice?"""
+    if location == "cpu" or not names.count:
+        return None
+    try:
+        device = torch.device(location)
+    except RuntimeError:
+        return None
+    index = names.slice_index(device)
+    if index is None:
+        return None
+    copy = HostCopy(storage.nbytes())
+    copy.where, copy.remote = torch.device(device.type, index), None
+    if storage.nbytes():
+        ctypes.memmove(copy.data_ptr(), storage.data_ptr(), storage.nbytes())
+    return copy
+
+
+def set_storage(t: RemoteTensor, copy: HostCopy, offset: int, size: Any, stride: Any) -> RemoteTensor:
+    """``t.set_(storage, …)`` for a storage that was loaded; the first tensor on it uploads it."""
+    index = names.slice_index(copy.where)
+    assert index is not None
+    if copy.remote is None:
+        from .session import dispatcher
+
+        stream = dispatcher().stream
+        copy.remote = stream.allocate(copy.nbytes(), index)
+        if copy.nbytes():
+            line = geometry((copy.nbytes(),), (1,), 0, torch.uint8, index)
+            stream.upload(copy.remote, line, copy.memory())
+    retarget(t, copy.remote, geometry(size, stride, offset, t.dtype, index, copy.where.type == "cuda"))
+    return t
+
+
+def register() -> None:
+    """Before PyTorch's own packages, whose answer for ``cuda`` would need CUDA."""
+    torch.serialization.register_package(5, lambda storage: None, restore)

@@ -209,6 +209,18 @@ class RemoteTensor(torch.Tensor):
 
         return storage_of(self)
 
+    def set_(self, source: Any = None, storage_offset: int = 0, size: Any = None, stride: Any = None) -> RemoteTensor:
+        from .saving import HostCopy, set_storage
+
+        if isinstance(source, torch.TypedStorage):
+            source = source._untyped_storage
+        if not isinstance(source, HostCopy):
+            arguments = () if source is None else (source,) if size is None else (source, storage_offset, size, stride)
+            return _set(self, *arguments)
+        if size is None:
+            size, stride = (source.nbytes() // self.dtype.itemsize,), (1,)
+        return set_storage(self, source, storage_offset, size, stride)
+
     def is_pinned(self, device: Any = None) -> bool:
         return False
 
@@ -235,6 +247,11 @@ class RemoteTensor(torch.Tensor):
 
     def tolist(self) -> Any:
         return self.detach().cpu().tolist()
+
+    def __format__(self, spec: str) -> str:
+        if self.dim() == 0:
+            return format(self.item(), spec)
+        return object.__format__(self, spec)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         grad_fn, leaf = self.grad_fn, self.requires_grad
@@ -276,3 +293,4 @@ _make_wrapper = torch.Tensor._make_wrapper_subclass
 _get_data = torch.Tensor.data.__get__
 _set_data = torch.Tensor.data.__set__
 _to = torch.Tensor.to
+_set = torch.Tensor.set_
