@@ -1,0 +1,143 @@
+"""Which GPUs a request gets. Pure: values in, slices out; nothing is read, written or remembered.
+
+The policy is best fit: of all GPUs with room, those that are left with the least; so big requests
+find big gaps for longer. A lease's GPUs are on one server (``_servers_for`` is the seam for policies
+that spread).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+
+from .models import GPU, Request, Server, Slice
+from .validation import validate
+
+__all__ = ["equivalents", "impossible", "matches", "place", "share_mib", "validate"]
+
+
+def share_mib(request: Request, gpu: GPU) -> int:
+    """The MiB that the request takes of that GPU: ``memory_mib``, or ``floor(p × GPU memory)``.
+
+    The fraction is taken as the decimal number that was written: 0.29 of 100 MiB are 29, although
+    ``0.29 * 100`` is less than 29 in binary floating point.
+    """
+    if request.memory_mib is not None:
+        return request.memory_mib
+    return math.floor(Fraction(repr(float(request.partial or 0))) * gpu.memory_mib)
+
+
+def matches(request: Request, gpu: GPU) -> bool:
+    """Whether the GPU passes every filter of the request."""
+    return all(_passes(key, value, gpu) for key, value in request.filters.items())
+
+
+def place(request: Request, servers: Sequence[Server], used: Mapping[str, int]) -> tuple[Slice, ...] | None:
+    """The slices for a valid request, or None when they are not free now.
+
+    ``used`` is the MiB granted by GPU uuid; GPUs that it does not name are idle. The slices are on
+    distinct healthy GPUs of one server, ordered by index. Among equals the first server and the
+    lowest indices win, so the same question has the same answer.
+    """
+    best: tuple[int, list[GPU]] | None = None
+    for gpus in _servers_for(request, servers):
+        room = []
+        for gpu in gpus:
+            rest = gpu.memory_mib - used.get(gpu.uuid, 0) - share_mib(request, gpu)
+            if rest >= 0:
+                room.append((rest, gpu.index, gpu))
+        if len(room) < request.num_gpus:
+            continue
+        chosen = sorted(room, key=lambda entry: entry[:2])[: request.num_gpus]
+        total = sum(rest for rest, _, _ in chosen)
+        if best is None or total < best[0]:
+            best = total, [gpu for _, _, gpu in chosen]
+    if best is None:
+        return None
+    return tuple(_slice(request, gpu) for gpu in sorted(best[1], key=lambda gpu: gpu.index))
+
+
+def impossible(request: Request, servers: Sequence[Server]) -> str | None:
+    """Why these servers could not grant the request even if they were idle; None if they could."""
+    asked = request.num_gpus
+    every = [gpu for server in servers for gpu in server.gpus]
+    healthy = [gpu for gpu in every if gpu.healthy]
+    if not every:
+        return "the pool has no GPUs"
+    if asked > len(healthy):
+        broken = len(every) - len(healthy)
+        return f"{_gpus(asked)} asked for, but the pool has {len(every)}" + (
+            f", {broken} of them unhealthy" if broken else ""
+        )
+    matching = [gpu for gpu in healthy if matches(request, gpu)]
+    if asked > len(matching):
+        wanted = ", ".join(f"{key}={value}" for key, value in sorted(request.filters.items()))
+        names = ", ".join(sorted({f"{gpu.name} on {gpu.server}" for gpu in healthy}))
+        return (
+            f"{_gpus(asked)} with {wanted} asked for, but {len(matching)} of the pool's match; it has {names}"
+        )
+    fitting = [gpu for gpu in matching if 1 <= share_mib(request, gpu) <= gpu.memory_mib]
+    if asked > len(fitting):
+        largest = max(gpu.memory_mib for gpu in matching)
+        if request.memory_mib is None:
+            return f"{request.partial} of a GPU with {largest} MiB is less than 1 MiB"
+        if fitting:
+            return (
+                f"{_gpus(asked)} with {request.memory_mib} MiB each asked for, "
+                f"but only {len(fitting)} of the pool's have as much"
+            )
+        return f"{request.memory_mib} MiB per GPU asked for, but the largest that fits has {largest} MiB"
+    most = max(len(gpus) for gpus in _servers_for(request, servers))
+    if asked > most:
+        return f"{_gpus(asked)} on one server asked for, but no server has more than {most} that fit"
+    return None
+
+
+def equivalents(request: Request, servers: Sequence[Server]) -> float:
+    """How many whole GPUs the request amounts to, for the fair share of namespaces."""
+    if request.partial is not None:
+        return request.num_gpus * float(request.partial)
+    sizes = [gpu.memory_mib for server in servers for gpu in server.gpus if matches(request, gpu)]
+    return request.num_gpus * ((request.memory_mib or 0) / max(sizes) if sizes else 1.0)
+
+
+def _servers_for(request: Request, servers: Sequence[Server]) -> Iterator[list[GPU]]:
+    """Groups of GPUs that may serve one lease together: here, those of one server."""
+    for server in servers:
+        yield [
+            gpu
+            for gpu in server.gpus
+            if gpu.healthy and matches(request, gpu) and 1 <= share_mib(request, gpu) <= gpu.memory_mib
+        ]
+
+
+def _passes(key: str, value: str, gpu: GPU) -> bool:
+    value = value.strip()
+    if key == "name":
+        return value.lower() in gpu.name.lower()
+    if key == "server":
+        return value == gpu.server
+    if key == "uuid":
+        return value.lower() == gpu.uuid.lower()
+    if key == "index":
+        return int(value) == gpu.index
+    if key == "emulated":
+        return (value.lower() == "true") == gpu.emulated
+    return False
+
+
+def _slice(request: Request, gpu: GPU) -> Slice:
+    return Slice(
+        gpu_uuid=gpu.uuid,
+        server=gpu.server,
+        index=gpu.index,
+        name=gpu.name,
+        memory_mib=share_mib(request, gpu),
+        total_mib=gpu.memory_mib,
+        emulated=gpu.emulated,
+    )
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"

@@ -1,0 +1,175 @@
+"""The ledger's tables, and how leases become rows and come back.
+
+The database guards what it can by itself: a GPU's ``used_mib`` never exceeds its ``memory_mib``, a
+lease has a GPU at most once, a request's id is unique, and states are words that exist.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+from .models import Lease, LeaseState, Request, Slice, WorkerAddress
+
+#: Raised by one with every change of the tables below, together with a step that brings older ones here.
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+_STATES = ", ".join(f"'{state.value}'" for state in LeaseState)
+
+schema_version = Table(
+    "gpupool_schema",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+)
+
+gpus = Table(
+    "gpus",
+    metadata,
+    Column("uuid", String(80), primary_key=True),
+    Column("server", String(255), nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("used_mib", Integer, nullable=False, default=0),
+    CheckConstraint("used_mib >= 0 AND used_mib <= memory_mib", name="never_beyond_memory"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    # The order of arrival. Not created_at: clocks go backwards at times.
+    Column("seq", Integer, primary_key=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("owner", Text, nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("num_gpus", Integer, nullable=False),
+    Column("partial", Double),
+    Column("memory_mib", Integer),
+    Column("filters", Text, nullable=False),
+    Column("wait", Boolean, nullable=False),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("label", Text, nullable=False),
+    Column("client", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("created_at", Double, nullable=False),
+    Column("granted_at", Double),
+    Column("ended_at", Double),
+    Column("ttl_s", Double, nullable=False),
+    Column("worker_host", Text),
+    Column("worker_port", Integer),
+    Column("worker_pid", Integer),
+    Column("worker_created", Double),
+    CheckConstraint(f"state IN ({_STATES})", name="known_state"),
+    CheckConstraint("num_gpus >= 1", name="some_gpus"),
+    CheckConstraint("(partial IS NULL) <> (memory_mib IS NULL)", name="one_size"),
+    Index("leases_by_state", "state"),
+    Index("leases_by_end", "ended_at"),
+)
+
+slices = Table(
+    "slices",
+    metadata,
+    Column("lease", Integer, ForeignKey("leases.seq", ondelete="CASCADE"), primary_key=True),
+    Column("gpu_uuid", String(80), ForeignKey("gpus.uuid"), primary_key=True),
+    Column("server", String(255), nullable=False),
+    Column("gpu_index", Integer, nullable=False),
+    Column("gpu_name", Text, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("total_mib", Integer, nullable=False),
+    Column("emulated", Boolean, nullable=False),
+    CheckConstraint("memory_mib >= 1 AND memory_mib <= total_mib", name="within_its_gpu"),
+)
+
+
+def lease_row(lease: Lease) -> dict[str, Any]:
+    """The row of a lease that was just requested."""
+    request = lease.request
+    return {
+        "id": request.id,
+        "owner": request.owner,
+        "namespace": request.namespace,
+        "num_gpus": request.num_gpus,
+        "partial": request.partial,
+        "memory_mib": request.memory_mib,
+        "filters": json.dumps(dict(request.filters), sort_keys=True),
+        "wait": request.wait,
+        "secret_sha256": request.secret_sha256,
+        "label": request.label,
+        "client": request.client,
+        "state": lease.state.value,
+        "reason": lease.reason,
+        "created_at": lease.created_at,
+        "ttl_s": lease.ttl_s,
+    }
+
+
+def slice_row(seq: int, piece: Slice) -> dict[str, Any]:
+    return {
+        "lease": seq,
+        "gpu_uuid": piece.gpu_uuid,
+        "server": piece.server,
+        "gpu_index": piece.index,
+        "gpu_name": piece.name,
+        "memory_mib": piece.memory_mib,
+        "total_mib": piece.total_mib,
+        "emulated": piece.emulated,
+    }
+
+
+def slice_from(row: Any) -> Slice:
+    return Slice(
+        gpu_uuid=row.gpu_uuid,
+        server=row.server,
+        index=row.gpu_index,
+        name=row.gpu_name,
+        memory_mib=row.memory_mib,
+        total_mib=row.total_mib,
+        emulated=row.emulated,
+    )
+
+
+def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
+    """The lease as the ledger knows it: its heartbeat and position are the manager's."""
+    worker = None
+    if row.worker_port is not None:
+        worker = WorkerAddress(row.worker_host, row.worker_port, row.worker_pid, row.worker_created)
+    return Lease(
+        request=Request(
+            id=row.id,
+            owner=row.owner,
+            num_gpus=row.num_gpus,
+            partial=row.partial,
+            memory_mib=row.memory_mib,
+            filters=json.loads(row.filters),
+            namespace=row.namespace,
+            wait=row.wait,
+            secret_sha256=row.secret_sha256,
+            label=row.label,
+            client=row.client,
+        ),
+        state=LeaseState(row.state),
+        slices=tuple(pieces),
+        worker=worker,
+        reason=row.reason,
+        created_at=row.created_at,
+        granted_at=row.granted_at,
+        ended_at=row.ended_at,
+        heartbeat_at=row.created_at,
+        ttl_s=row.ttl_s,
+    )

@@ -1,0 +1,84 @@
+"""Everything about the ledger that is SQLite's own: its file, its settings, its error texts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, event
+
+#: Milliseconds to wait for another process that writes (someone looking into the file, a backup).
+BUSY_TIMEOUT_MS = 5_000
+
+_WRITES = "gpupool_writes"
+
+_ADVICE = (
+    ("disk is full", "the disk is full; free some space"),
+    ("readonly", "it is read-only; make the file and its folder writable"),
+    ("locked", "another process keeps it locked; end that process"),
+    ("malformed", "the file is damaged; move it away, or bring back a copy"),
+    ("not a database", "the file is not a ledger; move it away, or name another one"),
+    ("unable to open", "it cannot be opened; check that its folder exists and is yours"),
+    ("disk i/o error", "the disk does not read or write; check its space and its state"),
+)
+
+
+def is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def file_of(url: URL) -> Path | None:
+    """The ledger's file, or None where it is in memory only."""
+    if not is_sqlite(url) or url.database in (None, "", ":memory:") or str(url.database).startswith("file:"):
+        return None
+    return Path(str(url.database)).absolute()
+
+
+def prepare_file(path: Path) -> None:
+    """Create the file before SQLite does, readable by its user alone. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_mode & 0o077:
+            os.fchmod(descriptor, 0o600)  # -wal and -shm get the mode of the file itself
+    finally:
+        os.close(descriptor)
+
+
+def configure(engine: Engine) -> None:
+    """Install the settings, and transactions that take the write lock when they begin.
+
+    ``synchronous=FULL``: in WAL mode, NORMAL may forget the last commits when the power fails, and a
+    forgotten grant whose worker runs on another machine would be granted twice. It costs one fsync
+    for each change of a lease; heartbeats are not written at all.
+    """
+
+    @event.listens_for(engine, "connect")
+    def connected(dbapi_connection: Any, _record: Any) -> None:
+        # The driver shall not begin transactions behind our back; "begin" below does.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        try:
+            cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = FULL")
+            cursor.execute("PRAGMA foreign_keys = ON")
+        finally:
+            cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        # A transaction that reads first and asks for the write lock later can be refused halfway.
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def for_writing(connection: Connection) -> Connection:
+    return connection.execution_options(**{_WRITES: True})
+
+
+def advice(text: str) -> str | None:
+    """What one of SQLite's error texts means for the user, if it is one of the known ones."""
+    lower = text.lower()
+    return next((meaning for known, meaning in _ADVICE if known in lower), None)

@@ -1,0 +1,109 @@
+"""Whether a request makes sense by itself, whatever the pool holds."""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from collections.abc import Mapping
+
+from .errors import InvalidRequest
+from .models import Request
+
+FILTERS = ("name", "server", "uuid", "index", "emulated")
+MAX_TEXT = 200
+_NAMESPACE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_YES_NO = ("true", "false")
+
+
+def validate(request: Request) -> None:
+    """Raise :class:`InvalidRequest` with one line for the first thing that is wrong.
+
+    Types are checked too: a request may come straight from a stranger's JSON.
+    """
+    _check_id(request.id)
+    _check_text("owner", request.owner)
+    if not request.owner:
+        raise InvalidRequest("the request has no owner")
+    _check_size(request)
+    _check_filters(request.filters)
+    _check_namespace(request.namespace)
+    if not isinstance(request.wait, bool):
+        raise InvalidRequest(f"wait must be true or false, not {_shown(request.wait)}")
+    if not isinstance(request.secret_sha256, str) or not _SHA256.fullmatch(request.secret_sha256):
+        # The value itself is not shown: it is meant to be kept.
+        raise InvalidRequest("secret_sha256 must be 64 lower-case hexadecimal digits")
+    _check_text("label", request.label)
+    _check_text("client", request.client)
+
+
+def _check_id(value: object) -> None:
+    """Only the canonical form: the id is a key, and becomes part of file names."""
+    try:
+        canonical = str(uuid.UUID(value)) if isinstance(value, str) else None
+    except ValueError:
+        canonical = None
+    if canonical is None or canonical != value:
+        raise InvalidRequest(
+            f"the request's id must be a uuid such as 0c6f6a6e-…, in lower case, not {_shown(value)}"
+        )
+
+
+def _check_size(request: Request) -> None:
+    count = request.num_gpus
+    if not _is_int(count) or count < 1:
+        raise InvalidRequest(f"the number of GPUs must be 1 or more, not {_shown(count)}")
+    if request.partial is not None and request.memory_mib is not None:
+        raise InvalidRequest("give either a fraction of each GPU or its memory in MiB, not both")
+    if request.memory_mib is not None:
+        memory = request.memory_mib
+        if not _is_int(memory) or memory < 1:
+            raise InvalidRequest(f"the memory per GPU must be 1 MiB or more, not {_shown(memory)}")
+        return
+    if request.partial is None:
+        raise InvalidRequest("give a fraction of each GPU (1 for whole ones) or its memory in MiB")
+    partial = request.partial
+    number = isinstance(partial, (int, float)) and not isinstance(partial, bool)
+    if not number or not math.isfinite(partial) or not 0 < partial <= 1:
+        raise InvalidRequest(f"the fraction of a GPU must be above 0 and at most 1, not {_shown(partial)}")
+
+
+def _check_filters(filters: object) -> None:
+    if not isinstance(filters, Mapping):
+        raise InvalidRequest(f"filters must be names with values, not {_shown(filters)}")
+    for key, value in filters.items():
+        if key not in FILTERS:
+            raise InvalidRequest(f"unknown filter {_shown(key)}; there are {', '.join(FILTERS)}")
+        if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
+            raise InvalidRequest(f"the filter {key} needs a text of 1 to {MAX_TEXT} characters")
+        if key == "index" and not (value.isascii() and value.isdigit() and len(value) <= 6):
+            raise InvalidRequest(f"the filter index must be a GPU's number, not {_shown(value)}")
+        if key == "emulated" and value.lower() not in _YES_NO:
+            raise InvalidRequest(f"the filter emulated must be true or false, not {_shown(value)}")
+
+
+def _check_namespace(value: object) -> None:
+    if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
+        raise InvalidRequest(
+            "a namespace has 1 to 63 letters, digits, dots, dashes and underscores, and begins and ends "
+            f"with a letter or digit; {_shown(value)} does not"
+        )
+
+
+def _check_text(what: str, value: object) -> None:
+    """Short and printable: these texts reach logs and terminals."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise InvalidRequest(f"the {what} must be printable text on one line")
+    if len(value) > MAX_TEXT:
+        raise InvalidRequest(f"the {what} must have at most {MAX_TEXT} characters, not {len(value)}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """The value as a person gave it, never longer than a line."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else text[:57] + "…"
