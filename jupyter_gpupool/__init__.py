@@ -1,0 +1,50 @@
+"""Attach slices of pooled, remote GPUs to notebooks and to any Python process.
+
+``attach()`` and ``Lease`` are imported when they are first used, so that Jupyter Server, which imports this package to find
+its extension, and PyTorch, which imports it at the end of ``import torch``, pay nothing for them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .face import Lease, attach
+
+    __version__: str
+
+__all__ = ["Lease", "__version__", "attach"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("attach", "Lease"):
+        from . import face
+
+        return getattr(face, name)
+    if name == "__version__":
+        return _version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("jupyter_gpupool")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"
+
+
+def _jupyter_labextension_paths() -> list[dict[str, str]]:
+    """Where the built labextension is, and the name under which JupyterLab knows it."""
+    return [{"src": "labextension", "dest": "jupyter-gpupool"}]
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    from .jupyter.extension import GPUPoolExtension
+
+    return [{"module": "jupyter_gpupool", "app": GPUPoolExtension}]
