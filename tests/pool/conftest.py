@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_gpupool.devices import emulated_gpus
+from jupyter_gpupool.pool.ledger import Ledger
+from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.models import Request, Server, WorkerAddress
+
+
+class Clock:
+    """A clock that only moves when it is told to."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(f"sqlite:///{path}")
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def servers() -> list[Server]:
+    """One server with two emulated V100s of 32510 MiB."""
+    return [Server("one", "127.0.0.1", emulated_gpus("one"))]
+
+
+@pytest.fixture
+def manager(ledger: Ledger, clock: Clock, servers: list[Server]) -> Manager:
+    manager = Manager(ledger, clock)
+    manager.set_servers(servers)
+    return manager
+
+
+@pytest.fixture
+def ask() -> Callable[..., Request]:
+    """Build a request; ``partial`` is 1 unless it or ``memory_mib`` is given."""
+
+    def build(**values: Any) -> Request:
+        if "memory_mib" not in values:
+            values.setdefault("partial", 1.0)
+        values.setdefault("id", str(uuid.uuid4()))
+        values.setdefault("owner", "ada")
+        values.setdefault("secret_sha256", "ab" * 32)
+        return Request(**values)
+
+    return build
+
+
+@pytest.fixture
+def worker() -> WorkerAddress:
+    return WorkerAddress("127.0.0.1", 4711, 12345, 999.5)

@@ -1,0 +1,293 @@
+"""The pool against chance: random requests, heartbeats, deaths and restarts, its promises checked after each.
+
+The machine keeps a model of its own: what it was told about each lease, and which workers live. It
+never asks the manager what to expect.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from jupyter_gpupool.devices import emulated_gpus
+from jupyter_gpupool.pool.errors import ImpossibleRequest, LeaseEnded, NoCapacity, RequestConflict
+from jupyter_gpupool.pool.ledger import Ledger
+from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.models import (
+    Change,
+    Lease,
+    LeaseState,
+    Request,
+    Server,
+    StartWorker,
+    StopWorker,
+    WorkerAddress,
+)
+from jupyter_gpupool.pool.placement import impossible, place
+
+TTL = 15.0
+ATTACH = 40.0
+SERVERS = [
+    Server("one", "127.0.0.1", emulated_gpus("one", count=2, memory_mib=1000)),
+    Server("two", "127.0.0.1", emulated_gpus("two", count=1, memory_mib=700)),
+]
+MEMORY = {gpu.uuid: gpu.memory_mib for server in SERVERS for gpu in server.gpus}
+
+shares = st.one_of(
+    st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0]).map(lambda p: {"partial": p}),
+    st.sampled_from([1, 250, 700, 1000]).map(lambda m: {"memory_mib": m}),
+)
+targets = st.sampled_from([{}, {}, {}, {"server": "one"}, {"server": "two"}, {"index": "1"}])
+
+
+class Life(RuleBasedStateMachine):
+    ids = Bundle("ids")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="gpupool-life-")
+        self.url = f"sqlite:///{Path(self.folder.name) / 'ledger.sqlite'}"
+        self.now = 1000.0
+        self.requests: dict[str, Request] = {}
+        self.beats: dict[str, float] = {}
+        self.ended: dict[str, Lease] = {}
+        self.slices: dict[str, Any] = {}
+        self.starting: set[str] = set()
+        self.workers: dict[str, WorkerAddress] = {}
+        self.order: dict[str, list[str]] = defaultdict(list)
+        self.port = 0
+        self.ledger = Ledger(self.url)
+        self.manager = Manager(self.ledger, lambda: self.now, TTL, attach_timeout_s=ATTACH)
+        self.carry_out(self.manager.set_servers(SERVERS))
+
+    def teardown(self) -> None:
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+            self.folder.cleanup()
+
+    def carry_out(self, change: Change) -> None:
+        """What a service does with a change: worker processes come and go."""
+        stopped = False
+        for action in change.actions:
+            if isinstance(action, StopWorker):
+                assert not stopped, "stops come before starts"
+                self.workers.pop(action.lease_id, None)
+                self.starting.discard(action.lease_id)
+            if isinstance(action, StartWorker):
+                stopped = True
+                assert action.lease.state is LeaseState.GRANTED and action.lease.slices
+                assert action.lease.id not in self.workers, "a lease never has two workers"
+                self.starting.add(action.lease.id)
+
+    # -- users ------------------------------------------------------------------------------------
+
+    @rule(
+        target=ids,
+        count=st.integers(1, 3),
+        share=shares,
+        filters=targets,
+        namespace=st.sampled_from(["a", "b"]),
+        wait=st.sampled_from([True, True, True, False]),
+    )
+    def request(
+        self, count: int, share: dict[str, Any], filters: dict[str, str], namespace: str, wait: bool
+    ) -> str:
+        request = Request(
+            id=str(uuid.uuid5(uuid.NAMESPACE_OID, str(len(self.requests)))),
+            owner=f"user-{namespace}",
+            num_gpus=count,
+            filters=filters,
+            namespace=namespace,
+            wait=wait,
+            secret_sha256="0" * 64,
+            **share,
+        )
+        self.requests[request.id] = request
+        before = self.manager.snapshot()
+        try:
+            change = self.manager.request(request)
+        except (NoCapacity, ImpossibleRequest) as error:
+            assert (impossible(request, SERVERS) is not None) == isinstance(error, ImpossibleRequest)
+            assert wait is False or isinstance(error, ImpossibleRequest)
+            assert self.manager.snapshot() == before, "a refused request leaves nothing"
+            return request.id
+        self.beats[request.id] = self.now
+        self.order[namespace].append(request.id)
+        self.carry_out(change)
+        return request.id
+
+    @rule(lease=ids)
+    def repeat(self, lease: str) -> None:
+        if lease not in self.beats:
+            return
+        before = self.manager.snapshot()
+        change = self.manager.request(self.requests[lease])
+        assert change.lease == self.manager.lease(lease) and not change.actions
+        with pytest.raises(RequestConflict):
+            self.manager.request(replace(self.requests[lease], owner="eve"))
+        assert self.manager.snapshot() == before
+
+    @rule(lease=ids)
+    def heartbeat(self, lease: str) -> None:
+        if lease not in self.beats:
+            return
+        try:
+            self.manager.heartbeat(lease, self.requests[lease].owner)
+        except LeaseEnded:
+            assert lease in self.ended or self.now - self.beats[lease] > TTL, "a living lease was refused"
+        else:
+            assert lease not in self.ended and self.now - self.beats[lease] <= TTL, "revived"
+            self.beats[lease] = self.now
+
+    @rule(lease=ids)
+    def release(self, lease: str) -> None:
+        if lease in self.beats:
+            self.carry_out(self.manager.release(lease, self.requests[lease].owner))
+            assert self.manager.lease(lease).state.ended
+
+    # -- time -------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 14.0, 16.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def everybody_beats(self) -> None:
+        for lease in list(self.beats):
+            self.heartbeat(lease)
+
+    @rule()
+    def tick(self) -> None:
+        self.carry_out(self.manager.tick())
+        for lease in self.manager.leases():
+            assert self.now - self.beats[lease.id] <= TTL, "a silent lease outlived a tick"
+
+    # -- workers ----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data())
+    def worker_starts(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.starting)))
+        self.starting.discard(lease)
+        self.port += 1
+        self.workers[lease] = WorkerAddress("127.0.0.1", self.port, 100 + self.port, self.now)
+        self.carry_out(self.manager.worker_started(lease, self.workers[lease]))
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data())
+    def worker_does_not_start(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.starting)))
+        self.starting.discard(lease)
+        self.carry_out(self.manager.worker_failed(lease, "it did not start"))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), state=st.sampled_from([LeaseState.LOST, LeaseState.RELEASED, LeaseState.EXPIRED]))
+    def worker_ends(self, data: st.DataObject, state: LeaseState) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.workers)))
+        self.workers.pop(lease)
+        self.carry_out(self.manager.worker_exited(lease, state, "it ended"))
+        assert self.manager.lease(lease).state.ended
+
+    @rule(lease=ids)
+    def a_late_worker_must_go(self, lease: str) -> None:
+        if lease in self.ended:
+            change = self.manager.worker_started(lease, WorkerAddress("127.0.0.1", 1, 1, 1.0))
+            assert change.actions == (StopWorker(lease),)
+
+    # -- the pool dies ----------------------------------------------------------------------------
+
+    @rule(data=st.data(), servers_first=st.booleans())
+    def restart(self, data: st.DataObject, servers_first: bool) -> None:
+        """Workers may or may not outlive it, and may have come up without anybody writing it down."""
+        for lease in sorted(self.starting):
+            if data.draw(st.booleans()):
+                self.port += 1
+                self.workers[lease] = WorkerAddress("127.0.0.1", self.port, 100 + self.port, self.now)
+        self.starting.clear()
+        self.workers = {lease: worker for lease, worker in self.workers.items() if data.draw(st.booleans())}
+        self.ledger.close()
+        self.ledger = Ledger(self.url)
+        self.manager = Manager(self.ledger, lambda: self.now, TTL, attach_timeout_s=ATTACH)
+        if servers_first:
+            self.carry_out(self.manager.set_servers(SERVERS))
+        before = {lease.id: lease for lease in self.manager.leases()}
+        self.carry_out(self.manager.recover(dict(self.workers)))
+        if not servers_first:
+            self.carry_out(self.manager.set_servers(SERVERS))
+        for lease in before.values():
+            if lease.id in self.workers and lease.state.holds:
+                assert self.manager.lease(lease.id).state is LeaseState.ACTIVE, "its worker lives"
+            elif lease.state is LeaseState.ACTIVE:
+                assert self.manager.lease(lease.id).state is LeaseState.LOST
+        for lease in self.beats:
+            self.beats[lease] = self.now  # one TTL of grace
+
+    # -- what must always be true -----------------------------------------------------------------
+
+    @invariant()
+    def promises(self) -> None:
+        if not hasattr(self, "manager"):
+            return
+        everything = {lease.id: lease for lease in self.manager.leases(include_ended=True)}
+        assert set(everything) == set(self.beats), "no request is lost, none appears"
+        snapshot = self.manager.snapshot()
+        sums: dict[str, int] = dict.fromkeys(MEMORY, 0)
+        for lease in everything.values():
+            if lease.state.holds:
+                assert len({piece.gpu_uuid for piece in lease.slices}) == lease.request.num_gpus
+                for piece in lease.slices:
+                    sums[piece.gpu_uuid] += piece.memory_mib
+        for gpu, total in sums.items():
+            assert total <= MEMORY[gpu], "more was granted than there is"
+        assert dict(snapshot.granted_mib) == sums, "what is counted is what is held"
+
+        for lease in everything.values():
+            if lease.id in self.ended:
+                assert lease == self.ended[lease.id], "what has ended stays as it was"
+            elif lease.state.ended:
+                assert lease.ended_at == self.now and lease.reason
+                self.ended[lease.id] = lease
+            if lease.id in self.slices:
+                assert lease.slices == self.slices[lease.id], "a grant is never moved or granted again"
+            elif lease.slices:
+                self.slices[lease.id] = lease.slices
+
+        holding = {lease.id for lease in everything.values() if lease.state.holds}
+        assert set(self.workers) | self.starting <= holding, "no worker without its lease"
+        assert holding <= set(self.workers) | self.starting, "a share is granted, but nothing will use it"
+        for lease in everything.values():
+            assert (lease.state is LeaseState.ACTIVE) == (lease.id in self.workers and lease.id in holding)
+
+        assert [lease.position for lease in snapshot.queue] == list(range(1, len(snapshot.queue) + 1))
+        for namespace, order in self.order.items():
+            live = [everything[i] for i in order if not everything[i].state.ended]
+            queued = [lease.id for lease in live if lease.state is LeaseState.QUEUED]
+            seen = [lease.id for lease in snapshot.queue if lease.request.namespace == namespace]
+            assert seen == queued, "first come, first served"
+            if queued:
+                head = everything[queued[0]]
+                assert place(head.request, SERVERS, snapshot.granted_mib) is None, (
+                    "what fits is not left waiting"
+                )
+            for number, lease in enumerate(live):
+                if lease.state is LeaseState.QUEUED:
+                    later = [other for other in live[number:] if other.granted_at is not None]
+                    assert not later, "a later request overtook an earlier one of its namespace"
+
+
+Life.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestLife = Life.TestCase
