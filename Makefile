@@ -1,0 +1,55 @@
+# What a newcomer types. Needs Python 3.10 or later and nothing else; everything else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+# Passed on to pytest by `make test`, for example ARGS="-k placement".
+ARGS ?=
+
+SHELL := /bin/bash
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.installed
+PANEL := $(shell find labextension -type f -not -path 'labextension/lib/*')
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help demo test lab lint bench clean
+
+help:
+	@echo "make demo   train on two emulated GPUs at 80 % of their memory, through a pool of its own"
+	@echo "make lab    JupyterLab with the pool"
+	@echo "make test   every test"
+	@echo "make lint   ruff, mypy, prettier, eslint"
+	@echo "make bench  measure, and write what was measured as JSON"
+	@echo "make clean  remove what these commands have made"
+
+demo: $(STAMP)
+	gpupool run -n 2 -p 0.8 -- python -m jupyter_gpupool.examples.mnist --epochs 2
+
+lab: $(STAMP)
+	jupyter lab
+
+test: $(STAMP)
+	python -m pytest -rs $(ARGS)
+
+lint: $(STAMP)
+	ruff check
+	mypy
+	jlpm lint
+
+bench: $(STAMP)
+	python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) node_modules dist labextension/lib jupyter_gpupool/labextension
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "Python 3.10 or later is needed: say which with PYTHON=..., for example 'make demo PYTHON=python3.12'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments: install its venv package (python3-venv on Debian)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One resolution with the pinned PyTorch in it, so that nothing brings another one.
+$(STAMP): $(BIN)/python pyproject.toml package.json yarn.lock $(PANEL) jupyter_gpupool/jupyter/jupyter_server_config.json
+	@echo "Installing into $(VENV); the first time takes a few minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
