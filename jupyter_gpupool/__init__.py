@@ -1,7 +1,7 @@
 """Attach slices of pooled, remote GPUs to notebooks and to any Python process.
 
-``attach()`` and ``Lease`` are imported when they are first used, so that Jupyter Server, which imports this package to find
-its extension, and PyTorch, which imports it at the end of ``import torch``, pay nothing for them.
+``attach()`` and ``Lease`` are imported when they are first used, so that Jupyter Server, which imports this
+package to find its extension, and PyTorch, which imports it at the end of ``import torch``, pay nothing for them.
 """
 
 from __future__ import annotations
