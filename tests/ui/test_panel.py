@@ -1,0 +1,29 @@
+"""What a user sees of the pool in JupyterLab."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+
+def test_the_panel_lists_the_gpus(page: Page, lab: str) -> None:
+    page.goto(lab)
+    page.get_by_role("tab", name="GPU Pool").click()
+    panel = page.get_by_role("region", name="GPU Pool")
+    gpus = panel.get_by_role("listitem").filter(has_text="Tesla V100-PCIE-32GB")
+    expect(gpus).to_have_count(2)
+    for gpu in gpus.all():
+        expect(gpu).to_contain_text("emulated")
+        expect(gpu).to_contain_text("0 of 32510 MiB granted")
+        meter = gpu.get_by_role("meter")
+        expect(meter).to_have_attribute("aria-valuenow", "0")
+        expect(meter).to_have_attribute("aria-valuemax", "32510")
+    expect(panel).to_contain_text("No GPU is in use.")
+
+
+def test_the_palette_opens_the_panel(page: Page, lab: str) -> None:
+    page.goto(lab)
+    page.wait_for_selector("#jp-main-dock-panel")
+    page.keyboard.press("Control+Shift+C")
+    page.get_by_placeholder("SEARCH").fill("GPU Pool")
+    page.get_by_role("menuitem", name="Open GPU Pool").click()
+    expect(page.get_by_role("region", name="GPU Pool")).to_be_visible()
