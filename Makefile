@@ -10,6 +10,9 @@ STAMP := $(VENV)/.installed
 PANEL := $(shell find labextension -type f -not -path 'labextension/lib/*')
 export PATH := $(BIN):$(PATH)
 
+# An environment that was not finished must not pass for one.
+.DELETE_ON_ERROR:
+
 .PHONY: help demo test lab lint bench clean
 
 help:
@@ -38,7 +41,7 @@ bench: $(STAMP)
 	python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) node_modules dist labextension/lib jupyter_gpupool/labextension
+	rm -rf $(VENV) node_modules .yarn dist labextension/lib jupyter_gpupool/labextension
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
