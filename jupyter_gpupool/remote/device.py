@@ -4,6 +4,7 @@ allocation kernels, and what autograd needs to know."""
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from . import names, operators, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
 from .memory import host_bytes
-from .records import GET_RNG, SEED, SET_RNG
+from .records import GET_RNG, SEED, SEED_BITS, SET_RNG
 from .tensor import BACKEND, RemoteTensor
 
 #: Set in a fork of an attached process, where the device cannot be used.
@@ -118,7 +119,7 @@ def _memory(device: Any) -> Any:
 
 
 def seed_one(seed: int, index: int) -> None:
-    _dispatcher().stream.push((SEED, seed & 0xFFFF_FFFF_FFFF_FFFF, index))
+    _dispatcher().stream.push((SEED, seed & SEED_BITS, index))
 
 
 def seed_all(seed: int) -> None:
@@ -194,14 +195,23 @@ def register() -> None:
 def _run_backward_in_its_own_thread() -> None:
     """Autograd would start a thread per device, and knows of one only; the caller's thread serves all."""
     run = torch.autograd.graph._engine_run_backward
+    first = threading.Lock()
+    started = False
 
     @functools.wraps(run)
     def backward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal started
         if names.count:
             torch._C._set_multithreading_enabled(False)
+            if not started:
+                # The engine's own start, seen to abort the process when several threads are the first.
+                with first:
+                    if not started:
+                        with torch.enable_grad():
+                            leaf = torch.zeros((), device="cpu", requires_grad=True)
+                            run((leaf * 1,), (torch.ones((), device="cpu"),), False, False, (leaf,), allow_unreachable=True)
+                        started = True
         return run(*args, **kwargs)
 
     torch.autograd.graph._engine_run_backward = backward
     torch.autograd._engine_run_backward = backward  # type: ignore[attr-defined]
-
-

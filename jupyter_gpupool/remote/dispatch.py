@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import torch
@@ -71,6 +73,7 @@ class Dispatcher:
         self.stream = stream
         self.templates: dict[tuple, Template] = {}
         self._defined = 0
+        self._defining = threading.RLock()
         self.misses = 0
 
     def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -133,25 +136,11 @@ class Dispatcher:
 
     def _general(self, template: Template, tensors: list[RemoteTensor], scalars: list) -> Any:
         prediction = template.prediction
-        storages = iter([self.stream.new_storage(g.nbytes, g.index) for g in prediction.new])
+        storages = [self.stream.new_storage(g.nbytes, g.index) for g in prediction.new]
         if not prediction.is_local:
-            taken = list(storages)
-            record = (template.id, *[t._storage.id for t in tensors], *scalars, *[s.id for s in taken])
-            self.stream.push(record)
-            storages = iter(taken)
-
-        def build(result: Any) -> Any:
-            if isinstance(result, New):
-                return make(next(storages), result.geometry)
-            if isinstance(result, Same):
-                return tensors[result.tensor]
-            if isinstance(result, View):
-                return make(tensors[result.tensor]._storage, result.geometry)
-            if result is None:
-                return None
-            return type(result)(build(r) for r in result)
-
-        return build(prediction.results)
+            inputs = [t._storage.id for t in tensors]
+            self.stream.push((template.id, *inputs, *scalars, *[s.id for s in storages]))
+        return _build(prediction.results, tensors, iter(storages))
 
     # -- the first time
 
@@ -159,12 +148,18 @@ class Dispatcher:
         self, func: Any, args: tuple, kwargs: dict, key: tuple, tensors: list[RemoteTensor]
     ) -> Template | None:
         """Predict and remember; None when only running it will tell."""
-        self.misses += 1
         _same_device(func, kwargs, tensors)
         try:
             prediction = signature.predict(func, args, kwargs, tensors)
         except signature.Unpredictable:
             return None
+        with self._defining:  # another thread may meet its first call at the same moment
+            return self.templates.get(key) or self._remember(func, args, kwargs, key, tensors, prediction)
+
+    def _remember(
+        self, func: Any, args: tuple, kwargs: dict, key: tuple, tensors: list[RemoteTensor], prediction: Prediction
+    ) -> Template:
+        self.misses += 1
         if len(self.templates) >= MAX_TEMPLATES:
             self.templates.clear()
             forget_geometries()
@@ -189,7 +184,7 @@ class Dispatcher:
         return self._receive(answer["results"], tensors, cuda)
 
     def _receive(self, result: Any, tensors: list[RemoteTensor], cuda: bool) -> Any:
-        """Results as the worker describes them: see Session.run_now in executor.py."""
+        """Results as the worker describes them: see Session._run_now in executor.py."""
         if result is None:
             return None
         kind, *rest = result
@@ -216,14 +211,29 @@ class Dispatcher:
             )
         home = next(t for t in _all_tensors((args, kwargs)) if type(t) is RemoteTensor).device
 
-        def bring(value: Any) -> Any:
-            if isinstance(value, torch.Tensor) and type(value) is not RemoteTensor:
-                return value.to(home)
-            if isinstance(value, (list, tuple)):
-                return [bring(v) for v in value]
-            return value
+        return tuple(_at(home, a) for a in args), {k: _at(home, v) for k, v in kwargs.items()}
 
-        return tuple(bring(a) for a in args), {k: bring(v) for k, v in kwargs.items()}
+
+def _build(result: Any, tensors: list[RemoteTensor], storages: Iterator[Storage]) -> Any:
+    """What a call gives back, as its prediction says."""
+    if isinstance(result, New):
+        return make(next(storages), result.geometry)
+    if isinstance(result, Same):
+        return tensors[result.tensor]
+    if isinstance(result, View):
+        return make(tensors[result.tensor]._storage, result.geometry)
+    if result is None:
+        return None
+    return type(result)([_build(r, tensors, storages) for r in result])
+
+
+def _at(home: torch.device, value: Any) -> Any:
+    """``value`` with its CPU tensors copied to ``home``."""
+    if isinstance(value, torch.Tensor) and type(value) is not RemoteTensor:
+        return value.to(home)
+    if isinstance(value, (list, tuple)):
+        return [_at(home, v) for v in value]
+    return value
 
 
 #: CUDA takes index tensors from the CPU here.

@@ -1,4 +1,4 @@
-"""Operators that a GPU has and a CPU lacks: what an emulated GPU runs in their place.
+"""Operators that a GPU has and a CPU lacks or has otherwise: what an emulated GPU runs in their place.
 
 Each takes and gives what the operator's schema says; formulas are those of the LSTM and GRU cells
 as torch.nn.LSTMCell and torch.nn.GRUCell document them.
@@ -88,7 +88,17 @@ def _gru_cell_backward(grad_hy: torch.Tensor, workspace: torch.Tensor, has_bias:
     return inputs, hidden, grad_hy * z, *biases
 
 
+def _batch_norm(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(normalised, mean, 1/std); in evaluation a CPU leaves out the latter two, which nobody reads then."""
+    out, mean, inverse_std = aten.native_batch_norm.default(x, *args)
+    channels = x.shape[1]
+    if mean.numel() != channels:
+        mean, inverse_std = mean.new_zeros(channels), mean.new_zeros(channels)
+    return out, mean, inverse_std
+
+
 CPU_KERNELS: dict[Any, Callable[..., Any]] = {
+    aten.native_batch_norm.default: _batch_norm,
     aten._thnn_fused_lstm_cell.default: _lstm_cell,
     aten._thnn_fused_lstm_cell_backward_impl.default: _lstm_cell_backward,
     aten._thnn_fused_gru_cell.default: _gru_cell,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Callable, Sequence
 
 import torch
@@ -89,7 +92,11 @@ class Template:
 
     def __init__(self, session: Session, definition: dict[str, Any]) -> None:
         self.name = definition["op"]
-        self.op = op = resolve(self.name)
+        try:
+            self.op = op = resolve(self.name)
+        except NotAllowed as e:
+            # Whoever calls it is told; the session and its tensors live on.
+            self.op, op = functools.partial(_refuse, str(e)), None
         self.n_tensors = int(definition["tensors"])
         self.n_scalars = int(definition["scalars"])
         self._session = session
@@ -99,14 +106,14 @@ class Template:
         self.results = self._decode_results(definition["results"])
         self.new = _flat_new(self.results)
         self.size = self.n_tensors + self.n_scalars + len(self.new)
-        self.random = torch.Tag.nondeterministic_seeded in op.tags
+        self.random = op is not None and torch.Tag.nondeterministic_seeded in op.tags
         self.checked = False
         if set(self.geometries) != set(range(self.n_tensors)):
             raise BadRecord(f"{self.name}: tensors are not numbered from 0 to {self.n_tensors - 1}")
         first = self.geometries.get(0) or (self.new[0] if self.new else None)
         self.device = session.device(first[4] if first else 0)
         if self.device.spec.emulated:
-            self.op = CPU_KERNELS.get(op, op)
+            self.op = CPU_KERNELS.get(op, self.op)
 
     def _decode(self, value: Any) -> Any:
         if not isinstance(value, list):
@@ -372,8 +379,6 @@ class Session:
     def _template(self, definition: Any) -> Template:
         try:
             return Template(self, definition)
-        except NotAllowed:
-            raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
             raise BadRecord(f"a definition that makes no sense: {e}") from None
 
@@ -394,7 +399,8 @@ class Session:
             else:
                 got = t.op(*args, **kwargs)
             self._keep_results(t, fields[m:], got, tensors)
-        except (BadRecord, NotAllowed):
+        except BadRecord:
+            device.give(taken)
             raise
         except Exception as e:
             device.give(taken)
@@ -418,28 +424,30 @@ class Session:
     def _keep_results(self, t: Template, ids: list, got: Any, inputs: list[torch.Tensor]) -> None:
         if not t.new:
             return
-        if isinstance(t.results, tuple):
-            pairs = [(t.results, got)]
-        else:
-            pairs = _pair(t.results, got)
+        pairs = [(t.results, got)] if isinstance(t.results, tuple) else _pair(t.results, got)
         for id, (geom, value) in zip(ids, pairs):
-            value = self._as_predicted(t, geom, value, inputs)
-            slot = Slot(value, self.device(geom[4]), _nbytes(geom))
-            slot.views[geom] = value
-            self._add(id, slot)
+            self._add(id, self._as_predicted(t, geom, value, inputs))
 
-    def _as_predicted(self, t: Template, geom: Geometry, value: Any, inputs: list[torch.Tensor]) -> torch.Tensor:
+    def _as_predicted(self, t: Template, geom: Geometry, value: torch.Tensor, inputs: list[torch.Tensor]) -> Slot:
         """The prediction is a contract: the client reads memory as it was predicted."""
-        size, stride, _, dtype, _ = geom
+        size, stride, _, dtype, index = geom
+        device = self.device(index)
         if value.shape != size or value.dtype != dtype:
-            raise RuntimeError(
-                f"gives {tuple(value.shape)} {value.dtype} where {size} {dtype} was predicted; please report this"
-            )
-        if value.stride() != stride or value.storage_offset() or value.is_conj() or value.is_neg():
-            return torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
-        if any(value is x or value.untyped_storage()._cdata == x.untyped_storage()._cdata for x in inputs):
-            return torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
-        return value
+            # Often a result that nobody reads; if somebody does, it must not be wrong in silence.
+            message = f"gives {tuple(value.shape)} {value.dtype} where {size} {dtype} was predicted; please report this"
+            poison = {"operator": t.name, "type": "RuntimeError", "message": message}
+            return Slot(None, device, _nbytes(geom), poison)
+        if (
+            value.stride() != stride
+            or value.storage_offset()
+            or value.is_conj()
+            or value.is_neg()
+            or any(value is x or value.untyped_storage()._cdata == x.untyped_storage()._cdata for x in inputs)
+        ):
+            value = torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
+        slot = Slot(value, device, _nbytes(geom))
+        slot.views[geom] = value
+        return slot
 
     def _run_now(self, definition: Any, ids: Any, scalars: Any, number: Any) -> tuple[Any, None]:
         """Run an operator whose results the client could not predict, and describe them:
@@ -454,31 +462,29 @@ class Session:
             got = _with_generator(t.device, t.op, args, kwargs)
         else:
             got = t.op(*args, **kwargs)
-        counter = iter(range(4096))
+        return {"results": self._describe(got, t, tensors, itertools.count(4096 * number))}, None
 
-        def describe(value: Any) -> Any:
-            if value is None:
-                return None
-            if isinstance(value, (list, tuple)):
-                return ["list", [describe(v) for v in value]]
-            if not isinstance(value, torch.Tensor):
-                return ["value", value]
-            index = t.device.spec.index
-            for k, x in enumerate(tensors):
-                if value is x:
-                    return ["same", k]
-                if value.untyped_storage()._cdata == x.untyped_storage()._cdata and value.numel():
-                    return ["view", k, _wire(value, index)]
-            value = value.resolve_conj().resolve_neg()
-            if value.storage_offset() or value.untyped_storage().nbytes() > value.numel() * value.itemsize:
-                value = value.clone(memory_format=torch.contiguous_format)
-            nbytes = value.untyped_storage().nbytes()
-            t.device.take(rounded(nbytes))
-            id = -(4096 * number + next(counter))
-            self._add(id, Slot(value, t.device, nbytes))
-            return ["new", id, _wire(value, index), nbytes]
-
-        return {"results": describe(got)}, None
+    def _describe(self, value: Any, t: Template, inputs: list[torch.Tensor], numbers: Iterator[int]) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return ["list", [self._describe(v, t, inputs, numbers) for v in value]]
+        if not isinstance(value, torch.Tensor):
+            return ["value", value]
+        index = t.device.spec.index
+        for k, x in enumerate(inputs):
+            if value is x:
+                return ["same", k]
+            if value.untyped_storage()._cdata == x.untyped_storage()._cdata and value.numel():
+                return ["view", k, _wire(value, index)]
+        value = value.resolve_conj().resolve_neg()
+        if value.storage_offset() or value.untyped_storage().nbytes() > value.numel() * value.itemsize:
+            value = value.clone(memory_format=torch.contiguous_format)
+        nbytes = value.untyped_storage().nbytes()
+        t.device.take(rounded(nbytes))
+        id = -next(numbers)
+        self._add(id, Slot(value, t.device, nbytes))
+        return ["new", id, _wire(value, index), nbytes]
 
     def _wait(self, index: int) -> tuple[None, None]:
         for d in self._devices:
@@ -509,6 +515,10 @@ class Session:
             report = _report(f"aten::{name}", e)
             self._complain(report)
             return report
+
+
+def _refuse(reason: str, *args: Any, **kwargs: Any) -> None:
+    raise NotAllowed(reason)
 
 
 def _with_generator(device: Device, op: Any, args: list, kwargs: dict) -> Any:

@@ -46,7 +46,10 @@ class Lifeline:
         if self._released.is_set() or os.getpid() != self._pid:
             return
         self._released.set()
-        self._waker.send(b"x")
+        try:
+            self._waker.send(b"x")
+        except OSError:
+            pass  # the thread has ended, for the worker has
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

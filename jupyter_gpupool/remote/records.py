@@ -19,6 +19,7 @@ ALLOCATE = -3
 WRITE = -4
 #: [code, seed, device index or -1 for all]
 SEED = -5
+SEED_BITS = 0xFFFF_FFFF_FFFF_FFFF
 #: [code]: forget all templates but those defined since the previous reset
 RESET = -6
 #: [code, storage id, geometry]: asks for elements; the answer is None with a payload

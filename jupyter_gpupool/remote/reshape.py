@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .dispatch import Dispatcher, special
+from .signature import on_meta
 from .tensor import Geometry, RemoteTensor, geometry, make, retarget
 
 aten = torch.ops.aten
@@ -85,16 +86,8 @@ def fit_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> bool:
     outs = [a for a in func._schema.arguments if a.is_out]
     if not outs:
         return False
-    metas = {id(v): v._geometry.new_meta() for v in (*args, *kwargs.values()) if type(v) is RemoteTensor}
-
-    def to_meta(v: Any) -> Any:
-        if type(v) is RemoteTensor:
-            return metas.get(id(v), v._geometry.on_meta())
-        if isinstance(v, (list, tuple)):
-            return [to_meta(x) for x in v]
-        return torch.device("meta") if isinstance(v, torch.device) else v
-
-    func(*[to_meta(a) for a in args], **{k: to_meta(v) for k, v in kwargs.items()})
+    metas: dict[int, torch.Tensor] = {}
+    func(*[on_meta(a, metas) for a in args], **{k: on_meta(v, metas) for k, v in kwargs.items()})
     changed = False
     for argument in outs:
         t = kwargs.get(argument.name)

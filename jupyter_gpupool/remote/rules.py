@@ -9,6 +9,12 @@ import torch
 
 _NAME = re.compile(r"aten::([a-z_][a-z0-9_]*)\.([a-z][a-z0-9_]*)", re.IGNORECASE)
 
+#: The kinds of argument that a record can carry.
+_PLAIN = frozenset(
+    "Tensor int SymInt float bool number str Device Layout MemoryFormat ScalarType Generator".split()
+)
+_WRAPPED = re.compile(r"Optional\[|List\[|\]")
+
 #: Operators that touch files, processes, host memory or the worker's own state.
 REFUSED = frozenset(
     {
@@ -51,7 +57,8 @@ def resolve(name: str) -> Any:
     if op is None:
         raise NotAllowed(f"this worker's PyTorch {torch.__version__} has no operator {name}")
     for argument in op._schema.arguments:
-        # Storages, streams and files have no encoding on the wire, and none is wanted.
-        if str(argument.type) in ("Storage", "Stream", "QScheme") and not argument.has_default_value():
-            raise NotAllowed(f"{name} is refused: it takes a {argument.type}")
+        kind = _WRAPPED.sub("", str(argument.type))
+        # Storages, streams and packed parameters have no encoding on the wire, and none is wanted.
+        if kind not in _PLAIN and not argument.has_default_value():
+            raise NotAllowed(f"{name} is refused: it takes a {kind}")
     return op

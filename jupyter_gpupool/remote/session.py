@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import torch
 
 from . import cuda, device, handshake, names
 from .dispatch import Dispatcher
+from .records import SEED, SEED_BITS
 from .specs import AttachSpec
 from .stream import Stream
 from .tensor import RemoteTensor
@@ -28,6 +30,7 @@ class Session:
         self.spec = spec
         self._dispatcher: Dispatcher | None = None
         self._welcome: dict[str, Any] = {}
+        self._connecting = threading.RLock()
         self.seed = torch.initial_seed()
 
     @property
@@ -35,11 +38,13 @@ class Session:
         return self._dispatcher is not None
 
     def dispatcher(self) -> Dispatcher:
-        if self._dispatcher is None:
-            facts = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-            sock, self._welcome = handshake.connect(self.spec, "session", facts)
-            self._dispatcher = Dispatcher(Stream(sock, self.spec.devices))
-            device.seed_all(self.seed)
+        with self._connecting:
+            if self._dispatcher is None:
+                facts = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+                sock, self._welcome = handshake.connect(self.spec, "session", facts)
+                dispatcher = Dispatcher(Stream(sock, self.spec.devices))
+                dispatcher.stream.push((SEED, self.seed & SEED_BITS, -1))
+                self._dispatcher = dispatcher
         return self._dispatcher
 
     def welcome(self) -> dict[str, Any]:

@@ -63,72 +63,79 @@ def predict(func: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -
 
     Raises :class:`Unpredictable` where the values decide, or where no meta kernel exists.
     """
-    schema = func._schema
-    fresh = schema.is_mutable
-    metas: dict[int, torch.Tensor] = {}
-
-    def to_meta(value: Any) -> Any:
-        if type(value) is RemoteTensor:
-            geom = value._geometry
-            if not fresh:
-                return geom.on_meta()
-            if id(value) not in metas:
-                metas[id(value)] = geom.new_meta()
-            return metas[id(value)]
-        if isinstance(value, (list, tuple)):
-            return [to_meta(v) for v in value]
-        if isinstance(value, torch.device):
-            return torch.device("meta")
-        if isinstance(value, torch.Generator):
-            return None
-        return value
-
+    # No closures below: one that calls itself is a cycle, which would keep tensors until the next collection.
+    metas: dict[int, torch.Tensor] | None = {} if func._schema.is_mutable else None
     try:
-        got = func(*[to_meta(a) for a in args], **{k: to_meta(v) for k, v in kwargs.items()})
+        got = func(*[on_meta(a, metas) for a in args], **{k: on_meta(v, metas) for k, v in kwargs.items()})
     except (DynamicOutputShapeException, DataDependentOutputException, NotImplementedError) as e:
         raise Unpredictable(str(e)) from None
     except Exception as e:
         # The user's mistake, or the meta kernel's: running it tells which, in the real kernel's words.
-        raise Unpredictable(str(e)) from e
+        raise Unpredictable(str(e)) from None
 
     for value in tensors:
-        meta = metas.get(id(value))
+        meta = metas.get(id(value)) if metas else None
         if meta is not None and (meta.shape != value._geometry.size or meta.stride() != value._geometry.stride):
             raise Unpredictable("changes the geometry of an argument")
+    return _Description(func._schema, args, kwargs, tensors).of(got)
 
-    index, cuda = _where(args, kwargs, tensors)
-    positions = _aliased(schema, args, kwargs, tensors)
-    new: list[Geometry] = []
 
-    def describe(value: Any, info: Any) -> Any:
+def on_meta(value: Any, metas: dict[int, torch.Tensor] | None) -> Any:
+    """``value`` with meta tensors in it; fresh ones where ``metas`` collects them (they may be changed)."""
+    if type(value) is RemoteTensor:
+        if metas is None:
+            return value._geometry.on_meta()
+        return metas.setdefault(id(value), value._geometry.new_meta())
+    if isinstance(value, (list, tuple)):
+        return [on_meta(v, metas) for v in value]
+    if isinstance(value, torch.device):
+        return torch.device("meta")
+    if isinstance(value, torch.Generator):
+        return None
+    return value
+
+
+class _Description:
+    """Turns what the meta kernels gave into a :class:`Prediction`."""
+
+    def __init__(self, schema: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -> None:
+        self._returns = schema.returns
+        self._tensors = tensors
+        self._index, self._cuda = _where(args, kwargs, tensors)
+        self._positions = _aliased(schema, args, kwargs, tensors)
+        self._new: list[Geometry] = []
+
+    def of(self, got: Any) -> Prediction:
+        returns = self._returns
+        if not returns:
+            return Prediction(None, ())
+        if len(returns) == 1:
+            results = self._describe(got, returns[0].alias_info)
+        else:
+            results = tuple(self._describe(v, r.alias_info) for v, r in zip(got, returns))
+        return Prediction(results, tuple(self._new))
+
+    def _describe(self, value: Any, alias: Any) -> Any:
         if value is None:
             return None
         if isinstance(value, (list, tuple)):
-            return [describe(v, info) for v in value]
+            return [self._describe(v, alias) for v in value]
         if not isinstance(value, torch.Tensor):
             raise Unpredictable("gives a value that is no tensor")
-        if info is not None:
-            k = positions.get(next(iter(info.before_set), None))
-            if k is None:
-                raise Unpredictable("aliases an argument that is no tensor")
-            if info.is_write:
-                return Same(k)
-            source = tensors[k]._geometry
-            return View(
-                k,
-                geometry(value.shape, value.stride(), value.storage_offset(), value.dtype, source.index, source.cuda),
-            )
-        geom = geometry(value.shape, value.stride(), 0, value.dtype, index, cuda)
-        new.append(geom)
-        return New(geom)
-
-    returns = schema.returns
-    if not returns:
-        return Prediction(None, ())
-    if len(returns) == 1:
-        return Prediction(describe(got, returns[0].alias_info), tuple(new))
-    results = tuple(describe(v, r.alias_info) for v, r in zip(got, returns))
-    return Prediction(results, tuple(new))
+        if alias is None:
+            geom = geometry(value.shape, value.stride(), 0, value.dtype, self._index, self._cuda)
+            self._new.append(geom)
+            return New(geom)
+        k = self._positions.get(next(iter(alias.before_set), ""))
+        if k is None:
+            raise Unpredictable("aliases an argument that is no tensor")
+        if alias.is_write:
+            return Same(k)
+        source = self._tensors[k]._geometry
+        return View(
+            k,
+            geometry(value.shape, value.stride(), value.storage_offset(), value.dtype, source.index, source.cuda),
+        )
 
 
 def _where(args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -> tuple[int, bool]:

@@ -229,8 +229,19 @@ class Stream:
         try:
             return function(*args)
         except (ConnectionError, wire.WireError) as e:
-            self.lose(str(e))
+            self.lose(self._last_words() or str(e))
             return None
+
+    def _last_words(self) -> str:
+        """Why the worker hung up, where it said so before it did."""
+        try:
+            while self._poll.poll(0):
+                kind, header, _ = wire.receive(self._sock)
+                if kind is wire.Kind.BYE and isinstance(header, dict):
+                    return str(header.get("message", ""))
+        except (ConnectionError, wire.WireError):
+            pass  # it said nothing
+        return ""
 
     def lose(self, reason: str) -> None:
         """The worker is gone: say so at every call from now on. Wakes a thread that waits for it."""

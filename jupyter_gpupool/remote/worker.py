@@ -11,7 +11,6 @@ import torch
 
 from . import handshake, wire
 from .executor import BadRecord, Device, Session
-from .rules import NotAllowed
 from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELEASED, WorkerSpec
 
 #: How often a worker looks at the clock, in seconds.
@@ -23,6 +22,7 @@ def serve(spec: WorkerSpec, listener: socket.socket, report: Callable[[dict[str,
 
     ``report`` is told about once a second, when it has changed, what the lease uses:
     ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n}``.
+    A thread may still be inside an operator then: leave the process by ``os._exit``.
     """
     return Worker(spec, report).run(listener)
 
@@ -144,7 +144,7 @@ class Worker:
         try:
             with torch.inference_mode():
                 self._loop(sock, session)
-        except (BadRecord, NotAllowed, wire.WireError) as e:
+        except (BadRecord, wire.WireError) as e:
             try:
                 send(wire.Kind.BYE, {"message": f"the worker ended this session: {e}"})
             except ConnectionError:

@@ -1,0 +1,148 @@
+"""``cuda`` means the pool, for as long as a lease is attached and not a moment longer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def test_queries_answer_for_the_slices(attached: object) -> None:
+    assert torch.cuda.is_available() and torch.cuda.device_count() == 2
+    assert torch.cuda.get_device_name(1) == "Tesla V100-PCIE-32GB (emulated)"
+    assert torch.cuda.get_device_properties(0).total_memory == 26008 << 20
+    assert torch.cuda.get_device_capability() == (7, 0)
+    assert torch.accelerator.is_available() and torch.accelerator.device_count() == 2
+    assert str(torch.accelerator.current_accelerator()) == "gpupool"
+    torch.accelerator.synchronize()
+
+
+def test_without_a_lease_nothing_has_changed(attached: object) -> None:
+    from jupyter_gpupool.remote import session
+
+    tensor = torch.ones(1, device="cuda")
+    session.deactivate()
+    assert not torch.cuda.is_available() and torch.cuda.device_count() == 0
+    assert torch.tensor.__module__ is None or "gpupool" not in torch.tensor.__module__
+    assert torch.Tensor.to is not None and torch.ones(2).to(torch.float64).dtype == torch.float64
+    with pytest.raises(session.NotAttached, match="released.*tensors are gone"):
+        tensor.item()
+
+
+def test_a_tensor_of_an_ended_lease_is_not_taken_for_one_of_the_next(
+    attached: object, start_worker: Callable
+) -> None:
+    from jupyter_gpupool.remote import session
+
+    stale = torch.ones(3, device="cuda")
+    stale.sum().item()
+    session.deactivate()
+    session.activate(start_worker().spec)
+    torch.zeros(3, device="cuda").sum().item()
+    with pytest.raises(RuntimeError, match="lease that has ended"):
+        (stale + 1).sum().item()
+
+
+def test_the_current_device_is_each_threads_own(attached: object) -> None:
+    seen = []
+    with torch.cuda.device(1):
+        assert str(torch.ones(1, device="cuda").device) == "cuda:1"
+        assert str(torch.ones(1).cuda().device) == "cuda:1"
+        thread = threading.Thread(target=lambda: seen.append(str(torch.ones(1, device="cuda").device)))
+        thread.start()
+        thread.join()
+    assert seen == ["cuda:0"] and torch.cuda.current_device() == 0
+
+
+def test_default_device(attached: object) -> None:
+    torch.set_default_device("cuda:1")
+    try:
+        assert str(torch.tensor([1.0]).device) == str(torch.ones(2).device) == "cuda:1"
+        assert str(torch.nn.Linear(2, 2).weight.device) == "cuda:1"
+    finally:
+        torch.set_default_device(None)
+    with torch.device("cuda"):
+        assert str(torch.zeros(2).device) == "cuda:0"
+    assert torch.zeros(2).device.type == "cpu"
+
+
+def test_several_threads_compute_at_once(attached: object) -> None:
+    results: dict[int, float] = {}
+
+    def work(n: int) -> None:
+        device = f"cuda:{n % 2}"
+        x = torch.full((16, 16), float(n), device=device, requires_grad=True)
+        for _ in range(50):
+            y = (x * 2).sum()
+            (g,) = torch.autograd.grad(y, x)
+        results[n] = g.sum().item() + y.item()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert results == {n: 512.0 + 512.0 * n for n in range(6)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_loaders_with_workers_and_pinned_memory(attached: object, workers: int) -> None:
+    torch.ones(1, device="cuda")  # the connection stands before the workers fork
+    data = TensorDataset(torch.arange(64.0), torch.arange(64))
+    loader = DataLoader(data, batch_size=16, num_workers=workers, pin_memory=True, shuffle=True)
+    total = sum((x.cuda(non_blocking=True).sum() for x, _ in loader), torch.zeros((), device="cuda"))
+    assert total.item() == sum(range(64))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_is_refused_in_cudas_words_and_does_no_harm(attached: object) -> None:
+    kept = torch.ones(3, device="cuda")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            (kept + 1).sum().item()
+            message = "it worked"
+        except RuntimeError as e:
+            message = str(e)
+        os.write(writer, message.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 500).decode().startswith("Cannot re-initialize CUDA in forked subprocess")
+    os.close(reader)
+    os.close(writer)
+    assert kept.sum().item() == 3
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+
+
+def test_import_torch_attaches_by_itself(worker: object, tmp_path: Path) -> None:
+    file = tmp_path / "lease"
+    file.write_text(worker.spec.to_json())  # type: ignore[attr-defined]
+    done = run("import torch; print(torch.ones(3).to('cuda').sum().item())", GPUPOOL_LEASE=str(file))
+    assert (done.returncode, done.stdout) == (0, "3.0\n"), done.stderr
+
+
+def test_without_a_lease_import_torch_loads_nothing_of_ours() -> None:
+    done = run(
+        "import sys, torch; print([m for m in sys.modules if m.startswith('jupyter_gpupool.remote.')])",
+        GPUPOOL_LEASE="",
+    )
+    assert done.stdout == "['jupyter_gpupool.remote.autoload']\n", done.stderr
+
+
+def test_a_lease_file_that_is_gone_is_said_in_one_line(tmp_path: Path) -> None:
+    done = run("import torch", GPUPOOL_LEASE=str(tmp_path / "gone"))
+    assert done.returncode != 0
+    assert "the lease has probably been released" in done.stderr

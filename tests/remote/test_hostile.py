@@ -1,0 +1,202 @@
+"""What reads from a network: frames and records that no client of ours would send."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jupyter_gpupool.remote import handshake, records, rules, wire
+
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@contextlib.contextmanager
+def connected(spec: object) -> Iterator[socket.socket]:
+    sock, _ = handshake.connect(spec, "session", {"torch": torch.__version__, "threads": 1})  # type: ignore[arg-type]
+    sock.settimeout(20)
+    try:
+        yield sock
+    finally:
+        sock.close()
+
+
+def still_serves(spec: object) -> None:
+    with connected(spec) as sock:
+        wire.send(sock, wire.Kind.RECORDS, [records.WAIT, -1])
+        assert wire.receive(sock)[0] is wire.Kind.VALUE
+
+
+def say(sock: socket.socket, data: bytes) -> None:
+    """Send ``data`` and no more, and listen until the worker hangs up, which it may do at any point."""
+    sock.settimeout(20)
+    with contextlib.suppress(ConnectionError, OSError):
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+trees = st.recursive(
+    scalars, lambda t: st.lists(t, max_size=5) | st.dictionaries(st.text(max_size=6), t, max_size=4), max_leaves=12
+)
+geometries = st.tuples(
+    st.lists(st.integers(-2, 2**33), max_size=3),
+    st.lists(st.integers(-2, 2**33), max_size=3),
+    st.integers(-1, 2**33),
+    st.sampled_from(["float32", "uint8", "load", "nonsense", ""]),
+    st.integers(-1, 3),
+).map(list)
+definitions = st.fixed_dictionaries(
+    {
+        "op": st.sampled_from(["aten::add.Tensor", "aten::from_file.default", "aten::empty.memory_format", "os::system", ""]),
+        "args": st.lists(st.tuples(st.sampled_from("tscldDLmzg?"), trees, geometries).map(list) | trees, max_size=3),
+        "kwargs": st.dictionaries(st.text(max_size=5), trees, max_size=2),
+        "tensors": st.integers(-1, 3),
+        "scalars": st.integers(-1, 3),
+        "results": st.none() | geometries,
+    }
+)
+anything = trees | geometries | definitions | st.integers(1, 3)
+hostile_records = st.lists(
+    st.tuples(st.sampled_from([*records.FIELDS, 0, 1, -99]), st.lists(anything, max_size=4)).map(lambda t: [t[0], *t[1]]),
+    max_size=4,
+).map(lambda rs: [x for r in rs for x in r])
+
+
+@FUZZ
+@given(st.binary(max_size=200))
+def test_noise_before_the_handshake(worker: object, noise: bytes) -> None:
+    with socket.create_connection((worker.spec.host, worker.spec.port)) as sock:  # type: ignore[attr-defined]
+        say(sock, noise)
+
+
+def test_after_all_that_the_worker_serves(worker: object) -> None:
+    spec = worker.spec  # type: ignore[attr-defined]
+    for prefix in (
+        struct.pack("!BIQ", 1, 0xFFFFFFFF, 0),
+        struct.pack("!BIQ", 1, 10, 1 << 60) + b"0123456789",
+        struct.pack("!BIQ", 4, 2, 0) + b"\x91\x01",
+    ):
+        with socket.create_connection((spec.host, spec.port)) as sock:
+            say(sock, prefix)
+    still_serves(spec)
+
+
+@FUZZ
+@given(hostile_records)
+def test_hostile_records_after_the_handshake(worker: object, batch: list) -> None:
+    with connected(worker.spec) as sock:  # type: ignore[attr-defined]
+        say(sock, wire.pack(wire.Kind.RECORDS, batch))
+    assert worker.process.poll() is None, "the worker died"  # type: ignore[attr-defined]
+
+
+@FUZZ
+@given(st.sampled_from(list(wire.Kind)), trees, st.binary(max_size=40), st.integers(0, 60))
+def test_hostile_frames_after_the_handshake(
+    worker: object, kind: wire.Kind, header: object, payload: bytes, claimed: int
+) -> None:
+    with connected(worker.spec) as sock:  # type: ignore[attr-defined]
+        body = msgpack.packb(header)
+        say(sock, struct.pack("!BIQ", kind, len(body), claimed) + body + payload)
+    assert worker.process.poll() is None, "the worker died"  # type: ignore[attr-defined]
+
+
+class TestWhatTheWorkerRefuses:
+    def answer(self, spec: object, batch: list) -> tuple[wire.Kind, object]:
+        with connected(spec) as sock:
+            wire.send(sock, wire.Kind.RECORDS, batch)
+            kind, header, _ = wire.receive(sock)
+            return kind, header
+
+    def refused(self, worker: object, batch: list, reason: str) -> None:
+        kind, header = self.answer(worker.spec, batch)  # type: ignore[attr-defined]
+        assert kind is wire.Kind.BYE and reason in header["message"]  # type: ignore[index]
+        still_serves(worker.spec)  # type: ignore[attr-defined]
+
+    def test_a_huge_allocation(self, worker: object) -> None:
+        kind, header = self.answer(worker.spec, [records.ALLOCATE, 1, 1 << 50, 0])  # type: ignore[attr-defined]
+        assert kind is wire.Kind.ERROR and header["type"] == "OutOfMemoryError"  # type: ignore[index]
+
+    def test_reading_beyond_a_storage(self, worker: object) -> None:
+        big = [[1024], [1], 0, "float32", 0]
+        self.refused(worker, [records.ALLOCATE, 1, 16, 0, records.READ, 1, big], "4096 bytes on a storage of 16")
+
+    def test_another_sessions_storage(self, worker: object) -> None:
+        with connected(worker.spec) as other:  # type: ignore[attr-defined]
+            wire.send(other, wire.Kind.RECORDS, [records.ALLOCATE, 1, 16, 0, records.WAIT, -1])
+            wire.receive(other)
+            self.refused(worker, [records.READ, 1, [[1], [1], 0, "uint8", 0]], "does not hold")
+
+    def test_a_file_is_not_opened(self, worker: object, tmp_path: Path) -> None:
+        secret = tmp_path / "secret"
+        secret.write_bytes(b"x" * 64)
+        definition = {
+            "op": "aten::from_file.default",
+            "args": [str(secret), False, 64],
+            "kwargs": {"dtype": ["d", "uint8"]},
+            "tensors": 0,
+            "scalars": 0,
+            "results": None,
+        }
+        kind, header = self.answer(worker.spec, [records.RUN, definition, [], [], 1])  # type: ignore[attr-defined]
+        assert "aten::from_file.default is refused" in header["failed"]["message"]  # type: ignore[index]
+        call = [records.DEFINE, 0, {**definition, "results": [[64], [1], 0, "uint8", 0]}, 0, 1]
+        kind, header = self.answer(worker.spec, call)  # type: ignore[attr-defined]
+        assert kind is wire.Kind.ERROR and "is refused" in header["message"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aten::from_file.default",
+        "aten::from_file.out",
+        "aten::set_.source_Storage",
+        "aten::record_stream.default",
+        "prim::Print.default",
+        "profiler::_record_function_enter.default",
+        "aten::__class__.__init__",
+        "aten::add.__class__",
+        "aten::add",
+        "os.system",
+        "",
+        None,
+    ],
+)
+def test_operators_that_are_refused_by_name(name: str | None) -> None:
+    with pytest.raises(rules.NotAllowed):
+        rules.resolve(name)  # type: ignore[arg-type]
+
+
+#: Arguments that are text choose a mode. Anything else that takes text wants a look before it is allowed.
+MODES = set(
+    "ord p norm rounding_mode driver padding UPLO approximate mode reduce interpolation activation assert_msg "
+    "pad_mode side api_name a b equation algorithm padding_side indexing".split()
+)
+HARMLESS = ("Tensor", "int", "float", "bool", "number", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator")
+
+
+def test_no_allowed_operator_takes_a_file_or_a_storage() -> None:
+    """Looks at every operator that this PyTorch has, so that a new one cannot slip in unseen."""
+    allowed = 0
+    for name in torch._C._dispatch_get_all_op_names():
+        if not name.startswith("aten::"):
+            continue
+        try:
+            op = rules.resolve(name if "." in name else f"{name}.default")
+        except rules.NotAllowed:
+            continue
+        allowed += 1
+        for argument in op._schema.arguments:
+            kind = str(argument.type).replace("Optional[", "").replace("List[", "").rstrip("]")
+            assert kind in HARMLESS or (kind == "str" and argument.name in MODES), f"{name}: {argument}"
+    assert allowed > 2500
