@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from jupyter_gpupool.devices import emulated_gpus
 from jupyter_gpupool.pool.errors import ImpossibleRequest, LeaseEnded, NoCapacity, RequestConflict
@@ -42,11 +50,23 @@ SERVERS = [
 ]
 MEMORY = {gpu.uuid: gpu.memory_mib for server in SERVERS for gpu in server.gpus}
 
-shares = st.one_of(
-    st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0]).map(lambda p: {"partial": p}),
-    st.sampled_from([1, 250, 700, 1000]).map(lambda m: {"memory_mib": m}),
+
+def wish(size: dict[str, Any], **others: Any) -> dict[str, Any]:
+    return {**others, **size}
+
+
+# Few sizes, large ones among them: a pool is interesting when it is full.
+wishes = st.builds(
+    wish,
+    st.one_of(
+        st.sampled_from([0.3, 0.5, 0.8, 1.0]).map(lambda p: {"partial": p}),
+        st.sampled_from([1, 250, 701]).map(lambda m: {"memory_mib": m}),
+    ),
+    num_gpus=st.sampled_from([1, 1, 1, 2, 3]),
+    filters=st.sampled_from([{}, {}, {"server": "one"}, {"server": "two"}, {"index": "1"}]),
+    namespace=st.sampled_from(["a", "b"]),
+    wait=st.sampled_from([True, True, True, False]),
 )
-targets = st.sampled_from([{}, {}, {}, {"server": "one"}, {"server": "two"}, {"index": "1"}])
 
 
 class Life(RuleBasedStateMachine):
@@ -90,26 +110,17 @@ class Life(RuleBasedStateMachine):
 
     # -- users ------------------------------------------------------------------------------------
 
-    @rule(
-        target=ids,
-        count=st.integers(1, 3),
-        share=shares,
-        filters=targets,
-        namespace=st.sampled_from(["a", "b"]),
-        wait=st.sampled_from([True, True, True, False]),
-    )
-    def request(
-        self, count: int, share: dict[str, Any], filters: dict[str, str], namespace: str, wait: bool
-    ) -> str:
+    @rule(target=ids, wanted=st.lists(wishes, min_size=1, max_size=6))
+    def request(self, wanted: list[dict[str, Any]]) -> Any:
+        return multiple(*(self.request_one(**wish) for wish in wanted))
+
+    def request_one(self, namespace: str, **wish: Any) -> str:
         request = Request(
             id=str(uuid.uuid5(uuid.NAMESPACE_OID, str(len(self.requests)))),
             owner=f"user-{namespace}",
-            num_gpus=count,
-            filters=filters,
             namespace=namespace,
-            wait=wait,
             secret_sha256="0" * 64,
-            **share,
+            **wish,
         )
         self.requests[request.id] = request
         before = self.manager.snapshot()
@@ -117,12 +128,13 @@ class Life(RuleBasedStateMachine):
             change = self.manager.request(request)
         except (NoCapacity, ImpossibleRequest) as error:
             assert (impossible(request, SERVERS) is not None) == isinstance(error, ImpossibleRequest)
-            assert wait is False or isinstance(error, ImpossibleRequest)
+            assert request.wait is False or isinstance(error, ImpossibleRequest)
             assert self.manager.snapshot() == before, "a refused request leaves nothing"
             return request.id
         self.beats[request.id] = self.now
         self.order[namespace].append(request.id)
         self.carry_out(change)
+        self.promises()
         return request.id
 
     @rule(lease=ids)
@@ -156,14 +168,17 @@ class Life(RuleBasedStateMachine):
 
     # -- time -------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([0.5, 5.0, 14.0, 16.0]))
-    def wait(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.5, 5.0, 14.0]), silent=st.sampled_from([0, 0, 0, 2, 3]))
+    def wait(self, seconds: float, silent: int) -> None:
+        """Time passes while holders show up: all of them, or all but each second or third."""
         self.now += seconds
+        for number, lease in enumerate(list(self.beats)):
+            if not silent or number % silent:
+                self.heartbeat(lease)
 
     @rule()
-    def everybody_beats(self) -> None:
-        for lease in list(self.beats):
-            self.heartbeat(lease)
+    def long_silence(self) -> None:
+        self.now += TTL + 1.0
 
     @rule()
     def tick(self) -> None:
