@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import functools
 import types
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.utils._device
@@ -112,7 +113,9 @@ def _with_index(function: Callable, first: int | None = None) -> Callable:
     return call
 
 
-def _tensor_cuda(self: torch.Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:
+def _tensor_cuda(
+    self: torch.Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any
+) -> torch.Tensor:
     index = names.current_index() if device is None else names.slice_index(device)
     if index is None:
         raise RuntimeError(f"Invalid device, must be cuda device: {device}")

@@ -14,7 +14,7 @@ from . import names, operators, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
 from .memory import host_bytes
 from .records import GET_RNG, SEED, SEED_BITS, SET_RNG
-from .tensor import BACKEND, RemoteTensor
+from .tensor import BACKEND
 
 #: Set in a fork of an attached process, where the device cannot be used.
 in_fork = False
@@ -161,7 +161,12 @@ def _empty(
 
 
 def _empty_strided(
-    size: Any, stride: Any, dtype: torch.dtype | None = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+    size: Any,
+    stride: Any,
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
 ) -> torch.Tensor:
     return operators.empty(_dispatcher(), size, stride, dtype, device)
 
@@ -209,7 +214,14 @@ def _run_backward_in_its_own_thread() -> None:
                     if not started:
                         with torch.enable_grad():
                             leaf = torch.zeros((), device="cpu", requires_grad=True)
-                            run((leaf * 1,), (torch.ones((), device="cpu"),), False, False, (leaf,), allow_unreachable=True)
+                            run(
+                                (leaf * 1,),
+                                (torch.ones((), device="cpu"),),
+                                False,
+                                False,
+                                (leaf,),
+                                allow_unreachable=True,
+                            )
                         started = True
         return run(*args, **kwargs)
 

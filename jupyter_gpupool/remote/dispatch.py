@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import Any, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -157,7 +157,13 @@ class Dispatcher:
             return self.templates.get(key) or self._remember(func, args, kwargs, key, tensors, prediction)
 
     def _remember(
-        self, func: Any, args: tuple, kwargs: dict, key: tuple, tensors: list[RemoteTensor], prediction: Prediction
+        self,
+        func: Any,
+        args: tuple,
+        kwargs: dict,
+        key: tuple,
+        tensors: list[RemoteTensor],
+        prediction: Prediction,
     ) -> Template:
         self.misses += 1
         if len(self.templates) >= MAX_TEMPLATES:

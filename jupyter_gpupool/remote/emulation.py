@@ -6,7 +6,8 @@ as torch.nn.LSTMCell and torch.nn.GRUCell document them.
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 from . import records as codes
-from .emulation import CPU_KERNELS
-from .memory import host_bytes, out_of_memory, rounded
-from .rules import NotAllowed, resolve
-from .specs import DeviceSpec
-
-#: PyTorch's own default seed (torch.default_generator's before anybody seeds it).
-DEFAULT_SEED = 67280421310721
-
-Geometry = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype, int]
-
-
-class BadRecord(Exception):
-    """The client sent something that no client of ours sends; the session ends."""
+from .memory import host_bytes, rounded
+from .program import BadRecord, Geometry, Template, dtype_named, nbytes_of, numel, pair
+from .slices import Device, with_generator
 
 
 class Poisoned(Exception):
@@ -34,36 +22,14 @@ class Poisoned(Exception):
         self.report = report
 
 
-class Device:
-    """One slice: where it computes, how much it has allocated for all sessions, its random state."""
-
-    def __init__(self, spec: DeviceSpec) -> None:
-        self.spec = spec
-        self.torch_device = torch.device("cpu") if spec.emulated else torch.device("cuda", spec.index)
-        self.limit = spec.limit_mib << 20
-        self.allocated = 0
-        self.busy_s = 0.0
-        self.lock = threading.Lock()
-        self.generator = torch.Generator(self.torch_device).manual_seed(DEFAULT_SEED)
-
-    def take(self, nbytes: int) -> None:
-        with self.lock:
-            if self.allocated + nbytes > self.limit:
-                message = out_of_memory(self.spec.index, nbytes, self.allocated, self.limit)
-                raise torch.OutOfMemoryError(message)
-            self.allocated += nbytes
-
-    def give(self, nbytes: int) -> None:
-        with self.lock:
-            self.allocated -= nbytes
-
-
 class Slot:
     """A storage: a tensor on all of it, and the views of it that were asked for so far."""
 
     __slots__ = ("base", "views", "device", "nbytes", "poison")
 
-    def __init__(self, base: torch.Tensor | None, device: Device, nbytes: int, poison: dict | None = None) -> None:
+    def __init__(
+        self, base: torch.Tensor | None, device: Device, nbytes: int, poison: dict | None = None
+    ) -> None:
         self.base = base
         self.views: dict[Geometry, torch.Tensor] = {}
         self.device = device
@@ -85,114 +51,6 @@ class Slot:
                 found = blank.set_(base.untyped_storage(), offset, size, stride)
             self.views[geom] = found
         return found
-
-
-class Template:
-    """A definition, resolved: the operator, its constants, and where tensors and scalars go."""
-
-    def __init__(self, session: Session, definition: dict[str, Any]) -> None:
-        self.name = definition["op"]
-        try:
-            self.op = op = resolve(self.name)
-        except NotAllowed as e:
-            # Whoever calls it is told; the session and its tensors live on.
-            self.op, op = functools.partial(_refuse, str(e)), None
-        self.n_tensors = int(definition["tensors"])
-        self.n_scalars = int(definition["scalars"])
-        self._session = session
-        self.geometries: dict[int, Geometry] = {}
-        self.args = [self._decode(a) for a in definition["args"]]
-        self.kwargs = {str(k): self._decode(v) for k, v in definition["kwargs"].items()}
-        self.results = self._decode_results(definition["results"])
-        self.new = _flat_new(self.results)
-        self.size = self.n_tensors + self.n_scalars + len(self.new)
-        self.random = op is not None and torch.Tag.nondeterministic_seeded in op.tags
-        self.checked = False
-        if set(self.geometries) != set(range(self.n_tensors)):
-            raise BadRecord(f"{self.name}: tensors are not numbered from 0 to {self.n_tensors - 1}")
-        first = self.geometries.get(0) or (self.new[0] if self.new else None)
-        self.device = session.device(first[4] if first else 0)
-        if self.device.spec.emulated:
-            self.op = CPU_KERNELS.get(op, self.op)
-
-    def _decode(self, value: Any) -> Any:
-        if not isinstance(value, list):
-            if value is None or isinstance(value, (bool, int, str)):
-                return value
-            raise BadRecord(f"an argument that is a {type(value).__name__}")
-        tag, *rest = value
-        if tag == "t":
-            self.geometries[rest[0]] = self._session.geometry(rest[1])
-            return _Hole("tensors", rest[0])
-        if tag == "s":
-            return _Hole("scalars", rest[0])
-        if tag == "c":
-            return _Hole("scalars", rest[0], _dtype(rest[1]))
-        if tag == "l":
-            return [self._decode(v) for v in rest[0]]
-        if tag == "d":
-            return _dtype(rest[0])
-        if tag == "D":
-            return self._session.device(rest[0]).torch_device
-        if tag == "L":
-            return _named(torch.layout, rest[0])
-        if tag == "m":
-            return _named(torch.memory_format, rest[0])
-        if tag == "z":
-            return complex(rest[0], rest[1])
-        if tag == "g":
-            return self._session.device(rest[0]).generator
-        raise BadRecord(f"an argument tagged {tag!r}")
-
-    def _decode_results(self, value: Any) -> Any:
-        if value is None:
-            return None
-        if value and value[0] == "l":
-            return [self._decode_results(v) for v in value[1]]
-        return self._session.geometry(value)
-
-    def fill(self, tensors: Sequence[torch.Tensor], scalars: Sequence[Any]) -> tuple[list, dict]:
-        return (
-            [_fill(a, tensors, scalars) for a in self.args],
-            {k: _fill(v, tensors, scalars) for k, v in self.kwargs.items()} if self.kwargs else {},
-        )
-
-
-class _Hole:
-    __slots__ = ("of", "k", "dtype")
-
-    def __init__(self, of: str, k: int, dtype: torch.dtype | None = None) -> None:
-        self.of, self.k, self.dtype = of, k, dtype
-
-
-def _fill(value: Any, tensors: Sequence[torch.Tensor], scalars: Sequence[Any]) -> Any:
-    if type(value) is _Hole:
-        if value.of == "tensors":
-            return tensors[value.k]
-        scalar = scalars[value.k]
-        return scalar if value.dtype is None else torch.tensor(scalar, dtype=value.dtype)
-    if type(value) is list:
-        return [_fill(v, tensors, scalars) for v in value]
-    return value
-
-
-def _flat_new(results: Any) -> list[Geometry]:
-    if results is None:
-        return []
-    if isinstance(results, tuple):
-        return [results]
-    return [g for r in results for g in _flat_new(r)]
-
-
-def _named(kind: type, name: Any) -> Any:
-    value = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(value, kind):
-        raise BadRecord(f"{name!r} is no {kind.__name__}")
-    return value
-
-
-def _dtype(name: Any) -> torch.dtype:
-    return _named(torch.dtype, name)
 
 
 class Session:
@@ -226,7 +84,7 @@ class Session:
     def geometry(self, wire: Any) -> Geometry:
         try:
             size, stride, offset, dtype, index = wire
-            geom = (tuple(size), tuple(stride), int(offset), _dtype(dtype), index)
+            geom = (tuple(size), tuple(stride), int(offset), dtype_named(dtype), index)
             if len(geom[0]) != len(geom[1]) or min((*geom[0], *geom[1], geom[2]), default=0) < 0:
                 raise ValueError("negative")
         except (TypeError, ValueError) as e:
@@ -238,7 +96,9 @@ class Session:
         try:
             return self.storages[id]
         except (KeyError, TypeError):
-            raise BadRecord("a tensor that this lease does not hold; is it from a lease that has ended?") from None
+            raise BadRecord(
+                "a tensor that this lease does not hold; is it from a lease that has ended?"
+            ) from None
 
     # -- the loop
 
@@ -316,7 +176,9 @@ class Session:
         def allocate() -> Slot:
             device.take(rounded(nbytes))
             try:
-                return Slot(torch.empty(nbytes, dtype=torch.uint8, device=device.torch_device), device, nbytes)
+                return Slot(
+                    torch.empty(nbytes, dtype=torch.uint8, device=device.torch_device), device, nbytes
+                )
             except BaseException:
                 device.give(rounded(nbytes))
                 raise
@@ -334,7 +196,7 @@ class Session:
     def upload(self, id: int, wire: Any, length: int, receive: Callable[[memoryview], None]) -> None:
         """A large host-to-device copy: straight into the tensor where its memory is the host's."""
         geom = self.geometry(wire)
-        if length != _numel(geom) * geom[3].itemsize:
+        if length != numel(geom) * geom[3].itemsize:
             raise BadRecord("a copy whose size is not its tensor's")
         try:
             target: torch.Tensor | None = self.target(id, wire)
@@ -350,7 +212,7 @@ class Session:
 
     def write(self, id: int, wire: Any, elements: memoryview) -> None:
         geom = self.geometry(wire)
-        if elements.nbytes != _numel(geom) * geom[3].itemsize:
+        if elements.nbytes != numel(geom) * geom[3].itemsize:
             raise BadRecord("a copy whose size is not its tensor's")
         try:
             target = self.target(id, wire)
@@ -391,11 +253,11 @@ class Session:
             tensors = [self._input(fields[k], t.geometries[k]) for k in range(n)]
             args, kwargs = t.fill(tensors, fields[n:m])
             for geom in t.new:
-                nbytes = rounded(_nbytes(geom))
+                nbytes = rounded(nbytes_of(geom))
                 device.take(nbytes)
                 taken += nbytes
             if t.random and device.spec.emulated:
-                got = _with_generator(device, t.op, args, kwargs)
+                got = with_generator(device, t.op, args, kwargs)
             else:
                 got = t.op(*args, **kwargs)
             self._keep_results(t, fields[m:], got, tensors)
@@ -424,11 +286,13 @@ class Session:
     def _keep_results(self, t: Template, ids: list, got: Any, inputs: list[torch.Tensor]) -> None:
         if not t.new:
             return
-        pairs = [(t.results, got)] if isinstance(t.results, tuple) else _pair(t.results, got)
+        pairs = [(t.results, got)] if isinstance(t.results, tuple) else pair(t.results, got)
         for id, (geom, value) in zip(ids, pairs):
             self._add(id, self._as_predicted(t, geom, value, inputs))
 
-    def _as_predicted(self, t: Template, geom: Geometry, value: torch.Tensor, inputs: list[torch.Tensor]) -> Slot:
+    def _as_predicted(
+        self, t: Template, geom: Geometry, value: torch.Tensor, inputs: list[torch.Tensor]
+    ) -> Slot:
         """The prediction is a contract: the client reads memory as it was predicted."""
         size, stride, _, dtype, index = geom
         device = self.device(index)
@@ -436,7 +300,7 @@ class Session:
             # Often a result that nobody reads; if somebody does, it must not be wrong in silence.
             message = f"gives {tuple(value.shape)} {value.dtype} where {size} {dtype} was predicted; please report this"
             poison = {"operator": t.name, "type": "RuntimeError", "message": message}
-            return Slot(None, device, _nbytes(geom), poison)
+            return Slot(None, device, nbytes_of(geom), poison)
         if (
             value.stride() != stride
             or value.storage_offset()
@@ -445,7 +309,7 @@ class Session:
             or any(value is x or value.untyped_storage()._cdata == x.untyped_storage()._cdata for x in inputs)
         ):
             value = torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
-        slot = Slot(value, device, _nbytes(geom))
+        slot = Slot(value, device, nbytes_of(geom))
         slot.views[geom] = value
         return slot
 
@@ -459,7 +323,7 @@ class Session:
         tensors = [self._input(id, t.geometries[k]) for k, id in enumerate(ids)]
         args, kwargs = t.fill(tensors, scalars)
         if t.random and t.device.spec.emulated:
-            got = _with_generator(t.device, t.op, args, kwargs)
+            got = with_generator(t.device, t.op, args, kwargs)
         else:
             got = t.op(*args, **kwargs)
         return {"results": self._describe(got, t, tensors, itertools.count(4096 * number))}, None
@@ -502,7 +366,10 @@ class Session:
         except Poisoned as e:
             header, payload = {"failed": e.report}, None
         except Exception as e:
-            header, payload = {"failed": _report(args[0].get("op") if isinstance(args[0], dict) else None, e)}, None
+            header, payload = (
+                {"failed": _report(args[0].get("op") if isinstance(args[0], dict) else None, e)},
+                None,
+            )
         self._answer(header, payload)
 
     def _guarded(self, name: str, function: Callable, *args: Any) -> Any:
@@ -517,52 +384,9 @@ class Session:
             return report
 
 
-def _refuse(reason: str, *args: Any, **kwargs: Any) -> None:
-    raise NotAllowed(reason)
-
-
-def _with_generator(device: Device, op: Any, args: list, kwargs: dict) -> Any:
-    """Emulated GPUs share one CPU, whose random state stands in for the slice's while an operator draws."""
-    default = torch.default_generator
-    with _default_generator:
-        default.set_state(device.generator.get_state())
-        if any(a is device.generator for a in (*args, *kwargs.values())):
-            return op(*args, **kwargs)
-        try:
-            return op(*args, **kwargs)
-        finally:
-            device.generator.set_state(default.get_state())
-
-
-_default_generator = threading.Lock()
-
-
-def _pair(results: Any, got: Any) -> list[tuple[Geometry, Any]]:
-    pairs: list[tuple[Geometry, Any]] = []
-    for r, value in zip(results, got):
-        if isinstance(r, tuple):
-            pairs.append((r, value))
-        elif r is not None:
-            pairs.extend(_pair(r, value))
-    return pairs
-
-
-def _numel(geom: Geometry) -> int:
-    n = 1
-    for s in geom[0]:
-        n *= s
-    return n
-
-
-def _nbytes(geom: Geometry) -> int:
-    if not _numel(geom):
-        return 0
-    return (geom[2] + sum((s - 1) * t for s, t in zip(geom[0], geom[1])) + 1) * geom[3].itemsize
-
-
 def _within(slot: Slot, geom: Geometry) -> None:
-    if slot.poison is None and _nbytes(geom) > slot.nbytes:
-        raise BadRecord(f"a tensor of {_nbytes(geom)} bytes on a storage of {slot.nbytes}")
+    if slot.poison is None and nbytes_of(geom) > slot.nbytes:
+        raise BadRecord(f"a tensor of {nbytes_of(geom)} bytes on a storage of {slot.nbytes}")
 
 
 def _wire(t: torch.Tensor, index: int) -> list:
@@ -570,7 +394,11 @@ def _wire(t: torch.Tensor, index: int) -> list:
 
 
 def _report(operator: str | None, e: BaseException) -> dict[str, Any]:
-    kind = next(k.__name__ for k in type(e).__mro__ if k.__module__ in ("builtins", "torch", "torch._C", "torch.linalg"))
+    kind = next(
+        k.__name__
+        for k in type(e).__mro__
+        if k.__module__ in ("builtins", "torch", "torch._C", "torch.linalg")
+    )
     if isinstance(e, torch.OutOfMemoryError):
         kind = "OutOfMemoryError"
     message = str(e).split("\nException raised from")[0]

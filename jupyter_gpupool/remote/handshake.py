@@ -19,7 +19,9 @@ class Refused(Exception):
     """The worker would not admit this client; the text says why."""
 
 
-def connect(spec: AttachSpec, role: str, facts: dict[str, Any], timeout_s: float = 10.0) -> tuple[socket.socket, dict]:
+def connect(
+    spec: AttachSpec, role: str, facts: dict[str, Any], timeout_s: float = 10.0
+) -> tuple[socket.socket, dict]:
     """Open a connection to the lease's worker and return it with the worker's welcome.
 
     Raises :class:`Refused`, or :class:`~.wire.ConnectionLost` where no worker answers.
@@ -46,7 +48,9 @@ def connect(spec: AttachSpec, role: str, facts: dict[str, Any], timeout_s: float
         raise
 
 
-def admit(sock: socket.socket, spec: WorkerSpec, facts: dict[str, Any], timeout_s: float = 5.0) -> dict[str, Any]:
+def admit(
+    sock: socket.socket, spec: WorkerSpec, facts: dict[str, Any], timeout_s: float = 5.0
+) -> dict[str, Any]:
     """The worker's side: check who is there, answer, and return the client's hello.
 
     Raises :class:`Refused` after telling the client, :class:`~.wire.WireError` or
@@ -84,7 +88,9 @@ def _objection(hello: dict, spec: WorkerSpec, facts: dict[str, Any]) -> str:
     if hello["role"] == "session":
         ours, theirs = facts["torch"], hello.get("torch")
         if not isinstance(theirs, str) or release(theirs) != release(ours):
-            return f"this client has PyTorch {theirs}, the GPU server {ours}; install the same release on both"
+            return (
+                f"this client has PyTorch {theirs}, the GPU server {ours}; install the same release on both"
+            )
     return ""
 
 

@@ -6,7 +6,7 @@ import os
 import select
 import socket
 import threading
-from typing import Callable
+from collections.abc import Callable
 
 from . import handshake, wire
 from .specs import AttachSpec

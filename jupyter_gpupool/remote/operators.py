@@ -111,7 +111,9 @@ def empty(d: Dispatcher, size: Any, stride: Any, dtype: Any, device: torch.devic
 @special(aten.new_empty.default, aten.empty_like.default, aten.new_empty_strided.default)
 def _new_empty(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
     source: RemoteTensor = args[0]
-    name = {3: aten.new_empty_strided.default, 2: aten.new_empty.default}.get(len(args), aten.empty_like.default)
+    name = {3: aten.new_empty_strided.default, 2: aten.new_empty.default}.get(
+        len(args), aten.empty_like.default
+    )
     wanted = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format") and v is not None}
     shape = name(source._geometry.on_meta(), *args[1:], **wanted)
     device = kwargs.get("device")

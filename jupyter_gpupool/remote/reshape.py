@@ -36,8 +36,12 @@ def _resize(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
     if size == tuple(t._geometry.size):
         return t
     memory_format = kwargs.get("memory_format")
-    meta = torch.empty(size, dtype=t.dtype, device="meta", memory_format=memory_format or torch.contiguous_format)
-    return _settle(d, t, meta.as_strided(meta.shape, meta.stride(), t._geometry.offset) if t._geometry.offset else meta)
+    meta = torch.empty(
+        size, dtype=t.dtype, device="meta", memory_format=memory_format or torch.contiguous_format
+    )
+    return _settle(
+        d, t, meta.as_strided(meta.shape, meta.stride(), t._geometry.offset) if t._geometry.offset else meta
+    )
 
 
 def _in_place_view(func: Any) -> None:
@@ -77,7 +81,9 @@ def _set(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
 @special(aten.set_.default)
 def _set_nothing(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
     old = args[0]._geometry
-    retarget(args[0], d.stream.allocate(0, old.index), geometry((0,), (1,), 0, old.dtype, old.index, old.cuda))
+    retarget(
+        args[0], d.stream.allocate(0, old.index), geometry((0,), (1,), 0, old.dtype, old.index, old.cuda)
+    )
     return args[0]
 
 
@@ -95,5 +101,3 @@ def fit_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> bool:
             _settle(d, t, metas[id(t)], inherit=False)
             changed = True
     return changed
-
-

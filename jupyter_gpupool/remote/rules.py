@@ -11,7 +11,7 @@ _NAME = re.compile(r"aten::([a-z_][a-z0-9_]*)\.([a-z][a-z0-9_]*)", re.IGNORECASE
 
 #: The kinds of argument that a record can carry.
 _PLAIN = frozenset(
-    "Tensor int SymInt float bool number str Device Layout MemoryFormat ScalarType Generator".split()
+    ["Tensor", "int", "SymInt", "float", "bool", "number", "str", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator"]
 )
 _WRAPPED = re.compile(r"Optional\[|List\[|\]")
 
@@ -53,7 +53,11 @@ def resolve(name: str) -> Any:
     if packet_name.lower() in REFUSED or packet_name.startswith("__"):
         raise NotAllowed(f"{name} is refused: it does not work on the device's memory alone")
     packet = getattr(torch.ops.aten, packet_name, None)
-    op = getattr(packet, overload, None) if overload in (packet.overloads() if packet is not None else ()) else None
+    op = (
+        getattr(packet, overload, None)
+        if overload in (packet.overloads() if packet is not None else ())
+        else None
+    )
     if op is None:
         raise NotAllowed(f"this worker's PyTorch {torch.__version__} has no operator {name}")
     for argument in op._schema.arguments:

@@ -77,13 +77,17 @@ def activate(spec: AttachSpec) -> Session:
     has none of its own. Raises RuntimeError for a PyTorch that is not supported, or when a lease is attached."""
     global _session
     if _session is not None:
-        raise RuntimeError(f"lease {_session.spec.lease_id} is attached to this process already; release it first")
+        raise RuntimeError(
+            f"lease {_session.spec.lease_id} is attached to this process already; release it first"
+        )
     if spec.mode == "direct":
         cuda.cap_memory(spec)
         return Session(spec)
     if handshake.release(torch.__version__) not in SUPPORTED:
         known = ", ".join(".".join(r) for r in SUPPORTED)
-        raise RuntimeError(f"PyTorch {torch.__version__} is not supported by the gpupool device; install one of {known}")
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} is not supported by the gpupool device; install one of {known}"
+        )
     device.register()
     _session = Session(spec)
     names.count = len(spec.devices)

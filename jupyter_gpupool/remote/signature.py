@@ -75,7 +75,9 @@ def predict(func: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -
 
     for value in tensors:
         meta = metas.get(id(value)) if metas else None
-        if meta is not None and (meta.shape != value._geometry.size or meta.stride() != value._geometry.stride):
+        if meta is not None and (
+            meta.shape != value._geometry.size or meta.stride() != value._geometry.stride
+        ):
             raise Unpredictable("changes the geometry of an argument")
     return _Description(func._schema, args, kwargs, tensors).of(got)
 
@@ -134,7 +136,9 @@ class _Description:
         source = self._tensors[k]._geometry
         return View(
             k,
-            geometry(value.shape, value.stride(), value.storage_offset(), value.dtype, source.index, source.cuda),
+            geometry(
+                value.shape, value.stride(), value.storage_offset(), value.dtype, source.index, source.cuda
+            ),
         )
 
 

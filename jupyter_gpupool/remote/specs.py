@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Mapping
+from typing import Any
 
 #: Raised by one whenever the wire format changes; the handshake refuses a different one.
 PROTOCOL = 1

@@ -22,9 +22,22 @@ class Geometry:
     program used.
     """
 
-    __slots__ = ("size", "stride", "offset", "dtype", "index", "cuda", "device", "real_device", "nbytes", "meta")
+    __slots__ = (
+        "size",
+        "stride",
+        "offset",
+        "dtype",
+        "index",
+        "cuda",
+        "device",
+        "real_device",
+        "nbytes",
+        "meta",
+    )
 
-    def __init__(self, size: tuple, stride: tuple, offset: int, dtype: torch.dtype, index: int, cuda: bool) -> None:
+    def __init__(
+        self, size: tuple, stride: tuple, offset: int, dtype: torch.dtype, index: int, cuda: bool
+    ) -> None:
         self.size = size
         self.stride = stride
         self.offset = offset
@@ -209,13 +222,21 @@ class RemoteTensor(torch.Tensor):
 
         return storage_of(self)
 
-    def set_(self, source: Any = None, storage_offset: int = 0, size: Any = None, stride: Any = None) -> RemoteTensor:
+    def set_(
+        self, source: Any = None, storage_offset: int = 0, size: Any = None, stride: Any = None
+    ) -> RemoteTensor:
         from .saving import HostCopy, set_storage
 
         if isinstance(source, torch.TypedStorage):
             source = source._untyped_storage
         if not isinstance(source, HostCopy):
-            arguments = () if source is None else (source,) if size is None else (source, storage_offset, size, stride)
+            arguments = (
+                ()
+                if source is None
+                else (source,)
+                if size is None
+                else (source, storage_offset, size, stride)
+            )
             return _set(self, *arguments)
         if size is None:
             size, stride = (source.nbytes() // self.dtype.itemsize,), (1,)

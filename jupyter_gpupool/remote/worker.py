@@ -5,12 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from . import handshake, wire
-from .executor import BadRecord, Device, Session
+from .executor import Session
+from .program import BadRecord
+from .slices import Device
 from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELEASED, WorkerSpec
 
 #: How often a worker looks at the clock, in seconds.
@@ -73,7 +76,9 @@ class Worker:
                 self._devices = [Device(d) for d in self.spec.devices]
                 for d in self._devices:
                     if not d.spec.emulated:
-                        torch.cuda.set_per_process_memory_fraction(d.spec.limit_mib / d.spec.total_mib, d.spec.index)
+                        torch.cuda.set_per_process_memory_fraction(
+                            d.spec.limit_mib / d.spec.total_mib, d.spec.index
+                        )
             return self._devices
 
     # -- connections
@@ -89,7 +94,9 @@ class Worker:
     def _serve(self, sock: socket.socket) -> None:
         with sock:
             try:
-                hello = handshake.admit(sock, self.spec, {"torch": torch.__version__, "devices": self._facts()})
+                hello = handshake.admit(
+                    sock, self.spec, {"torch": torch.__version__, "devices": self._facts()}
+                )
             except (handshake.Refused, ConnectionError, wire.WireError, OSError):
                 return
             if hello["role"] == "holder":

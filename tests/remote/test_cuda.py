@@ -123,7 +123,11 @@ def test_a_fork_is_refused_in_cudas_words_and_does_no_harm(attached: object) -> 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
     )
 
 

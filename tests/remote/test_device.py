@@ -17,7 +17,9 @@ def device(request: pytest.FixtureRequest, attached: object) -> str:
 
 
 def same(remote: torch.Tensor, local: torch.Tensor) -> bool:
-    return remote.dtype == local.dtype and remote.stride() == local.stride() and torch.equal(remote.cpu(), local)
+    return (
+        remote.dtype == local.dtype and remote.stride() == local.stride() and torch.equal(remote.cpu(), local)
+    )
 
 
 def test_factories_make_tensors_where_they_are_asked_for(device: str) -> None:
@@ -52,7 +54,9 @@ def test_results_whose_shape_depends_on_values(device: str) -> None:
     assert bool(remote.any()) and remote.tolist() == [3, 0, 1, 0, 3]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.complex64]
+)
 def test_copies_keep_every_dtype_and_layout(device: str, dtype: torch.dtype) -> None:
     local = (torch.arange(60).view(3, 4, 5) % 3).to(dtype)
     for layout in (local, local.transpose(0, 2), local[:, ::2], local[0, 0, 0], local[:0]):
@@ -166,7 +170,9 @@ class TestErrors:
             torch.ones(3, device="cuda") + torch.ones(4, device="cuda")
 
     def test_host_and_device_do_not_mix(self, attached: object) -> None:
-        with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device.*cuda:0 and cpu"):
+        with pytest.raises(
+            RuntimeError, match="Expected all tensors to be on the same device.*cuda:0 and cpu"
+        ):
             torch.ones(3, device="cuda") + torch.ones(3)
         with pytest.raises(RuntimeError, match="cuda:0 and cuda:1"):
             torch.ones(3, device="cuda:0") + torch.ones(3, device="cuda:1")

@@ -45,9 +45,18 @@ def say(sock: socket.socket, data: bytes) -> None:
             pass
 
 
-scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**40), 2**40)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8)
+)
 trees = st.recursive(
-    scalars, lambda t: st.lists(t, max_size=5) | st.dictionaries(st.text(max_size=6), t, max_size=4), max_leaves=12
+    scalars,
+    lambda t: st.lists(t, max_size=5) | st.dictionaries(st.text(max_size=6), t, max_size=4),
+    max_leaves=12,
 )
 geometries = st.tuples(
     st.lists(st.integers(-2, 2**33), max_size=3),
@@ -58,8 +67,12 @@ geometries = st.tuples(
 ).map(list)
 definitions = st.fixed_dictionaries(
     {
-        "op": st.sampled_from(["aten::add.Tensor", "aten::from_file.default", "aten::empty.memory_format", "os::system", ""]),
-        "args": st.lists(st.tuples(st.sampled_from("tscldDLmzg?"), trees, geometries).map(list) | trees, max_size=3),
+        "op": st.sampled_from(
+            ["aten::add.Tensor", "aten::from_file.default", "aten::empty.memory_format", "os::system", ""]
+        ),
+        "args": st.lists(
+            st.tuples(st.sampled_from("tscldDLmzg?"), trees, geometries).map(list) | trees, max_size=3
+        ),
         "kwargs": st.dictionaries(st.text(max_size=5), trees, max_size=2),
         "tensors": st.integers(-1, 3),
         "scalars": st.integers(-1, 3),
@@ -68,7 +81,9 @@ definitions = st.fixed_dictionaries(
 )
 anything = trees | geometries | definitions | st.integers(1, 3)
 hostile_records = st.lists(
-    st.tuples(st.sampled_from([*records.FIELDS, 0, 1, -99]), st.lists(anything, max_size=4)).map(lambda t: [t[0], *t[1]]),
+    st.tuples(st.sampled_from([*records.FIELDS, 0, 1, -99]), st.lists(anything, max_size=4)).map(
+        lambda t: [t[0], *t[1]]
+    ),
     max_size=4,
 ).map(lambda rs: [x for r in rs for x in r])
 
@@ -129,7 +144,9 @@ class TestWhatTheWorkerRefuses:
 
     def test_reading_beyond_a_storage(self, worker: object) -> None:
         big = [[1024], [1], 0, "float32", 0]
-        self.refused(worker, [records.ALLOCATE, 1, 16, 0, records.READ, 1, big], "4096 bytes on a storage of 16")
+        self.refused(
+            worker, [records.ALLOCATE, 1, 16, 0, records.READ, 1, big], "4096 bytes on a storage of 16"
+        )
 
     def test_another_sessions_storage(self, worker: object) -> None:
         with connected(worker.spec) as other:  # type: ignore[attr-defined]
@@ -179,10 +196,20 @@ def test_operators_that_are_refused_by_name(name: str | None) -> None:
 
 #: Arguments that are text choose a mode. Anything else that takes text wants a look before it is allowed.
 MODES = set(
-    "ord p norm rounding_mode driver padding UPLO approximate mode reduce interpolation activation assert_msg "
-    "pad_mode side api_name a b equation algorithm padding_side indexing".split()
+    ["ord", "p", "norm", "rounding_mode", "driver", "padding", "UPLO", "approximate", "mode", "reduce", "interpolation", "activation", "assert_msg", "pad_mode", "side", "api_name", "a", "b", "equation", "algorithm", "padding_side", "indexing"]
 )
-HARMLESS = ("Tensor", "int", "float", "bool", "number", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator")
+HARMLESS = (
+    "Tensor",
+    "int",
+    "float",
+    "bool",
+    "number",
+    "Device",
+    "Layout",
+    "MemoryFormat",
+    "ScalarType",
+    "Generator",
+)
 
 
 def test_no_allowed_operator_takes_a_file_or_a_storage() -> None:

@@ -133,7 +133,9 @@ class TestAdmission:
                 handshake.connect(spec, role, {"torch": torch.__version__, "threads": 1})
 
     def test_only_with_the_same_pytorch(self, worker: object) -> None:
-        with pytest.raises(handshake.Refused, match="PyTorch 1.0.0, the GPU server 2.*install the same release"):
+        with pytest.raises(
+            handshake.Refused, match="PyTorch 1.0.0, the GPU server 2.*install the same release"
+        ):
             handshake.connect(worker.spec, "session", {"torch": "1.0.0", "threads": 1})  # type: ignore[attr-defined]
 
     def test_only_with_the_same_protocol(self, worker: object, monkeypatch: pytest.MonkeyPatch) -> None:

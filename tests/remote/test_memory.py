@@ -22,7 +22,9 @@ def small(start_worker: Callable) -> Iterator[object]:
 
 def test_beyond_the_slice_is_out_of_memory_and_the_lease_goes_on(small: object) -> None:
     kept = torch.ones(40 * MIB, dtype=torch.uint8, device="cuda")
-    with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 30\.00 MiB.*64\.00 MiB of which 24\.00 MiB is free"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"Tried to allocate 30\.00 MiB.*64\.00 MiB of which 24\.00 MiB is free"
+    ):
         torch.empty(30 * MIB, dtype=torch.uint8, device="cuda")
     with pytest.raises(torch.cuda.OutOfMemoryError):
         kept.float()

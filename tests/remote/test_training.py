@@ -17,14 +17,21 @@ class Net(nn.Module):
             nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)
         )
         self.head = nn.Sequential(
-            nn.Dropout(dropout), nn.Flatten(), nn.Linear(16 * 144, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 10)
+            nn.Dropout(dropout),
+            nn.Flatten(),
+            nn.Linear(16 * 144, 32),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(32, 10),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.log_softmax(self.head(self.features(x)), dim=1)
 
 
-def losses(device: str, dropout: float = 0.0, optimizer: type = torch.optim.Adadelta, steps: int = 6) -> list[float]:
+def losses(
+    device: str, dropout: float = 0.0, optimizer: type = torch.optim.Adadelta, steps: int = 6
+) -> list[float]:
     torch.manual_seed(1)
     data = [(torch.randn(16, 1, 28, 28), torch.randint(0, 10, (16,))) for _ in range(steps)]
     model = Net(dropout).to(device)
@@ -45,7 +52,9 @@ def losses(device: str, dropout: float = 0.0, optimizer: type = torch.optim.Adad
     return [value.item() for value in found]
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.Adadelta, torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.Adadelta, torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop]
+)
 def test_losses_are_those_of_the_cpu_digit_for_digit(attached: object, optimizer: type) -> None:
     local = losses("cpu", optimizer=optimizer)
     assert local[0] != local[1], "it does not train"

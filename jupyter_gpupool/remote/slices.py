@@ -1,0 +1,54 @@
+"""A worker's slices: where they compute, what they have allocated, and their random state."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+
+from .memory import out_of_memory
+from .specs import DeviceSpec
+
+#: PyTorch's own default seed (torch.default_generator's before anybody seeds it).
+DEFAULT_SEED = 67280421310721
+
+
+class Device:
+    """One slice: where it computes, how much it has allocated for all sessions, its random state."""
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self.spec = spec
+        self.torch_device = torch.device("cpu") if spec.emulated else torch.device("cuda", spec.index)
+        self.limit = spec.limit_mib << 20
+        self.allocated = 0
+        self.busy_s = 0.0
+        self.lock = threading.Lock()
+        self.generator = torch.Generator(self.torch_device).manual_seed(DEFAULT_SEED)
+
+    def take(self, nbytes: int) -> None:
+        with self.lock:
+            if self.allocated + nbytes > self.limit:
+                message = out_of_memory(self.spec.index, nbytes, self.allocated, self.limit)
+                raise torch.OutOfMemoryError(message)
+            self.allocated += nbytes
+
+    def give(self, nbytes: int) -> None:
+        with self.lock:
+            self.allocated -= nbytes
+
+
+def with_generator(device: Device, op: Any, args: list, kwargs: dict) -> Any:
+    """Emulated GPUs share one CPU, whose random state stands in for the slice's while an operator draws."""
+    default = torch.default_generator
+    with _default_generator:
+        default.set_state(device.generator.get_state())
+        if any(a is device.generator for a in (*args, *kwargs.values())):
+            return op(*args, **kwargs)
+        try:
+            return op(*args, **kwargs)
+        finally:
+            device.generator.set_state(default.get_state())
+
+
+_default_generator = threading.Lock()
