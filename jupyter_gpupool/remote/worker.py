@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from . import handshake, wire
 from .executor import Session
 from .program import BadRecord
 from .slices import Device
-from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELEASED, WorkerSpec
+from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELEASED, EXIT_STOPPED, WorkerSpec
 
 #: How often a worker looks at the clock, in seconds.
 _BEAT = 0.25
@@ -47,6 +48,8 @@ class Worker:
         self._busy_before: dict[str, float] = {}
 
     def run(self, listener: socket.socket) -> int:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self.end(EXIT_STOPPED))
         threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
         born = beat = time.monotonic()
         while not self._over.wait(_BEAT):
@@ -208,6 +211,7 @@ class Worker:
             EXIT_FENCED: "nothing was heard of its holder",
             EXIT_HOLDER_LOST: "its holder went away",
             EXIT_RELEASED: "the lease was released",
+            EXIT_STOPPED: "the pool ended the lease",
         }.get(self._code, "the lease ended")
         with self._lock:
             socks = [*self._holders, *self._sessions]
