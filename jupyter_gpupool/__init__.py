@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._version import __version__
     from .face import Lease, attach
-
-    __version__: str
 
 __all__ = ["Lease", "__version__", "attach"]
 
@@ -22,21 +21,14 @@ def __getattr__(name: str) -> Any:
 
         return getattr(face, name)
     if name == "__version__":
-        return _version()
+        from ._version import __version__
+
+        return __version__
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("jupyter_gpupool")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "0+unknown"
 
 
 def _jupyter_labextension_paths() -> list[dict[str, str]]:

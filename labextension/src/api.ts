@@ -3,10 +3,10 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
-/** A share of one GPU that a lease holds. */
+/** A share of one GPU that a lease holds; whose it is stays unsaid (null) where it is another user's. */
 export interface ISlice {
-  lease: string;
-  owner: string;
+  lease: string | null;
+  owner: string | null;
   memory_mib: number;
 }
 
@@ -34,7 +34,7 @@ export interface IServer {
 export interface IPool {
   version: string;
   servers: IServer[];
-  queue: string[];
+  queue: (string | null)[];
   healthy: boolean;
 }
 

@@ -7,10 +7,10 @@ import { ISignal, Signal } from '@lumino/signaling';
 
 import { fetchPool, IGPU, IPool } from './api';
 
-/** A lease as the pool's GPUs show it: who holds it, and how much of which GPUs. */
+/** A lease as the pool's GPUs show it: who holds it (null: somebody else), and how much of which GPUs. */
 export interface IHolding {
-  lease: string;
-  owner: string;
+  lease: string | null;
+  owner: string | null;
   shares: { gpu: IGPU; memory_mib: number }[];
 }
 
@@ -91,15 +91,24 @@ export namespace PoolModel {
   }
 }
 
-/** The leases that hold slices now, in the order in which the GPUs name them. */
+/**
+ * The leases that hold slices now, in the order in which the GPUs name them. What others hold comes
+ * last and as one, since their leases cannot be told apart.
+ */
 export function holdings(pool: IPool): IHolding[] {
   const byLease = new Map<string, IHolding>();
+  const others: IHolding = { lease: null, owner: null, shares: [] };
   for (const gpu of pool.servers.flatMap(server => server.gpus)) {
     for (const { lease, owner, memory_mib } of gpu.slices) {
+      const share = { gpu, memory_mib };
+      if (lease === null) {
+        others.shares.push(share);
+        continue;
+      }
       const holding = byLease.get(lease) ?? { lease, owner, shares: [] };
-      holding.shares.push({ gpu, memory_mib });
+      holding.shares.push(share);
       byLease.set(lease, holding);
     }
   }
-  return [...byLease.values()];
+  return others.shares.length > 0 ? [...byLease.values(), others] : [...byLease.values()];
 }

@@ -102,7 +102,7 @@ function Pool({ pool, trans }: ITranslated & { pool: IPool }): JSX.Element {
         {leases.length === 0 && <p className="jp-GPUPool-note">{trans.__('No GPU is in use.')}</p>}
         <ul className="jp-GPUPool-leases">
           {leases.map(holding => (
-            <Lease key={holding.lease} holding={holding} trans={trans} />
+            <Lease key={holding.lease ?? ''} holding={holding} trans={trans} />
           ))}
         </ul>
         {waiting > 0 && (
@@ -171,8 +171,8 @@ function Lease({ holding, trans }: ITranslated & { holding: IHolding }): JSX.Ele
   );
   return (
     <li>
-      <span className="jp-GPUPool-owner">{holding.owner}</span>
-      <code title={holding.lease}>{holding.lease.slice(0, 8)}</code>
+      <span className="jp-GPUPool-owner">{holding.owner ?? trans.__('Other users')}</span>
+      {holding.lease !== null && <code title={holding.lease}>{holding.lease.slice(0, 8)}</code>}
       <div className="jp-GPUPool-figures">{shares.join(' · ')}</div>
     </li>
   );

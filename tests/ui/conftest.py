@@ -61,7 +61,7 @@ def lab(jupyter_home: Path, tmp_path: Path, eventually: Callable[..., Any]) -> I
                 "--LabApp.news_url=",
                 "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                 f"--ServerApp.root_dir={tmp_path}",
-                "--PoolService.emulate=always",
+                "--LocalEngine.emulate=always",
             ],
             cwd=tmp_path,
             env={**os.environ, "HOME": str(jupyter_home)},
