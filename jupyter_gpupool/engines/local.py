@@ -54,7 +54,9 @@ class LocalEngine(LoggingConfigurable):
     """The engine of a pool that has one GPU server: this machine."""
 
     server_name = Unicode(help="Name of this GPU server. Default: the host's name.").tag(config=True)
-    host = Unicode("127.0.0.1", help="Address that workers listen on and clients reach them by.").tag(config=True)
+    host = Unicode("127.0.0.1", help="Address that workers listen on and clients reach them by.").tag(
+        config=True
+    )
     emulate = Enum(
         ["auto", "always", "never"],
         "auto",
@@ -62,14 +64,18 @@ class LocalEngine(LoggingConfigurable):
     ).tag(config=True)
     emulated_count = Int(DEFAULT_COUNT, min=1, help="How many emulated GPUs.").tag(config=True)
     emulated_name = Unicode(DEFAULT_NAME, help="Name of the emulated GPUs.").tag(config=True)
-    emulated_memory_mib = Int(DEFAULT_MEMORY_MIB, min=1, help="Memory of each emulated GPU, in MiB.").tag(config=True)
+    emulated_memory_mib = Int(DEFAULT_MEMORY_MIB, min=1, help="Memory of each emulated GPU, in MiB.").tag(
+        config=True
+    )
     persistent = Bool(False, help="Workers outlive a pool that is killed, and its successor finds them.").tag(
         config=True
     )
-    run_dir = Unicode(help="Directory of the workers' state files. Default: below Jupyter's runtime directory.").tag(
+    run_dir = Unicode(
+        help="Directory of the workers' state files. Default: below Jupyter's runtime directory."
+    ).tag(config=True)
+    attach_timeout_s = Float(5.0, min=0.1, help="Seconds a worker waits for its lease's holder.").tag(
         config=True
     )
-    attach_timeout_s = Float(5.0, min=0.1, help="Seconds a worker waits for its lease's holder.").tag(config=True)
     start_timeout_s = Float(120.0, min=1.0, help="Seconds the warm parent may take to import PyTorch.").tag(
         config=True
     )
@@ -123,7 +129,9 @@ class LocalEngine(LoggingConfigurable):
             control.send(json.dumps(message).encode())
             started = await asyncio.wait_for(answer, self.start_timeout_s)
         except (OSError, TimeoutError, asyncio.TimeoutError) as e:
-            raise EngineFailure(f"no worker could be started: {e or 'the warm parent does not answer'}") from e
+            raise EngineFailure(
+                f"no worker could be started: {e or 'the warm parent does not answer'}"
+            ) from e
         finally:
             self._starting.pop(lease.id, None)
         return WorkerAddress(self.host, started["port"], started["pid"], started["created"])
@@ -146,7 +154,9 @@ class LocalEngine(LoggingConfigurable):
         wanted = {lease.id for lease in leases}
         for file in Path(self.run_dir).glob("*.json"):
             state = _read(file)
-            worker = WorkerAddress(self.host, state["port"], state["pid"], state["created"]) if state else None
+            worker = (
+                WorkerAddress(self.host, state["port"], state["pid"], state["created"]) if state else None
+            )
             if worker is None or not _alive(worker):
                 # An ended worker's file says how it ended, which only a new pool need be told.
                 if state and state["lease"] in wanted:
@@ -156,7 +166,9 @@ class LocalEngine(LoggingConfigurable):
                 self._remember(state["lease"], worker)
                 self._watch(state["lease"], worker)
             else:
-                self.log.warning("Ending the worker of lease %s (pid %d), which nobody holds", state["lease"], worker.pid)
+                self.log.warning(
+                    "Ending the worker of lease %s (pid %d), which nobody holds", state["lease"], worker.pid
+                )
                 _signal(worker, signal.SIGKILL)
                 file.unlink(missing_ok=True)
         return dict(self._workers)

@@ -55,3 +55,15 @@ class EngineFailure(PoolError):
     """A worker could not be started."""
 
     status = 503
+
+
+class PoolUnreachable(PoolError):
+    """No pool answers where one was looked for."""
+
+    status = 502
+
+
+class NotAdmitted(PoolError):
+    """The pool does not know who calls."""
+
+    status = 401

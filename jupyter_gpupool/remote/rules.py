@@ -11,7 +11,20 @@ _NAME = re.compile(r"aten::([a-z_][a-z0-9_]*)\.([a-z][a-z0-9_]*)", re.IGNORECASE
 
 #: The kinds of argument that a record can carry.
 _PLAIN = frozenset(
-    ["Tensor", "int", "SymInt", "float", "bool", "number", "str", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator"]
+    [
+        "Tensor",
+        "int",
+        "SymInt",
+        "float",
+        "bool",
+        "number",
+        "str",
+        "Device",
+        "Layout",
+        "MemoryFormat",
+        "ScalarType",
+        "Generator",
+    ]
 )
 _WRAPPED = re.compile(r"Optional\[|List\[|\]")
 

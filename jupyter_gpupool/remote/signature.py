@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from . import names
 from .tensor import Geometry, RemoteTensor, dtype_name, geometry
@@ -67,10 +66,8 @@ def predict(func: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -
     metas: dict[int, torch.Tensor] | None = {} if func._schema.is_mutable else None
     try:
         got = func(*[on_meta(a, metas) for a in args], **{k: on_meta(v, metas) for k, v in kwargs.items()})
-    except (DynamicOutputShapeException, DataDependentOutputException, NotImplementedError) as e:
-        raise Unpredictable(str(e)) from None
     except Exception as e:
-        # The user's mistake, or the meta kernel's: running it tells which, in the real kernel's words.
+        # No meta kernel, or one that needs values; or the user's mistake: running it tells, in the real kernel's words.
         raise Unpredictable(str(e)) from None
 
     for value in tensors:

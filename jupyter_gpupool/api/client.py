@@ -1,0 +1,171 @@
+"""The pool's client: its HTTP interface as methods, its refusals as exceptions."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+
+from ..pool import errors
+from ..pool.models import Lease, LeaseState, Request, Slice, WorkerAddress
+
+_PATH = "/gpupool/api/v1"
+
+#: How long a pool that is restarting is waited for, in seconds.
+PATIENCE_S = 5.0
+
+
+class PoolClient:
+    """Talks to one pool. Safe to use from several threads; a context manager.
+
+    Every method raises :mod:`jupyter_gpupool.pool.errors`: what the pool refused, or PoolUnreachable.
+    """
+
+    def __init__(
+        self, url: str, token: str = "", timeout_s: float = 10.0, patience_s: float = PATIENCE_S
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        try:
+            parsed = httpx.URL(self.url)
+        except httpx.InvalidURL as e:
+            raise errors.PoolUnreachable(f"{url!r} is no address of a GPU pool: {e}") from None
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise errors.PoolUnreachable(
+                f"{url!r} is no address of a GPU pool: it looks like http://host:56001"
+            )
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # The pool is addressed directly: a proxy for the web has no business here.
+        self._http = httpx.Client(base_url=f"{self.url}{_PATH}", headers=headers, trust_env=False)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> PoolClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- calls
+
+    def pool(self) -> dict[str, Any]:
+        """Servers, GPUs, slices and queue, as docs/architecture.md describes them."""
+        return self._call("GET", "/pool")
+
+    def request(self, request: Request, wait_s: float = 0.0) -> Lease:
+        """Request slices; returns when its worker is up, or ``wait_s`` seconds later. Repeatable."""
+        body: dict[str, Any] = {
+            "id": request.id,
+            "num_gpus": request.num_gpus,
+            "filters": dict(request.filters),
+            "namespace": request.namespace,
+            "wait": request.wait,
+            "secret_sha256": request.secret_sha256,
+            "label": request.label,
+            "client": request.client,
+        }
+        if request.partial is not None:
+            body["partial"] = request.partial
+        if request.memory_mib is not None:
+            body["memory_mib"] = request.memory_mib
+        return _lease(self._call("POST", "/leases", {"wait": wait_s}, body, wait_s))
+
+    def wait(self, lease_id: str, known: Lease | None = None, wait_s: float = 10.0) -> Lease:
+        """The lease as soon as it differs from ``known``, at the latest after ``wait_s`` (≤ 30) seconds."""
+        query: dict[str, Any] = {"wait": wait_s if known else 0}
+        if known is not None:
+            query["state"] = known.state.value
+            if known.position is not None:
+                query["position"] = known.position
+        return _lease(self._call("GET", f"/leases/{lease_id}", query, wait_s=wait_s))
+
+    def lease(self, lease_id: str) -> Lease:
+        return self.wait(lease_id)
+
+    def leases(self, include_ended: bool = False) -> list[Lease]:
+        found = self._call("GET", "/leases", {"all": "1"} if include_ended else {})
+        return [_lease(item) for item in found["leases"]]
+
+    def heartbeat(self, lease_id: str) -> Lease:
+        return _lease(self._call("POST", f"/leases/{lease_id}/heartbeat"))
+
+    def release(self, lease_id: str) -> Lease:
+        return _lease(self._call("DELETE", f"/leases/{lease_id}"))
+
+    def health(self) -> dict[str, Any]:
+        """``{"status", "checks"}``; a pool that is failing answers too."""
+        return self._call("GET", "/health", expect=(200, 503))
+
+    # -- how
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+        wait_s: float = 0.0,
+        expect: tuple[int, ...] = (200, 201, 202),
+    ) -> Any:
+        response = self._send(method, path, query, body, wait_s)
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if response.status_code in expect and isinstance(answer, dict):
+            return answer
+        raise self._refusal(response, answer)
+
+    def _send(
+        self, method: str, path: str, query: dict[str, Any] | None, body: dict[str, Any] | None, wait_s: float
+    ) -> httpx.Response:
+        """Every call here may be repeated harmlessly, so a pool that restarts is waited for."""
+        timeout = httpx.Timeout(self._timeout_s, read=self._timeout_s + wait_s, connect=3.0)
+        deadline = time.monotonic() + self._patience_s
+        pause = 0.05
+        while True:
+            try:
+                return self._http.request(method, path, params=query, json=body, timeout=timeout)
+            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as e:
+                if time.monotonic() + pause > deadline:
+                    raise errors.PoolUnreachable(f"no GPU pool answers at {self.url} ({_why(e)})") from None
+            except httpx.TimeoutException as e:
+                raise errors.PoolUnreachable(
+                    f"the GPU pool at {self.url} does not answer ({_why(e)})"
+                ) from None
+            except httpx.HTTPError as e:
+                raise errors.PoolUnreachable(
+                    f"the GPU pool at {self.url} cannot be asked ({_why(e)})"
+                ) from None
+            time.sleep(pause)
+            pause = min(1.0, pause * 2)
+
+    def _refusal(self, response: httpx.Response, answer: Any) -> errors.PoolError:
+        if isinstance(answer, dict) and isinstance(answer.get("message"), str):
+            kind = getattr(errors, str(answer.get("error")), None)
+            if isinstance(kind, type) and issubclass(kind, errors.PoolError):
+                return kind(answer["message"])
+            message = answer["message"]
+        else:
+            message = f"it answered {response.status_code}, which no GPU pool does"
+        if response.status_code in (401, 403):
+            return errors.NotAdmitted(f"the GPU pool at {self.url} does not admit this client: {message}")
+        return errors.PoolUnreachable(f"the GPU pool at {self.url}: {message}")
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _lease(data: dict[str, Any]) -> Lease:
+    """A lease as :meth:`Lease.to_json` wrote it; fields that this version does not know are left out."""
+    fields = {k: v for k, v in data.items() if k in Lease.__dataclass_fields__}
+    request = {k: v for k, v in data["request"].items() if k in Request.__dataclass_fields__}
+    fields["request"] = Request(**request)
+    fields["state"] = LeaseState(data["state"])
+    fields["slices"] = tuple(Slice(**piece) for piece in data["slices"])
+    fields["worker"] = WorkerAddress(**data["worker"]) if data.get("worker") else None
+    return Lease(**fields)

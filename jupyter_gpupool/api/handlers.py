@@ -1,0 +1,266 @@
+"""The pool over HTTP. One set of calls, two families of handlers: a pool's own server, whose callers
+show a token, and Jupyter Server, which knows its users and what they may do."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from dataclasses import asdict
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from tornado import web
+
+from ..pool.errors import InvalidRequest, PoolError
+from ..pool.models import Request
+from .auth import TokenStore
+from .openapi import document
+from .service import PoolService
+
+PREFIX = "/gpupool/api/v1"
+MAX_BODY = 64 * 1024
+MAX_WAIT_S = 30.0
+
+#: Field of a request's body → the JSON types it may have.
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "num_gpus": (int,),
+    "partial": (int, float, type(None)),
+    "memory_mib": (int, type(None)),
+    "filters": (dict,),
+    "namespace": (str,),
+    "wait": (bool,),
+    "secret_sha256": (str,),
+    "label": (str,),
+    "client": (str,),
+}
+
+
+class Calls(web.RequestHandler):
+    """What every handler shares: the pool, who calls, and how a refusal is told."""
+
+    service: PoolService
+
+    def initialize(self, service: PoolService, tokens: TokenStore | None = None) -> None:
+        self.service = service
+        self.tokens = tokens
+
+    def owner(self) -> str:
+        """The name whose leases these are."""
+        raise NotImplementedError
+
+    def scope(self) -> str | None:
+        """Whose leases the caller may see and release: its own, or (None) everybody's."""
+        return self.owner()
+
+    def reply(self, value: Any, status: int = 200) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
+        self.finish(json.dumps(value))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, PoolError):
+            self.reply({"error": type(error).__name__, "message": str(error)}, error.status)
+            return
+        reason = getattr(error, "log_message", None) or getattr(error, "reason", None) or self._reason
+        self.reply({"error": type(error).__name__ if error else "Error", "message": str(reason)}, status_code)
+
+    def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
+        if not isinstance(value, PoolError):
+            super().log_exception(kind, value, trace)
+
+    def seconds(self, name: str) -> float:
+        """A query argument in seconds, at most :data:`MAX_WAIT_S`."""
+        text = self.get_query_argument(name, "0")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not value >= 0:
+            raise InvalidRequest(f"{name}={text[:40]}: give seconds from 0 up")
+        return min(value, MAX_WAIT_S)
+
+    def flag(self, name: str) -> bool:
+        return self.get_query_argument(name, "0") in ("1", "true")
+
+    def body(self) -> dict[str, Any]:
+        if len(self.request.body) > MAX_BODY:
+            raise InvalidRequest(f"the body has {len(self.request.body)} bytes; {MAX_BODY} are allowed")
+        try:
+            value = json.loads(self.request.body or b"{}")
+        except (ValueError, RecursionError):
+            raise InvalidRequest("the body is not JSON") from None
+        if not isinstance(value, dict):
+            raise InvalidRequest("the body is not a JSON object")
+        return value
+
+
+def parse_request(body: dict[str, Any], owner: str) -> Request:
+    """The request that a body asks for; ``owner`` never comes from it. Raises InvalidRequest."""
+    unknown = sorted(set(body) - set(_FIELDS))
+    if unknown:
+        raise InvalidRequest(f"unknown field {unknown[0][:40]!r}; known are {', '.join(_FIELDS)}")
+    for name, value in body.items():
+        kinds = _FIELDS[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise InvalidRequest(f"{name} is a {type(value).__name__}, not {wanted}")
+    filters = body.get("filters", {})
+    if not all(isinstance(v, str) for v in filters.values()):
+        raise InvalidRequest("filters maps names to text")
+    if "id" not in body:
+        raise InvalidRequest("id is missing: choose a uuid, so that the request can be repeated safely")
+    return Request(**{**body, "owner": owner})
+
+
+class PoolCall(Calls):
+    async def read(self) -> None:
+        self.reply(await self.service.pool(self.scope()))
+
+
+class LeasesCall(Calls):
+    async def read(self) -> None:
+        leases = await self.service.leases(self.scope(), self.flag("all"))
+        self.reply({"leases": [lease.to_json() for lease in leases]})
+
+    async def create(self) -> None:
+        request = parse_request(self.body(), self.owner())
+        lease = await self.service.request(request, self.seconds("wait"))
+        self.reply(lease.to_json(), 201 if lease.state.holds else 202)
+
+
+class LeaseCall(Calls):
+    async def read(self, lease_id: str) -> None:
+        position = self.get_query_argument("position", "")
+        if position and not re.fullmatch(r"[0-9]{1,9}", position):
+            raise InvalidRequest(f"position={position[:40]}: give a number")
+        lease = await self.service.wait(
+            lease_id,
+            self.scope(),
+            self.seconds("wait"),
+            self.get_query_argument("state", None),
+            int(position) if position else None,
+        )
+        self.reply(lease.to_json())
+
+    async def remove(self, lease_id: str) -> None:
+        self.reply((await self.service.release(lease_id, self.scope())).to_json())
+
+
+class HeartbeatCall(Calls):
+    async def create(self, lease_id: str) -> None:
+        self.reply((await self.service.heartbeat(lease_id, self.scope())).to_json())
+
+
+class HealthCall(Calls):
+    async def read(self) -> None:
+        checks = await self.service.health()
+        ok = all(check.ok for check in checks)
+        body = {"status": "ok" if ok else "failing", "checks": [asdict(check) for check in checks]}
+        self.reply(body, 200 if ok else 503)
+
+
+class OpenAPICall(Calls):
+    async def read(self) -> None:
+        self.reply(document())
+
+
+class NoSuchCall(Calls):
+    async def read(self, path: str = "") -> None:
+        raise web.HTTPError(404, "there is no such call; see openapi.json")
+
+
+_LEASE_ID = r"([0-9A-Za-z-]{1,64})"
+
+#: Path below PREFIX → the call.
+ROUTES: list[tuple[str, type[Calls]]] = [
+    ("/pool", PoolCall),
+    ("/leases", LeasesCall),
+    (f"/leases/{_LEASE_ID}", LeaseCall),
+    (f"/leases/{_LEASE_ID}/heartbeat", HeartbeatCall),
+    ("/health", HealthCall),
+    (r"/openapi\.json", OpenAPICall),
+    (r"/(.*)", NoSuchCall),
+]
+
+
+# -- a pool's own server
+
+
+class _WithToken(Calls):
+    """Who shows the pool's token is the user that runs the pool."""
+
+    def prepare(self) -> None:
+        assert self.tokens is not None
+        if not self.tokens.admits(self.request.headers.get("Authorization", "")):
+            raise web.HTTPError(401, "this pool wants its token: Authorization: Bearer <token>")
+
+    def owner(self) -> str:
+        return getpass.getuser()
+
+    def scope(self) -> str | None:
+        return None
+
+    def check_xsrf_cookie(self) -> None:
+        pass  # no cookies here: the token itself is what another site cannot send
+
+
+# -- inside Jupyter Server
+
+
+class _InJupyter(Calls, APIHandler):
+    """Jupyter Server's own identity, authorizer (resource ``gpupool``) and cross-site protection."""
+
+    auth_resource = "gpupool"
+
+    def owner(self) -> str:
+        return self.current_user.username
+
+    def get_login_url(self) -> str:
+        # An API answers 403; it never redirects a program to a login page.
+        raise web.HTTPError(403, "this Jupyter server wants you to log in, or its token")
+
+    write_error = Calls.write_error
+
+
+def _standalone(call: type[Calls]) -> type[Calls]:
+    members: dict[str, Any] = {}
+    for verb, name in _VERBS.items():
+        if hasattr(call, name):
+            members[verb] = getattr(call, name)
+    return type(f"{call.__name__}WithToken", (_WithToken, call), members)
+
+
+def _in_jupyter(call: type[Calls]) -> type[Calls]:
+    members: dict[str, Any] = {}
+    for verb, name in _VERBS.items():
+        if hasattr(call, name):
+            members[verb] = web.authenticated(authorized(_plain(getattr(call, name))))
+    return type(f"{call.__name__}InJupyter", (_InJupyter, call), members)
+
+
+def _plain(method: Any) -> Any:
+    """A function of its own name and identity for each verb: decorators must not stack on a shared one."""
+
+    async def call(self: Any, *args: Any) -> Any:
+        return await method(self, *args)
+
+    return call
+
+
+_VERBS = {"get": "read", "post": "create", "delete": "remove"}
+
+
+def standalone_handlers(service: PoolService, tokens: TokenStore) -> list[tuple]:
+    """Handlers for a tornado application of the pool's own."""
+    arguments = {"service": service, "tokens": tokens}
+    return [(f"{PREFIX}{path}", _standalone(call), arguments) for path, call in ROUTES]
+
+
+def jupyter_handlers(service: PoolService) -> list[tuple]:
+    """Handlers for Jupyter Server, which adds its base URL."""
+    return [(f"{PREFIX}{path}", _in_jupyter(call), {"service": service}) for path, call in ROUTES]

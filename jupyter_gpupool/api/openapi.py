@@ -1,0 +1,204 @@
+"""The OpenAPI 3.1 description of the pool's HTTP interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import __version__
+
+_TEXT = {"type": "string"}
+_COUNT = {"type": "integer", "minimum": 0}
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
+
+_REQUEST = {
+    "type": "object",
+    "required": ["id"],
+    "additionalProperties": False,
+    "properties": {
+        "id": {
+            "type": "string",
+            "format": "uuid",
+            "description": "Chosen by the client; repeating it is harmless.",
+        },
+        "num_gpus": {"type": "integer", "minimum": 1, "default": 1},
+        "partial": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "description": "Share of each GPU.",
+        },
+        "memory_mib": {
+            "type": ["integer", "null"],
+            "minimum": 1,
+            "description": "MiB of each GPU, instead of partial.",
+        },
+        "filters": {"type": "object", "additionalProperties": _TEXT},
+        "namespace": _TEXT,
+        "wait": {"type": "boolean", "default": True, "description": "Queue if it cannot be met now."},
+        "secret_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "label": _TEXT,
+        "client": _TEXT,
+    },
+}
+
+_SLICE = {
+    "type": "object",
+    "properties": {
+        "gpu_uuid": _TEXT,
+        "server": _TEXT,
+        "index": _COUNT,
+        "name": _TEXT,
+        "memory_mib": _COUNT,
+        "total_mib": _COUNT,
+        "emulated": {"type": "boolean"},
+    },
+}
+
+_STATES = ["QUEUED", "GRANTED", "ACTIVE", "PARKED", "RELEASED", "EXPIRED", "LOST", "CANCELLED"]
+
+_LEASE = {
+    "type": "object",
+    "required": ["id", "state", "request", "slices"],
+    "properties": {
+        "id": _TEXT,
+        "state": {"type": "string", "enum": _STATES},
+        "reason": _TEXT,
+        "request": {
+            "type": "object",
+            "description": "As it was asked for, with its owner and without its secret.",
+        },
+        "slices": {"type": "array", "items": {"$ref": "#/components/schemas/Slice"}},
+        "worker": {"type": ["object", "null"]},
+        "position": {"type": ["integer", "null"], "description": "Place in the queue, from 1."},
+        "created_at": {"type": "number"},
+        "granted_at": _NUMBER_OR_NULL,
+        "ended_at": _NUMBER_OR_NULL,
+        "heartbeat_at": {"type": "number"},
+        "ttl_s": {"type": "number"},
+    },
+}
+
+_ERROR = {
+    "type": "object",
+    "required": ["error", "message"],
+    "properties": {"error": _TEXT, "message": _TEXT},
+}
+
+
+def _schema(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+
+def _answers(
+    description: str, schema: str | None = None, *refusals: int, status: int = 200
+) -> dict[str, Any]:
+    good: dict[str, Any] = {"description": description}
+    good["content"] = _schema(schema) if schema else {"application/json": {"schema": {"type": "object"}}}
+    meanings = {
+        400: "The request makes no sense by itself.",
+        401: "No token, or an unknown one.",
+        404: "No such lease, or not the caller's.",
+        409: "It cannot be met now and would not wait, or the id is taken.",
+        410: "The lease has ended.",
+        422: "This pool can never grant it.",
+        503: "The ledger or the engine is not available; nothing was changed.",
+    }
+    refused = {
+        str(code): {"description": meanings[code], "content": _schema("Error")} for code in (401, *refusals)
+    }
+    return {str(status): good, **refused}
+
+
+def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+
+
+_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+_WAIT = _query("wait", {"type": "number", "minimum": 0}, "Seconds to wait for a change, at most 30.")
+
+
+def document() -> dict[str, Any]:
+    """The whole description as a JSON-ready dictionary."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "GPU pool",
+            "version": __version__,
+            "license": {"name": "BSD-3-Clause", "identifier": "BSD-3-Clause"},
+        },
+        "servers": [
+            {"url": "/gpupool/api/v1", "description": "Below Jupyter Server's base URL, if there is one."}
+        ],
+        "security": [{"token": []}],
+        "paths": {
+            "/pool": {
+                "get": {
+                    "operationId": "getPool",
+                    "summary": "Servers, GPUs, slices, queue",
+                    "responses": _answers("The pool", None, 503),
+                }
+            },
+            "/leases": {
+                "get": {
+                    "operationId": "listLeases",
+                    "summary": "Leases that have not ended; with all=1 also those that have",
+                    "parameters": [_query("all", {"type": "string", "enum": ["0", "1"]}, "Ended ones too.")],
+                    "responses": _answers("Leases, oldest first", None, 503),
+                },
+                "post": {
+                    "operationId": "requestLease",
+                    "summary": "Request slices",
+                    "parameters": [_WAIT],
+                    "requestBody": {"required": True, "content": _schema("Request")},
+                    "responses": {
+                        **_answers("Granted", "Lease", 400, 409, 422, 503, status=201),
+                        "202": {"description": "Queued, or ended already", "content": _schema("Lease")},
+                    },
+                },
+            },
+            "/leases/{id}": {
+                "parameters": [_ID],
+                "get": {
+                    "operationId": "getLease",
+                    "summary": "One lease, now or when it changes",
+                    "parameters": [
+                        _WAIT,
+                        _query("state", {"type": "string", "enum": _STATES}, "The state the caller knows."),
+                        _query("position", {"type": "integer"}, "The place in the queue the caller knows."),
+                    ],
+                    "responses": _answers("The lease", "Lease", 404, 503),
+                },
+                "delete": {
+                    "operationId": "releaseLease",
+                    "summary": "Release or cancel",
+                    "responses": _answers("The lease, ended", "Lease", 404, 503),
+                },
+            },
+            "/leases/{id}/heartbeat": {
+                "parameters": [_ID],
+                "post": {
+                    "operationId": "heartbeat",
+                    "summary": "Keep a lease alive",
+                    "responses": _answers("The lease", "Lease", 404, 410, 503),
+                },
+            },
+            "/health": {
+                "get": {
+                    "operationId": "getHealth",
+                    "summary": "Named checks",
+                    "responses": _answers("All is well", None, 503),
+                }
+            },
+            "/openapi.json": {
+                "get": {
+                    "operationId": "getDescription",
+                    "summary": "This document",
+                    "responses": _answers("OpenAPI 3.1"),
+                }
+            },
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Request": _REQUEST, "Slice": _SLICE, "Lease": _LEASE, "Error": _ERROR},
+        },
+    }

@@ -1,0 +1,125 @@
+"""A pool in a process of its own, on HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from jupyter_core.application import JupyterApp
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+from traitlets import Int, Unicode
+
+from ..engines.local import LocalEngine
+from ..pool.errors import PoolError
+from . import discovery
+from .auth import TokenStore, new_token
+from .handlers import MAX_BODY, standalone_handlers
+from .service import PoolService
+
+#: The control port that Bitfusion's users know.
+DEFAULT_PORT = 56001
+
+
+class PoolApp(JupyterApp):
+    """Hosts the pool of this machine's GPUs until it is told to end."""
+
+    name = "gpupool-server"
+    description = "Serve this machine's GPUs as a pool."
+    # One configuration file for the command and for the pool, whoever hosts it.
+    config_file_name = Unicode("jupyter_gpupool_config")
+    classes = [PoolService, LocalEngine]
+
+    host = Unicode("127.0.0.1", help="Address to listen on.").tag(config=True)
+    port = Int(DEFAULT_PORT, min=0, max=65535, help="Port to listen on; 0 takes a free one.").tag(config=True)
+    starter_fd = Int(
+        -1,
+        help="A pipe of the process that started this pool for its own duration: when it ends and no lease is "
+        "left, so does the pool. -1: there is no such process.",
+    ).tag(config=True)
+
+    aliases = {"host": "PoolApp.host", "port": "PoolApp.port", "db-url": "PoolService.db_url"}
+    flags = {
+        "persistent": (
+            {"LocalEngine": {"persistent": True}},
+            "Leases go on computing while the pool restarts.",
+        ),
+        "emulate": (
+            {"LocalEngine": {"emulate": "always"}},
+            "Offer emulated GPUs, whatever this machine has.",
+        ),
+    }
+
+    def start(self) -> None:
+        super().start()
+        try:
+            asyncio.run(self.serve())
+        except PoolError as e:
+            self.exit_with(str(e))
+        except OSError as e:
+            self.exit_with(f"cannot listen on {self.host}:{self.port}: {e.strerror or e}")
+
+    def exit_with(self, line: str) -> None:
+        print(f"gpupool server: {line}", file=sys.stderr)
+        self.exit(1)
+
+    async def serve(self) -> None:
+        """Run until SIGTERM or SIGINT, or until nobody needs the pool any more."""
+        ephemeral = self.starter_fd >= 0
+        sockets = bind_sockets(0 if ephemeral else self.port, self.host, socket.AF_UNSPEC)
+        service = PoolService(parent=self)
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, over.set)
+        await service.start()
+        token = new_token()
+        server = HTTPServer(
+            Application(standalone_handlers(service, TokenStore(token)), log_function=self._log_request),
+            max_body_size=4 * MAX_BODY,
+            max_header_size=16 * 1024,
+        )
+        try:
+            server.add_sockets(sockets)
+            port = sockets[0].getsockname()[1]
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            discovery.publish(f"http://{host}:{port}", token)
+            self.log.info("GPU pool on http://%s:%d (process %d)", host, port, os.getpid())
+            if ephemeral:
+                asyncio.create_task(self._end_when_unneeded(service, over))
+            await over.wait()
+        finally:
+            discovery.withdraw()
+            server.stop()
+            await service.stop()
+            await server.close_all_connections()
+
+    async def _end_when_unneeded(self, service: PoolService, over: asyncio.Event) -> None:
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.starter_fd, gone.set)
+        await gone.wait()
+        loop.remove_reader(self.starter_fd)
+        while not await service.idle():
+            await asyncio.sleep(0.1)
+        discovery.withdraw()  # from here on nobody new finds it
+        while not await service.idle():
+            await asyncio.sleep(0.1)
+        over.set()
+
+    def _log_request(self, handler: Any) -> None:
+        if handler.get_status() >= 500:
+            self.log.error("%d %s", handler.get_status(), handler._request_summary())
+        else:
+            self.log.debug("%d %s", handler.get_status(), handler._request_summary())
+
+
+main = PoolApp.launch_instance
+
+if __name__ == "__main__":
+    main()

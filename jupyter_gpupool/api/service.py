@@ -1,0 +1,354 @@
+"""One running pool: a manager on a thread of its own, an engine, and those who wait for either."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from jupyter_core.paths import jupyter_data_dir
+from traitlets import Float, Instance, Unicode, default
+from traitlets.config import LoggingConfigurable
+
+from .. import __version__
+from ..engines.local import LocalEngine
+from ..pool.errors import EngineFailure, PoolError
+from ..pool.ledger import Ledger
+from ..pool.lock import LedgerLock
+from ..pool.manager import Manager
+from ..pool.models import Change, Lease, LeaseState, Request, StartWorker, StopWorker
+
+T = TypeVar("T")
+
+#: How often the pool looks for leases whose time is over, in seconds.
+_TICK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One health check: what was looked at, whether it is well, and a figure or what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class PoolService(LoggingConfigurable):
+    """A pool of the GPUs that its engine has, for as long as it runs.
+
+    All methods but :meth:`start` and :meth:`stop` raise :mod:`jupyter_gpupool.pool.errors`.
+    """
+
+    db_url = Unicode(
+        help="Database URL of the ledger. Default: an SQLite file in Jupyter's data directory."
+    ).tag(config=True)
+    ttl_s = Float(15.0, min=1.0, help="Seconds that a lease outlives its holder's last heartbeat.").tag(
+        config=True
+    )
+    engine = Instance(LocalEngine)
+
+    @default("db_url")
+    def _default_db_url(self) -> str:
+        return f"sqlite:///{Path(jupyter_data_dir()) / 'gpupool' / 'ledger.sqlite'}"
+
+    @default("engine")
+    def _default_engine(self) -> LocalEngine:
+        return LocalEngine(parent=self)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpupool-manager")
+        self._lock: LedgerLock | None = None
+        self._ledger: Ledger | None = None
+        self._manager: Manager | None = None
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task] = set()
+        self._ticker: asyncio.Task | None = None
+        self._stopping = False
+        #: told of every lease whose state changed, in the event loop's thread
+        self.listeners: list[Callable[[Lease], None]] = []
+
+    # -- life
+
+    async def start(self) -> None:
+        """Open the ledger, take up what it holds, and get ready to grant. Raises PoolError."""
+        file = _sqlite_file(self.db_url)
+        if file is not None:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = LedgerLock(file)
+            self._lock.acquire()
+        try:
+            self._manager = await self._call(self._open)
+            await self.engine.start(self._worker_ended)
+            servers = await self.engine.servers()
+            live = await self._call(self._manager.leases)
+            adopted = await self.engine.adopt([lease for lease in live if lease.state.holds])
+            manager = self._manager
+            self._follow(await self._call(manager.set_servers, servers))
+            self._follow(await self._call(manager.recover, adopted))
+        except BaseException:
+            await self._close()
+            raise
+        self._ticker = asyncio.create_task(self._tick())
+
+    async def stop(self) -> None:
+        """Stop granting. An embedded pool's leases end with it; a persistent one's go on computing."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._manager is not None and not self.engine.persistent:
+            for lease in await self._call(self._manager.leases):
+                try:
+                    await self._run(self._manager.release, lease.id, None, "the pool was shut down")
+                except PoolError as e:
+                    self.log.warning("Lease %s could not be released: %s", lease.id, e)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=30)
+        await self._close()
+        self._wake()
+
+    def _open(self) -> Manager:
+        self._ledger = Ledger(self.db_url)
+        return Manager(self._ledger, ttl_s=self.ttl_s)
+
+    async def _close(self) -> None:
+        await self.engine.stop()
+        if self._ledger is not None:
+            await self._call(self._ledger.close)
+        self._thread.shutdown(wait=False)
+        if self._lock is not None:
+            self._lock.release()
+
+    # -- what clients ask for
+
+    async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
+        """Grant, queue or refuse; with ``wait_s`` answer when its worker is up, or that much later."""
+        lease = await self._run(self._need().request, request)
+        return await self.wait(lease.id, request.owner, wait_s, until_settled=True)
+
+    async def wait(
+        self,
+        lease_id: str,
+        owner: str | None,
+        wait_s: float,
+        state: str | None = None,
+        position: int | None = None,
+        until_settled: bool = False,
+    ) -> Lease:
+        """The lease, as soon as it differs from ``state`` and ``position``, or ``wait_s`` seconds later.
+
+        ``until_settled``: as soon as it is neither queued nor waiting for its worker.
+        """
+        deadline = time.monotonic() + min(wait_s, 60.0)
+        while True:
+            changed = self._changed
+            lease = await self._call(self._need().lease, lease_id, owner)
+            if until_settled:
+                done = lease.state not in (LeaseState.QUEUED, LeaseState.GRANTED)
+            else:
+                done = lease.state.value != state or (position is not None and lease.position != position)
+            left = deadline - time.monotonic()
+            if done or left <= 0 or self._stopping:
+                return lease
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except (TimeoutError, asyncio.TimeoutError):
+                return await self._call(self._need().lease, lease_id, owner)
+
+    async def heartbeat(self, lease_id: str, owner: str | None) -> Lease:
+        return _lease(await self._call(self._need().heartbeat, lease_id, owner))
+
+    async def release(self, lease_id: str, owner: str | None, reason: str = "released") -> Lease:
+        """End a lease; when this returns its worker is gone."""
+        lease = await self._run(self._need().release, lease_id, owner, reason)
+        await self.engine.stop_worker(lease_id)
+        return lease
+
+    async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
+        return await self._call(self._need().leases, include_ended, owner, 500 if include_ended else None)
+
+    async def pool(self, owner: str | None) -> dict[str, Any]:
+        """The pool as JSON (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed."""
+        snapshot = await self._call(self._need().snapshot)
+        usage = self.engine.usage()
+        slices: dict[str, list[dict[str, Any]]] = {}
+        used: dict[str, int] = {}
+        busy: dict[str, float] = {}
+        for lease in snapshot.leases:
+            mine = owner is None or lease.request.owner == owner
+            account = usage.get(lease.id)
+            for piece in lease.slices:
+                allocated = account.allocated_bytes.get(piece.gpu_uuid, 0) if account else 0
+                used[piece.gpu_uuid] = used.get(piece.gpu_uuid, 0) + allocated
+                share = account.busy.get(piece.gpu_uuid, 0.0) if account else 0.0
+                busy[piece.gpu_uuid] = min(1.0, busy.get(piece.gpu_uuid, 0.0) + share)
+                slices.setdefault(piece.gpu_uuid, []).append(
+                    {
+                        "lease": lease.id if mine else None,
+                        "owner": lease.request.owner if mine else None,
+                        "label": lease.request.label if mine else "",
+                        "memory_mib": piece.memory_mib,
+                        "used_mib": allocated >> 20,
+                        "state": lease.state.value,
+                    }
+                )
+        servers = [
+            {
+                "name": server.name,
+                "host": server.host,
+                "gpus": [
+                    {
+                        **asdict(gpu),
+                        "granted_mib": snapshot.granted_mib.get(gpu.uuid, 0),
+                        "used_mib": used.get(gpu.uuid, 0) >> 20,
+                        "busy": round(busy.get(gpu.uuid, 0.0), 2),
+                        "slices": slices.get(gpu.uuid, []),
+                    }
+                    for gpu in server.gpus
+                ],
+            }
+            for server in snapshot.servers
+        ]
+        queue = [
+            lease.id if owner is None or lease.request.owner == owner else None for lease in snapshot.queue
+        ]
+        return {"version": __version__, "servers": servers, "queue": queue, "healthy": True}
+
+    async def health(self) -> list[Check]:
+        """Each check by name; a pool with one that is not ok should grant nothing important."""
+        started = time.perf_counter()
+        try:
+            await self._call(self._need().leases)
+            ledger = Check("ledger", True, f"answers in {(time.perf_counter() - started) * 1000:.1f} ms")
+        except PoolError as e:
+            ledger = Check("ledger", False, str(e))
+        servers = await self.engine.servers()
+        gpus = [gpu for server in servers for gpu in server.gpus]
+        emulated = sum(gpu.emulated for gpu in gpus)
+        sick = [gpu.uuid for gpu in gpus if not gpu.healthy]
+        detail = f"{len(gpus)} found" + (f", {emulated} of them emulated" if emulated else "")
+        checks = [
+            ledger,
+            Check("gpus", bool(gpus) and not sick, detail + (f", unhealthy: {sick}" if sick else "")),
+        ]
+        checks.append(await self._check_engine())
+        file = _sqlite_file(self.db_url)
+        if file is not None:
+            free = shutil.disk_usage(file.parent).free
+            checks.append(Check("disk", free > 64 << 20, f"{free >> 20} MiB free for the ledger (64 needed)"))
+        memory = psutil.virtual_memory()
+        checks.append(Check("memory", memory.percent < 97, f"{memory.available >> 20} MiB available"))
+        return checks
+
+    async def _check_engine(self) -> Check:
+        try:
+            await asyncio.wait_for(asyncio.shield(self.engine.when_warm()), 0.05)
+            return Check("engine", True, "ready to start workers")
+        except (TimeoutError, asyncio.TimeoutError):
+            return Check("engine", True, "starting: PyTorch is being imported")
+        except EngineFailure as e:
+            return Check("engine", False, str(e))
+
+    async def idle(self) -> bool:
+        """Whether nobody holds or waits for anything."""
+        return not await self._call(self._need().leases)
+
+    # -- how it works
+
+    def _need(self) -> Manager:
+        if self._manager is None:
+            raise PoolError("the pool is not running")
+        return self._manager
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        """Run on the manager's thread; one call at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args))
+
+    async def _run(self, function: Callable[..., Change], *args: Any) -> Lease:
+        change = await self._call(function, *args)
+        self._follow(change)
+        return _lease(change)
+
+    def _follow(self, change: Change) -> None:
+        """Carry out a change's actions in their order, and wake who waits."""
+        if change.actions:
+            task = asyncio.create_task(self._act(change))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        for lease in change.changed:
+            self.log.info(
+                "Lease %s is %s%s", lease.id, lease.state.value, f": {lease.reason}" if lease.reason else ""
+            )
+            for listener in self.listeners:
+                listener(lease)
+        if change.changed:
+            self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _act(self, change: Change) -> None:
+        for action in change.actions:
+            if isinstance(action, StopWorker):
+                await self.engine.stop_worker(action.lease_id)
+        starts = [action.lease for action in change.actions if isinstance(action, StartWorker)]
+        await asyncio.gather(*(self._start_worker(lease) for lease in starts))
+
+    async def _start_worker(self, lease: Lease) -> None:
+        manager = self._need()
+        try:
+            worker = await self.engine.start_worker(lease)
+        except EngineFailure as e:
+            await self._run(manager.worker_failed, lease.id, str(e))
+            return
+        try:
+            await self._run(manager.worker_started, lease.id, worker)
+        except PoolError as e:
+            # What is not in the ledger must not compute.
+            self.log.error("Lease %s: %s", lease.id, e)
+            await self.engine.stop_worker(lease.id)
+
+    def _worker_ended(self, lease_id: str, state: LeaseState, reason: str) -> None:
+        if self._manager is None:
+            return
+        task = asyncio.create_task(self._record_end(self._manager, lease_id, state, reason))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _record_end(self, manager: Manager, lease_id: str, state: LeaseState, reason: str) -> None:
+        while True:
+            try:
+                self._follow(await self._call(manager.worker_exited, lease_id, state, reason))
+                return
+            except PoolError as e:
+                self.log.error("The end of lease %s cannot be recorded yet: %s", lease_id, e)
+                await asyncio.sleep(1.0)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                self._follow(await self._call(self._need().tick))
+            except PoolError as e:
+                self.log.error("The pool cannot look after its leases: %s", e)
+
+
+def _lease(change: Change) -> Lease:
+    assert change.lease is not None
+    return change.lease
+
+
+def _sqlite_file(url: str) -> Path | None:
+    if url.startswith("sqlite:///") and url != "sqlite:///:memory:":
+        return Path(os.path.abspath(url[len("sqlite:///") :]))
+    return None
