@@ -24,6 +24,6 @@ def test_the_palette_opens_the_panel(page: Page, lab: str) -> None:
     page.goto(lab)
     page.wait_for_selector("#jp-main-dock-panel")
     page.keyboard.press("Control+Shift+C")
-    page.get_by_placeholder("SEARCH").fill("GPU Pool")
+    page.get_by_role("textbox", name="SEARCH").fill("GPU Pool")
     page.get_by_role("menuitem", name="Open GPU Pool").click()
     expect(page.get_by_role("region", name="GPU Pool")).to_be_visible()

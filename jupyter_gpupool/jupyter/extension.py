@@ -1,0 +1,50 @@
+"""The Jupyter Server extension: wiring only."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from jupyter_server.auth.identity import IdentityProvider, LegacyIdentityProvider, PasswordIdentityProvider
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.serverapp import ServerApp
+from traitlets import Instance, default
+
+from ..api.handlers import jupyter_handlers
+from ..api.service import PoolService
+from ..engines.local import LocalEngine
+from ..pool.errors import PoolError
+from .user_pool import UserPool
+
+#: These let one user in, and make up a new name for every browser.
+_NAMELESS = (IdentityProvider, PasswordIdentityProvider, LegacyIdentityProvider)
+
+
+class GPUPoolExtension(ExtensionApp):
+    """Hosts the pool of the user who runs this Jupyter server, and serves it to JupyterLab."""
+
+    name = "jupyter_gpupool"
+    description = "Attach slices of pooled GPUs to notebooks."
+    extension_url = "/lab"
+    load_other_extensions = True
+    classes = [UserPool, PoolService, LocalEngine]
+
+    pool = Instance(UserPool)
+
+    @default("pool")
+    def _default_pool(self) -> UserPool:
+        assert self.serverapp is not None
+        return UserPool(parent=self, nameless=type(self.serverapp.identity_provider) in _NAMELESS)
+
+    def initialize_handlers(self) -> None:
+        # It answers the calls that the handlers make of a service.
+        self.handlers.extend(jupyter_handlers(cast(PoolService, self.pool)))
+
+    async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        try:
+            await self.pool.start()
+        except PoolError as e:
+            # The server is of use without GPUs, and the panel says the same line.
+            self.log.warning("The GPU pool is not available: %s", e)
+
+    async def stop_extension(self) -> None:
+        await self.pool.stop()

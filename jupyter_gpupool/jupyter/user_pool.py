@@ -1,0 +1,214 @@
+"""The pool of the user who runs this Jupyter server: hosted here, or by another of their processes."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+from traitlets import Bool
+from traitlets.config import LoggingConfigurable
+
+from ..api import discovery
+from ..api.auth import TokenStore, new_token
+from ..api.client import PoolClient
+from ..api.handlers import MAX_BODY, standalone_handlers
+from ..api.service import Check, PoolService
+from ..pool.errors import PoolUnreachable
+from ..pool.models import Lease, Request
+
+T = TypeVar("T")
+
+
+class UserPool(LoggingConfigurable):
+    """Offers the calls of :class:`~jupyter_gpupool.api.service.PoolService` that the handlers use.
+
+    One user has one pool: when another process of theirs hosts it already, calls go there; when that
+    process is gone, this one takes over. All calls raise :mod:`jupyter_gpupool.pool.errors`.
+    """
+
+    share = Bool(
+        True,
+        help="Let this user's terminals, scripts and kernels find the pool that this server hosts. They reach it at "
+        "a loopback port of its own, with a token that only a file readable by this user holds.",
+    ).tag(config=True)
+
+    nameless = Bool(
+        False,
+        help="Whether the server's identity provider gives its one user a new name in every browser. Then everything "
+        "belongs to whoever runs the server.",
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._host: _Host | None = None
+        self._joined: _Joined | None = None
+        self._settling = asyncio.Lock()
+        self._stopped = False
+
+    # -- life
+
+    async def start(self) -> None:
+        """Join this user's pool or host it. Raises PoolError."""
+        await self._settle()
+
+    async def stop(self) -> None:
+        """End a pool that is hosted here, with all of its leases."""
+        async with self._settling:
+            self._stopped = True
+            if self._host is not None:
+                host, self._host = self._host, None
+                await host.stop()
+            self._leave()
+
+    async def _settle(self) -> PoolService | _Joined:
+        async with self._settling:
+            if self._host is not None:
+                return self._host.service
+            if self._joined is not None:
+                return self._joined
+            if self._stopped:
+                raise PoolUnreachable("this Jupyter server is shutting down")
+            address = await asyncio.to_thread(discovery.find)
+            if address is not None and address.pid != os.getpid():
+                self.log.info("Joining the GPU pool of process %d", address.pid)
+                self._joined = _Joined(address)
+                return self._joined
+            host = _Host(PoolService(parent=self), self.share)
+            await host.start()
+            self._host = host
+            return host.service
+
+    def _leave(self) -> None:
+        if self._joined is not None:
+            self._joined.close()
+            self._joined = None
+
+    async def _ask(self, call: Callable[[Any], Any]) -> Any:
+        where = await self._settle()
+        try:
+            return await call(where)
+        except PoolUnreachable:
+            if where is not self._joined:
+                raise
+        self._leave()
+        return await call(await self._settle())
+
+    def _owner(self, owner: str | None) -> str | None:
+        return None if self.nameless else owner
+
+    # -- what the handlers call
+
+    async def pool(self, owner: str | None) -> dict[str, Any]:
+        return await self._ask(lambda p: p.pool(self._owner(owner)))
+
+    async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
+        return await self._ask(lambda p: p.leases(self._owner(owner), include_ended))
+
+    async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
+        if self.nameless:
+            request = replace(request, owner=getpass.getuser())
+        return await self._ask(lambda p: p.request(request, wait_s))
+
+    async def wait(
+        self,
+        lease_id: str,
+        owner: str | None,
+        wait_s: float,
+        state: str | None = None,
+        position: int | None = None,
+    ) -> Lease:
+        return await self._ask(lambda p: p.wait(lease_id, self._owner(owner), wait_s, state, position))
+
+    async def heartbeat(self, lease_id: str, owner: str | None) -> Lease:
+        return await self._ask(lambda p: p.heartbeat(lease_id, self._owner(owner)))
+
+    async def release(self, lease_id: str, owner: str | None) -> Lease:
+        return await self._ask(lambda p: p.release(lease_id, self._owner(owner)))
+
+    async def health(self) -> list[Check]:
+        return await self._ask(lambda p: p.health())
+
+
+class _Host:
+    """A pool in this process and, if it is shared, its door for the user's other processes."""
+
+    def __init__(self, service: PoolService, share: bool) -> None:
+        self.service = service
+        self._share = share
+        self._server: HTTPServer | None = None
+
+    async def start(self) -> None:
+        await self.service.start()
+        if not self._share:
+            return
+        # Jupyter's own port may want TLS, a password or a hub; what runs as this user needs none of them.
+        try:
+            sockets = bind_sockets(0, "127.0.0.1")
+            token = new_token()
+            application = Application(
+                standalone_handlers(self.service, TokenStore(token)), log_function=lambda handler: None
+            )
+            self._server = HTTPServer(application, max_body_size=4 * MAX_BODY)
+            self._server.add_sockets(sockets)
+            discovery.publish(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", token)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            discovery.withdraw()
+            self._server.stop()
+        await self.service.stop()
+        if self._server is not None:
+            await self._server.close_all_connections()
+
+
+class _Joined:
+    """The same calls, answered by the pool of another process of this user, which owns all it asks for."""
+
+    def __init__(self, address: discovery.PoolAddress) -> None:
+        # Should that process be gone, its place is to be taken at once.
+        self._client = PoolClient(address.url, address.token, patience_s=0.5)
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def pool(self, owner: str | None) -> dict[str, Any]:
+        return await asyncio.to_thread(self._client.pool)
+
+    async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
+        return await asyncio.to_thread(self._client.leases, include_ended)
+
+    async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
+        return await asyncio.to_thread(self._client.request, request, wait_s)
+
+    async def wait(
+        self,
+        lease_id: str,
+        owner: str | None,
+        wait_s: float,
+        state: str | None = None,
+        position: int | None = None,
+    ) -> Lease:
+        lease = await asyncio.to_thread(self._client.lease, lease_id)
+        if wait_s <= 0 or lease.state.value != state or (position is not None and lease.position != position):
+            return lease
+        return await asyncio.to_thread(self._client.wait, lease_id, lease, wait_s)
+
+    async def heartbeat(self, lease_id: str, owner: str | None) -> Lease:
+        return await asyncio.to_thread(self._client.heartbeat, lease_id)
+
+    async def release(self, lease_id: str, owner: str | None) -> Lease:
+        return await asyncio.to_thread(self._client.release, lease_id)
+
+    async def health(self) -> list[Check]:
+        answer = await asyncio.to_thread(self._client.health)
+        return [Check(c["name"], c["ok"], c["detail"]) for c in answer["checks"]]

@@ -1,0 +1,246 @@
+"""The pool inside a Jupyter server: who may call it, who finds it, and what is left when it ends."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from jupyter_server.auth import Authorizer, IdentityProvider, User
+from tornado.httpclient import HTTPClientError
+
+from jupyter_gpupool.api import discovery
+from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.pool.errors import PoolError
+
+API = ("gpupool", "api", "v1")
+
+
+@pytest.fixture
+def jp_server_config() -> dict[str, Any]:
+    return {
+        "ServerApp": {"jpserver_extensions": {"jupyter_gpupool": True}},
+        "LocalEngine": {"emulate": "always"},
+    }
+
+
+def body(**fields: Any) -> str:
+    secret = hashlib.sha256(os.urandom(16)).hexdigest()
+    return json.dumps({"id": str(uuid.uuid4()), "partial": 0.5, "secret_sha256": secret, **fields})
+
+
+class TestUnderJupytersRules:
+    async def test_the_pool_is_below_the_base_url(self, jp_fetch: Callable[..., Any]) -> None:
+        answer = json.loads((await jp_fetch(*API, "pool")).body)
+        (server,) = answer["servers"]
+        assert [gpu["name"] for gpu in server["gpus"]] == ["Tesla V100-PCIE-32GB (emulated)"] * 2
+        assert all(gpu["emulated"] for gpu in server["gpus"])
+
+    async def test_nobody_without_the_servers_token(self, jp_fetch: Callable[..., Any]) -> None:
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_fetch(*API, "pool", headers={"Authorization": "token wrong"})
+        assert refused.value.code == 403
+
+    async def test_a_grant_belongs_to_whoever_runs_the_server(self, jp_fetch: Callable[..., Any]) -> None:
+        made = await jp_fetch(*API, "leases", method="POST", body=body())
+        lease = json.loads(made.body)
+        assert lease["request"]["owner"] == getpass.getuser()
+        pool = json.loads((await jp_fetch(*API, "pool")).body)
+        owners = {s["owner"] for gpu in pool["servers"][0]["gpus"] for s in gpu["slices"]}
+        assert owners == {getpass.getuser()}
+        ended = await jp_fetch(*API, "leases", lease["id"], method="DELETE")
+        assert json.loads(ended.body)["state"] == "RELEASED"
+
+    async def test_a_refusal_is_one_line(self, jp_fetch: Callable[..., Any]) -> None:
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_fetch(*API, "leases", method="POST", body=body(partial=1.5))
+        assert refused.value.code == 400
+        said = json.loads(refused.value.response.body)
+        assert said["error"] == "InvalidRequest"
+        assert "1.5" in said["message"] and "\n" not in said["message"]
+
+
+class ReadOnly(Authorizer):
+    def is_authorized(self, handler: Any, user: User, action: str, resource: str) -> bool:
+        return resource != "gpupool" or action == "read"
+
+
+class Named(IdentityProvider):
+    def get_user(self, handler: Any) -> User | None:
+        name = handler.request.headers.get("X-Name")
+        return User(username=name) if name else None
+
+
+class TestWithOtherRules:
+    @pytest.fixture
+    def jp_server_config(self, jp_server_config: dict[str, Any]) -> dict[str, Any]:
+        jp_server_config["ServerApp"].update(
+            authorizer_class=ReadOnly, identity_provider_class=Named, disable_check_xsrf=True
+        )
+        return jp_server_config
+
+    async def test_the_authorizer_decides(self, jp_fetch: Callable[..., Any]) -> None:
+        ada = {"X-Name": "ada"}
+        assert (await jp_fetch(*API, "pool", headers=ada)).code == 200
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_fetch(*API, "leases", method="POST", body=body(), headers=ada)
+        assert refused.value.code == 403
+        assert not json.loads((await jp_fetch(*API, "leases", headers=ada)).body)["leases"]
+
+
+class TestWithNamedUsers:
+    @pytest.fixture
+    def jp_server_config(self, jp_server_config: dict[str, Any]) -> dict[str, Any]:
+        jp_server_config["ServerApp"].update(identity_provider_class=Named, disable_check_xsrf=True)
+        return jp_server_config
+
+    async def test_each_sees_and_releases_their_own(self, jp_fetch: Callable[..., Any]) -> None:
+        ada, bob = {"X-Name": "ada"}, {"X-Name": "bob"}
+        made = json.loads((await jp_fetch(*API, "leases", method="POST", body=body(), headers=ada)).body)
+        assert made["request"]["owner"] == "ada"
+        assert not json.loads((await jp_fetch(*API, "leases", headers=bob)).body)["leases"]
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_fetch(*API, "leases", made["id"], method="DELETE", headers=bob)
+        assert refused.value.code == 404
+        await jp_fetch(*API, "leases", made["id"], method="DELETE", headers=ada)
+
+
+@pytest.fixture
+def start_server(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Callable[[], Any]]:
+    """Starts real Jupyter servers; returns a process and its API's URL and headers once it answers."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> tuple[subprocess.Popen[bytes], httpx.Client]:
+        log = tmp_path / f"server-{len(started)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [
+                    *(
+                        sys.executable,
+                        "-m",
+                        "jupyter_server",
+                        "--no-browser",
+                        "--allow-root",
+                        "--ip=127.0.0.1",
+                    ),
+                    *("--port=0", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tmp_path}"),
+                    "--ServerApp.jpserver_extensions={'jupyter_gpupool': True}",
+                    "--LocalEngine.emulate=always",
+                ],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(process)
+        info = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"jpserver-{process.pid}.json"
+
+        def client() -> httpx.Client | None:
+            assert process.poll() is None, log.read_text()
+            try:
+                said = json.loads(info.read_text())
+            except (OSError, ValueError):
+                return None
+            headers = {"Authorization": f"token {said['token']}"}
+            http = httpx.Client(base_url=f"{said['url']}{'/'.join(API)}", headers=headers, timeout=60)
+            try:
+                if http.get("/pool").status_code == 200:
+                    return http
+            except httpx.TransportError:
+                pass
+            http.close()
+            return None
+
+        return process, eventually(client, f"{log.name}: the pool answers", deadline_s=120)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in started:
+        process.wait(60)
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def none_lives(processes: list[psutil.Process]) -> Callable[[], bool]:
+    return lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
+def test_nothing_outlives_the_server(
+    start_server: Callable[[], Any], eventually: Callable[..., Any], sign: signal.Signals
+) -> None:
+    process, http = start_server()
+    lease = http.post("/leases", params={"wait": 30}, content=body()).json()
+    assert lease["slices"]
+    children = eventually(lambda: family(process), "the pool has a process that starts workers")
+    process.send_signal(sign)
+    process.wait(60)
+    eventually(none_lives(children), "the processes of the pool have ended")
+    assert discovery.find() is None
+
+
+def test_the_users_other_processes_find_it(start_server: Callable[[], Any]) -> None:
+    process, http = start_server()
+    address = discovery.find()
+    assert address is not None and address.pid == process.pid
+    published = discovery.folder() / f"pool-{process.pid}.json"
+    assert stat.S_IMODE(published.stat().st_mode) == 0o600
+    with PoolClient(address.url, address.token) as client:
+        assert len(client.pool()["servers"][0]["gpus"]) == 2
+    with PoolClient(address.url, "wrong") as stranger, pytest.raises(PoolError):
+        stranger.pool()
+    # Jupyter's own token opens Jupyter's door only, and this one the pool's.
+    headers = {"Authorization": f"token {address.token}"}
+    assert httpx.get(f"{http.base_url}pool", headers=headers).status_code == 403
+
+
+def test_a_second_server_joins_the_first_and_takes_its_place(
+    start_server: Callable[[], Any], eventually: Callable[..., Any]
+) -> None:
+    first, at_first = start_server()
+    second, at_second = start_server()
+    address = discovery.find()
+    assert address is not None and address.pid == first.pid
+    made = at_first.post("/leases", content=body()).json()
+    assert [lease["id"] for lease in at_second.get("/leases").json()["leases"]] == [made["id"]]
+    assert at_second.delete(f"/leases/{made['id']}").json()["state"] == "RELEASED"
+    assert at_second.delete(f"/leases/{uuid.uuid4()}").status_code == 404
+    first.kill()
+    first.wait(60)
+    eventually(lambda: at_second.get("/pool").status_code == 200, "the second server hosts the pool")
+    address = discovery.find()
+    assert address is not None and address.pid == second.pid
+
+
+class TestWithABrokenLedger:
+    @pytest.fixture
+    def jp_server_config(self, jp_server_config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+        ledger = tmp_path / "ledger.sqlite"
+        ledger.write_text("this is no database at all, though it is long enough to be read as one\n" * 100)
+        jp_server_config["PoolService"] = {"db_url": f"sqlite:///{ledger}"}
+        return jp_server_config
+
+    async def test_the_rest_of_the_server_works_and_the_panel_gets_the_reason(
+        self, jp_fetch: Callable[..., Any]
+    ) -> None:
+        assert (await jp_fetch("api", "contents")).code == 200
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_fetch(*API, "pool")
+        assert refused.value.code == 503
+        said = json.loads(refused.value.response.body)
+        assert said["error"] == "LedgerUnavailable" and "\n" not in said["message"]
