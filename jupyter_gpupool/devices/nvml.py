@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pynvml  # type: ignore[import-untyped]
+import pynvml
 
 from ..pool.models import GPU, MIB
 

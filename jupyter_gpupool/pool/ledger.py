@@ -7,32 +7,23 @@ the manager does. Nothing here is SQLite's own either; :mod:`.sqlite` has that.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, delete, func, insert, make_url, select, update
+from sqlalchemy import URL, Connection, Engine, Update, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from . import sqlite
+from . import statements as sql
 from .errors import LedgerUnavailable
 from .models import Lease, LeaseState, Server, Slice, WorkerAddress
-from .schema import (
-    SCHEMA_VERSION,
-    gpus,
-    lease_from,
-    lease_row,
-    leases,
-    metadata,
-    schema_version,
-    slice_from,
-    slice_row,
-    slices,
-)
+from .schema import SCHEMA_VERSION, lease_from, lease_row, metadata, slice_from, slice_row
+from .statements import EVERY, HOLDING, LIVE
 
-HOLDING = tuple(state for state in LeaseState if state.holds)
-LIVE = tuple(state for state in LeaseState if not state.ended)
+__all__ = ["EVERY", "HOLDING", "LIVE", "Ledger", "Transaction"]
 
 
 class Ledger:
@@ -72,7 +63,7 @@ class Ledger:
             with connection.begin():
                 if not sqlite.is_sqlite(self._url):
                     # One writer at a time, as BEGIN IMMEDIATE has it there.
-                    connection.execute(select(schema_version.c.version).with_for_update())
+                    connection.execute(sql.LOCK_VERSION)
                 yield Transaction(connection)
 
     @contextmanager
@@ -119,36 +110,31 @@ class Transaction:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._execute = connection.execute
 
     # -- reading ------------------------------------------------------------------------------
 
     def lease(self, lease_id: str) -> Lease | None:
-        found = self._leases(leases.c.id == lease_id)
-        return found[0] if found else None
+        row = self._execute(sql.FIND_LEASE, {"lease_id": lease_id}).one_or_none()
+        return self._with_slices([row])[0] if row else None
 
     def leases(
-        self, states: Collection[LeaseState] = LIVE, owner: str | None = None, newest: int | None = None
+        self, states: tuple[LeaseState, ...] = LIVE, owner: str | None = None, newest: int | None = None
     ) -> list[Lease]:
         """Leases in order of arrival, at most the ``newest`` so many."""
-        conditions: list[Any] = [leases.c.state.in_([state.value for state in states])]
-        if owner is not None:
-            conditions.append(leases.c.owner == owner)
-        return self._leases(*conditions, newest=newest)
+        query = sql.find_leases(states, owner is not None, newest is not None)
+        given = {"wanted_owner": owner, "newest": newest}
+        rows = self._execute(query, {name: value for name, value in given.items() if value is not None})
+        return self._with_slices(rows.all()[::-1])
 
     def granted_mib(self) -> dict[str, int]:
         """What is granted now, in MiB by GPU uuid, of every GPU that the ledger ever saw."""
-        rows = self._connection.execute(select(gpus.c.uuid, gpus.c.used_mib))
-        return {row.uuid: row.used_mib for row in rows}
+        return {row.uuid: row.used_mib for row in self._execute(sql.GRANTED_MIB)}
 
     def held_gpus(self) -> dict[str, float]:
         """How many whole GPUs each namespace's slices amount to now."""
-        rows = self._connection.execute(
-            select(leases.c.namespace, slices.c.memory_mib, slices.c.total_mib)
-            .join(slices, slices.c.lease == leases.c.seq)
-            .where(leases.c.state.in_([state.value for state in HOLDING]))
-        )
         held: dict[str, float] = defaultdict(float)
-        for row in rows:
+        for row in self._execute(sql.HELD):
             held[row.namespace] += row.memory_mib / row.total_mib
         return dict(held)
 
@@ -157,9 +143,9 @@ class Transaction:
     def prepare(self) -> None:
         """Create the tables, or see that they are ours."""
         metadata.create_all(self._connection)
-        found = self._connection.execute(select(func.max(schema_version.c.version))).scalar()
+        found = self._execute(sql.FIND_VERSION).scalar()
         if found is None:
-            self._connection.execute(insert(schema_version).values(version=SCHEMA_VERSION))
+            self._execute(sql.ADD_VERSION, {"version": SCHEMA_VERSION})
         elif found > SCHEMA_VERSION:
             raise LedgerUnavailable(
                 f"the ledger was written by a newer version (its format is {found}, this version's is "
@@ -168,86 +154,79 @@ class Transaction:
 
     def touch(self) -> None:
         """Write without changing anything."""
-        self._connection.execute(update(schema_version).values(version=schema_version.c.version))
+        self._execute(sql.TOUCH_VERSION)
 
     def record_gpus(self, servers: Sequence[Server]) -> None:
         """Remember every GPU; what was granted of one before stays granted."""
-        known = {row.uuid: row for row in self._connection.execute(select(gpus))}
+        known = {row.uuid: row for row in self._execute(sql.GPUS)}
         for gpu in (gpu for server in servers for gpu in server.gpus):
             row = known.get(gpu.uuid)
             if row is None:
                 values = {"uuid": gpu.uuid, "server": gpu.server, "memory_mib": gpu.memory_mib, "used_mib": 0}
-                self._connection.execute(insert(gpus).values(values))
+                self._execute(sql.ADD_GPU, values)
                 continue
             # A GPU that came back smaller keeps what is granted of it; placement goes by its new size.
             memory = max(gpu.memory_mib, row.used_mib)
             if (row.server, row.memory_mib) != (gpu.server, memory):
-                self._connection.execute(
-                    update(gpus).where(gpus.c.uuid == gpu.uuid).values(server=gpu.server, memory_mib=memory)
-                )
+                self._execute(sql.SET_GPU, {"gpu": gpu.uuid, "at_server": gpu.server, "memory": memory})
 
     def add(self, lease: Lease) -> None:
         """Record a request that is QUEUED."""
-        self._connection.execute(insert(leases).values(lease_row(lease)))
+        self._execute(sql.ADD_LEASE, lease_row(lease))
 
     def grant(self, lease_id: str, pieces: Sequence[Slice], at: float) -> None:
         """QUEUED to GRANTED, with its slices. The database refuses what would exceed a GPU."""
-        seq = self._move(lease_id, [LeaseState.QUEUED], state=LeaseState.GRANTED.value, granted_at=at)
+        seq = self._execute(sql.QUEUED_SEQ, {"lease_id": lease_id}).scalar()
+        if seq is None:
+            raise LedgerUnavailable(f"the ledger has no lease {lease_id} that is queued")
+        self._execute(sql.GRANT, {"of_seq": seq, "at": at})
         for piece in pieces:
-            self._connection.execute(insert(slices).values(slice_row(seq, piece)))
+            self._execute(sql.ADD_SLICE, slice_row(seq, piece))
             self._use(piece.gpu_uuid, piece.memory_mib)
 
     def activate(self, lease_id: str, worker: WorkerAddress) -> None:
         """GRANTED (or ACTIVE, with a worker found again) to ACTIVE."""
-        self._move(
-            lease_id,
-            HOLDING,
-            state=LeaseState.ACTIVE.value,
-            worker_host=worker.host,
-            worker_port=worker.port,
-            worker_pid=worker.pid,
-            worker_created=worker.created,
-        )
+        self._once(sql.ACTIVATE, f"lease {lease_id} that holds anything", lease_id=lease_id, **asdict(worker))
 
     def end(self, lease: Lease, state: LeaseState, reason: str, at: float) -> None:
         """From any live state to one that has ended; its slices are free from here on."""
-        self._move(lease.id, [lease.state], state=state.value, reason=reason, ended_at=at)
+        self._once(
+            sql.END,
+            f"lease {lease.id} in state {lease.state.value}",
+            lease_id=lease.id,
+            from_state=lease.state.value,
+            to_state=state.value,
+            why=reason,
+            at=at,
+        )
         if lease.state.holds:
             for piece in lease.slices:
                 self._use(piece.gpu_uuid, -piece.memory_mib)
 
     def prune(self, before: float) -> int:
         """Forget the leases that ended before that time (seconds since the epoch); how many."""
-        old = select(leases.c.seq).where(leases.c.ended_at < before)
-        self._connection.execute(delete(slices).where(slices.c.lease.in_(old)))
-        return self._connection.execute(delete(leases).where(leases.c.ended_at < before)).rowcount
+        self._execute(sql.PRUNE_SLICES, {"before": before})
+        return self._execute(sql.PRUNE_LEASES, {"before": before}).rowcount
 
     # -- within -------------------------------------------------------------------------------
 
-    def _leases(self, *conditions: Any, newest: int | None = None) -> list[Lease]:
-        query = select(leases).where(*conditions).order_by(leases.c.seq.desc()).limit(newest)
-        rows = self._connection.execute(query).all()[::-1]
+    def _with_slices(self, rows: Sequence[Any]) -> list[Lease]:
         placed = [row.seq for row in rows if row.granted_at is not None]
         pieces: dict[int, list[Slice]] = defaultdict(list)
         for start in range(0, len(placed), 500):  # databases limit the parameters of one statement
-            found = select(slices).where(slices.c.lease.in_(placed[start : start + 500]))
-            for row in self._connection.execute(found.order_by(slices.c.lease, slices.c.gpu_index)):
+            some = placed[start : start + 500]
+            one = len(some) == 1
+            found = self._execute(
+                sql.SLICES_OF if one else sql.SLICES_OF_MANY, {"seq": some[0]} if one else {"seqs": some}
+            )
+            for row in found:
                 pieces[row.lease].append(slice_from(row))
         return [lease_from(row, pieces[row.seq]) for row in rows]
 
-    def _move(self, lease_id: str, states: Collection[LeaseState], **values: Any) -> int:
-        """Change a lease that is in one of ``states``; its sequence number."""
-        allowed = [state.value for state in states]
-        query = select(leases.c.seq).where(leases.c.id == lease_id, leases.c.state.in_(allowed))
-        seq = self._connection.execute(query).scalar()
-        if seq is None:
-            raise LedgerUnavailable(f"the ledger has no lease {lease_id} in state {' or '.join(allowed)}")
-        self._connection.execute(update(leases).where(leases.c.seq == seq).values(values))
-        return int(seq)
+    def _use(self, gpu_uuid: str, more_mib: int) -> None:
+        self._once(sql.USE_GPU, f"GPU {gpu_uuid}", gpu=gpu_uuid, more_mib=more_mib)
 
-    def _use(self, gpu_uuid: str, memory_mib: int) -> None:
-        changed = self._connection.execute(
-            update(gpus).where(gpus.c.uuid == gpu_uuid).values(used_mib=gpus.c.used_mib + memory_mib)
-        ).rowcount
-        if changed != 1:
-            raise LedgerUnavailable(f"the ledger does not know the GPU {gpu_uuid}")
+    def _once(self, statement: Update, what: str, **values: Any) -> None:
+        """Change exactly one row, or the transaction fails: the ledger is not what its reader took it for."""
+        if self._execute(statement, values).rowcount != 1:
+            raise LedgerUnavailable(f"the ledger has no {what}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from . import placement
 from .errors import ImpossibleRequest, LeaseEnded, NoCapacity, RequestConflict, UnknownLease
-from .ledger import HOLDING, LIVE, Ledger, Transaction
+from .ledger import EVERY, HOLDING, LIVE, Ledger, Transaction
 from .models import (
     Action,
     Change,
@@ -243,7 +243,7 @@ class Manager:
     ) -> list[Lease]:
         """Leases in order of arrival, at most the ``newest`` so many."""
         with self._ledger.reading() as tx:
-            return self._shown(tx, tx.leases(tuple(LeaseState) if include_ended else LIVE, owner, newest))
+            return self._shown(tx, tx.leases(EVERY if include_ended else LIVE, owner, newest))
 
     def snapshot(self) -> Snapshot:
         with self._ledger.reading() as tx:
@@ -260,14 +260,16 @@ class Manager:
     # -- granting -----------------------------------------------------------------------------
 
     def _grant_waiting(self, tx: Transaction, plan: _Plan, servers: Sequence[Server]) -> None:
-        """Grant what fits, in fair order. A namespace's requests behind one that does not fit wait with it."""
+        """Grant what fits, in fair order. Requests behind one that does not fit in its namespace wait too."""
         queue = self._in_order(tx, servers)
         used = tx.granted_mib() if queue else {}
         stuck: set[str] = set()
         waiting: list[Lease] = []
         for lease in queue:
             slices = None
-            if self._recovered and lease.request.namespace not in stuck:
+            # A silent one is as good as gone, although no tick has written it down yet.
+            gone = lease.id not in plan.changed and self._silent(lease)
+            if self._recovered and not gone and lease.request.namespace not in stuck:
                 slices = placement.place(lease.request, servers, used)
                 if slices is None and not placement.impossible(lease.request, servers):
                     stuck.add(lease.request.namespace)
@@ -285,7 +287,7 @@ class Manager:
         plan.positions = _positions(waiting)
 
     def _in_order(self, tx: Transaction, servers: Sequence[Server]) -> list[Lease]:
-        queue = tx.leases([LeaseState.QUEUED])
+        queue = tx.leases((LeaseState.QUEUED,))
         if len({lease.request.namespace for lease in queue}) < 2:
             return queue
         return fair_order(queue, tx.held_gpus(), lambda request: placement.equivalents(request, servers))

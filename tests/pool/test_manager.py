@@ -233,6 +233,18 @@ def test_a_grant_whose_worker_never_comes_up_expires(
     assert manager.lease(lease.id).reason == "its worker did not come up within 30 s"
 
 
+def test_who_is_silent_in_the_queue_is_passed_over(manager: Manager, ask: Ask, clock: Any) -> None:
+    holder = granted(manager.request(ask(num_gpus=2)))
+    silent, patient = ask(num_gpus=2), ask(num_gpus=2)
+    manager.request(silent)
+    manager.request(patient)
+    clock.advance(10.0)
+    manager.heartbeat(patient.id)
+    clock.advance(10.0)
+    assert started(manager.release(holder.id)) == [patient.id]
+    assert [lease.id for lease in manager.tick().changed] == [silent.id]
+
+
 def test_setting_the_clock_expires_nobody(ledger: Ledger, servers: Any, ask: Ask, clock: Any) -> None:
     manager = Manager(ledger, clock, monotonic=lambda: 5.0)
     manager.set_servers(servers)
@@ -253,9 +265,7 @@ def test_a_restart_finds_its_workers_or_reaps_them(
     clock.advance(3600.0)
 
     again = Manager(ledger, clock)
-    assert again.set_servers(servers).actions == (), "nothing is granted before the survivors are known"
-    with pytest.raises(NoCapacity, match="restarting"):
-        again.request(ask(partial=0.1, wait=False))
+    assert again.set_servers(servers).actions == ()
     stray = "0c6f6a6e-0000-4000-8000-000000000000"
     change = again.recover({found.id: worker, late.id: worker, stray: worker})
     assert state(again, found.id) is LeaseState.ACTIVE
@@ -269,6 +279,20 @@ def test_a_restart_finds_its_workers_or_reaps_them(
     assert again.tick().changed == (), "everybody has one TTL to be heard again"
     clock.advance(15.1)
     assert {lease.id for lease in again.tick().changed} == {found.id, fresh.id, late.id, queued.id}
+
+
+def test_nothing_is_granted_before_the_survivors_are_known(
+    manager: Manager, ledger: Ledger, servers: Any, ask: Ask, clock: Any
+) -> None:
+    manager.request(ask(partial=0.5))
+    again = Manager(ledger, clock)
+    again.set_servers(servers)
+    with pytest.raises(NoCapacity, match="just restarting"):
+        again.request(ask(partial=0.1, wait=False))
+    early = ask(partial=0.1)
+    lease = again.request(early).lease
+    assert lease is not None and (lease.state, lease.position) == (LeaseState.QUEUED, 1)
+    assert early.id in started(again.recover({}))
 
 
 def test_gpus_come_and_go(manager: Manager, servers: Any, ask: Ask) -> None:

@@ -1,0 +1,92 @@
+"""The ledger's SQL, built once: putting a statement together takes longer than SQLite takes to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Select, Update, bindparam, delete, func, insert, literal_column, select, update
+
+from .models import LeaseState
+from .schema import gpus, leases, schema_version, slices
+
+HOLDING = tuple(state for state in LeaseState if state.holds)
+LIVE = tuple(state for state in LeaseState if not state.ended)
+EVERY = tuple(LeaseState)
+
+
+def _in_state(states: Collection[LeaseState]) -> Any:
+    # The words themselves, not parameters: they are ours, and such a list is compiled once only.
+    return leases.c.state.in_([literal_column(f"'{state.value}'") for state in states])
+
+
+FIND_LEASE = select(leases).where(leases.c.id == bindparam("lease_id"))
+SLICES_OF = select(slices).where(slices.c.lease == bindparam("seq")).order_by(slices.c.gpu_index)
+SLICES_OF_MANY = (
+    select(slices)
+    .where(slices.c.lease.in_(bindparam("seqs", expanding=True)))
+    .order_by(slices.c.lease, slices.c.gpu_index)
+)
+GRANTED_MIB = select(gpus.c.uuid, gpus.c.used_mib)
+HELD = (
+    select(leases.c.namespace, slices.c.memory_mib, slices.c.total_mib)
+    .join(slices, slices.c.lease == leases.c.seq)
+    .where(_in_state(HOLDING))
+)
+GPUS = select(gpus)
+
+ADD_LEASE = insert(leases)
+ADD_SLICE = insert(slices)
+ADD_GPU = insert(gpus)
+SET_GPU = (
+    update(gpus)
+    .where(gpus.c.uuid == bindparam("gpu"))
+    .values(server=bindparam("at_server"), memory_mib=bindparam("memory"))
+)
+USE_GPU = (
+    update(gpus)
+    .where(gpus.c.uuid == bindparam("gpu"))
+    .values(used_mib=gpus.c.used_mib + bindparam("more_mib"))
+)
+
+QUEUED_SEQ = select(leases.c.seq).where(leases.c.id == bindparam("lease_id"), _in_state([LeaseState.QUEUED]))
+GRANT = (
+    update(leases)
+    .where(leases.c.seq == bindparam("of_seq"))
+    .values(state=LeaseState.GRANTED.value, granted_at=bindparam("at"))
+)
+ACTIVATE = (
+    update(leases)
+    .where(leases.c.id == bindparam("lease_id"), _in_state(HOLDING))
+    .values(
+        state=LeaseState.ACTIVE.value,
+        worker_host=bindparam("host"),
+        worker_port=bindparam("port"),
+        worker_pid=bindparam("pid"),
+        worker_created=bindparam("created"),
+    )
+)
+END = (
+    update(leases)
+    .where(leases.c.id == bindparam("lease_id"), leases.c.state == bindparam("from_state"))
+    .values(state=bindparam("to_state"), reason=bindparam("why"), ended_at=bindparam("at"))
+)
+
+_OLD = leases.c.ended_at < bindparam("before")
+PRUNE_SLICES = delete(slices).where(slices.c.lease.in_(select(leases.c.seq).where(_OLD)))
+PRUNE_LEASES = delete(leases).where(_OLD)
+
+FIND_VERSION = select(func.max(schema_version.c.version))
+ADD_VERSION = insert(schema_version)
+LOCK_VERSION = select(schema_version.c.version).with_for_update()
+TOUCH_VERSION: Update = update(schema_version).values(version=schema_version.c.version)
+
+
+@cache
+def find_leases(states: tuple[LeaseState, ...], owned: bool, limited: bool) -> Select[Any]:
+    """The newest leases first; parameters ``wanted_owner`` and ``newest`` where they are asked for."""
+    query = select(leases).where(_in_state(states)).order_by(leases.c.seq.desc())
+    if owned:
+        query = query.where(leases.c.owner == bindparam("wanted_owner"))
+    return query.limit(bindparam("newest")) if limited else query
