@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -75,7 +76,8 @@ def lab(jupyter_home: Path, tmp_path: Path, eventually: Callable[..., Any]) -> I
         assert server.poll() is None, log.read_text()
         try:
             said = json.loads(info.read_text())
-        except (OSError, ValueError):  # not there yet, or half written
+            httpx.get(f"{said['url']}api")
+        except (OSError, ValueError, httpx.TransportError):  # not there, half written, or not listening yet
             return None
         return f"{said['url']}lab?token={said['token']}"
 
