@@ -1,0 +1,38 @@
+"""``gpupool gpus``"""
+
+from __future__ import annotations
+
+from .base import Command
+from .table import table
+
+
+class GPUsApp(Command):
+    name = "gpus"
+    description = "List the pool's GPUs, and how much of their memory is free to be granted."
+    lists = True
+
+    def act(self) -> int:
+        _, pool = self.pool()
+        if self.args.json:
+            self.print_json({"servers": pool["servers"]})
+            return 0
+        rows = [
+            [
+                server["name"],
+                str(gpu["index"]),
+                gpu["name"],
+                str(gpu["memory_mib"] - gpu["granted_mib"]),
+                str(gpu["memory_mib"]),
+                "yes" if gpu["emulated"] else "no",
+                gpu["uuid"],
+            ]
+            for server in pool["servers"]
+            for gpu in server["gpus"]
+        ]
+        if rows:
+            print(
+                table(["SERVER", "GPU", "NAME", "FREE MiB", "MiB", "EMULATED", "UUID"], rows, right=(1, 3, 4))
+            )
+        else:
+            print("The pool has no GPUs")
+        return 0

@@ -1,0 +1,91 @@
+"""``gpupool leases`` and ``gpupool release``"""
+
+from __future__ import annotations
+
+import time
+
+from ..api import discovery
+from ..pool.errors import LeaseEnded, UnknownLease
+from ..pool.models import Lease
+from .base import Command
+from .options import Parser, UsageError
+from .table import table
+
+
+class LeasesApp(Command):
+    name = "leases"
+    description = "List leases: yours, or everybody's where you run the pool."
+    examples = "  gpupool leases\n  gpupool leases --all --json"
+    lists = True
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("--all", action="store_true", help="those that have ended too")
+
+    def act(self) -> int:
+        client, _ = self.pool()
+        leases = client.leases(include_ended=self.args.all)
+        if self.args.json:
+            self.print_json({"leases": [lease.to_json() for lease in leases]})
+        elif not leases:
+            print("No leases" if self.args.all else "No leases; --all shows those that have ended")
+        else:
+            print(
+                table(["LEASE", "STATE", "GPUS", "MiB", "SINCE", "OWNER", "WHAT"], [_row(x) for x in leases])
+            )
+        return 0
+
+
+class ReleaseApp(Command):
+    name = "release"
+    usage = "[options] (LEASE ... | --all)"
+    description = "Give leases back, or take requests out of the queue. What computes on them gets an error."
+    examples = "  gpupool release 60475feb-34c2-46e1-9b90-5ded85ed96bf\n  gpupool release 60475feb    its beginning will do"
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("leases", nargs="*", metavar="LEASE", help="a lease's id, or how it begins")
+        parser.add_argument("--all", action="store_true", help="all of your leases and requests")
+
+    def check(self) -> None:
+        if bool(self.args.leases) == self.args.all:
+            raise UsageError("which leases? Give their ids (see gpupool leases) or --all, not both")
+
+    def act(self) -> int:
+        if self._no_pool():
+            if self.args.all:
+                print("No leases: no GPU pool is running")
+                return 0
+            raise UnknownLease("no GPU pool is running, so there is no lease to release")
+        client, _ = self.pool()
+        live = client.leases()
+        chosen = live if self.args.all else [self._find(text, live) for text in self.args.leases]
+        for lease in dict.fromkeys(lease.id for lease in chosen):
+            ended = client.release(lease)
+            print(f"Lease {ended.id} is {ended.state.value}")
+        if not chosen:
+            print("No leases")
+        return 0
+
+    def _no_pool(self) -> bool:
+        return not self.names_pool() and discovery.find() is None
+
+    def _find(self, text: str, live: list[Lease]) -> Lease:
+        found = [lease for lease in live if lease.id.startswith(text.lower())]
+        if len(found) > 1:
+            raise UsageError(f"{len(found)} leases begin with {text!r}; give more of the id")
+        if not found:
+            raise LeaseEnded(f"no lease of yours that lives begins with {text!r}; see gpupool leases --all")
+        return found[0]
+
+
+def _row(lease: Lease) -> list[str]:
+    state = lease.state.value if lease.position is None else f"{lease.state.value} #{lease.position}"
+    if lease.slices:
+        gpus = " ".join(str(piece.index) for piece in lease.slices) + f" of {lease.slices[0].server}"
+        memory = "/".join(dict.fromkeys(str(piece.memory_mib) for piece in lease.slices))
+    else:
+        request = lease.request
+        gpus = f"{request.num_gpus} wanted"
+        memory = str(request.memory_mib) if request.memory_mib else f"{request.partial:.0%} of each"
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease.granted_at or lease.created_at))
+    what = lease.request.label + (f" ({lease.reason})" if lease.reason else "")
+    return [lease.id, state, gpus, memory, began, lease.request.owner, what]
