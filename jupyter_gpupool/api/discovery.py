@@ -17,6 +17,7 @@ import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
 from ..pool.errors import PoolError, PoolUnreachable
+from .auth import new_token
 
 #: How long a pool may take to answer after its start, in seconds.
 START_TIMEOUT_S = 60.0
@@ -49,6 +50,21 @@ def publish(url: str, token: str) -> Path:
     return path
 
 
+def user_token() -> str:
+    """The token of this user's pools: one for all, so that clients outlive a pool's restart."""
+    path = folder() / "token"
+    with _alone("token"):
+        try:
+            known = path.read_text().strip()
+        except OSError:
+            known = ""
+        if len(known) < 40:  # none yet, or cut off by a full disk
+            known = new_token()
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+                f.write(known)
+    return known
+
+
 def withdraw() -> None:
     """Undo :func:`publish`."""
     (folder() / f"pool-{os.getpid()}.json").unlink(missing_ok=True)
@@ -79,7 +95,7 @@ def find_or_start(say: Callable[[str], None] = lambda line: None) -> PoolAddress
     address = find()
     if address is not None:
         return address
-    with _only_starter():
+    with _alone("start"):
         return find() or _start(say)
 
 
@@ -128,9 +144,9 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _only_starter() -> Iterator[None]:
-    """Keeps two processes that look at the same moment from starting two pools."""
-    with open(folder() / "start.lock", "w") as lock:
+def _alone(name: str) -> Iterator[None]:
+    """Keeps two processes from doing the same thing at the same moment."""
+    with open(folder() / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -138,7 +154,8 @@ def _only_starter() -> Iterator[None]:
 def _lives(pid: int, created: float) -> bool:
     try:
         process = psutil.Process(pid)
-        return process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
+        same = abs(process.create_time() - created) < 2.0  # derived from the clock, which may be set
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

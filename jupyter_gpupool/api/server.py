@@ -18,7 +18,7 @@ from traitlets import Int, Unicode
 from ..engines.local import LocalEngine
 from ..pool.errors import PoolError
 from . import discovery
-from .auth import TokenStore, new_token
+from .auth import TokenStore
 from .handlers import MAX_BODY, standalone_handlers
 from .service import PoolService
 
@@ -78,7 +78,7 @@ class PoolApp(JupyterApp):
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, over.set)
         await service.start()
-        token = new_token()
+        token = discovery.user_token()
         server = HTTPServer(
             Application(standalone_handlers(service, TokenStore(token)), log_function=self._log_request),
             max_body_size=4 * MAX_BODY,

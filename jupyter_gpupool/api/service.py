@@ -60,7 +60,8 @@ class PoolService(LoggingConfigurable):
 
     @default("engine")
     def _default_engine(self) -> LocalEngine:
-        return LocalEngine(parent=self)
+        file = _sqlite_file(self.db_url)
+        return LocalEngine(parent=self, pool_id=str(file or self.db_url))
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -81,7 +82,6 @@ class PoolService(LoggingConfigurable):
         """Open the ledger, take up what it holds, and get ready to grant. Raises PoolError."""
         file = _sqlite_file(self.db_url)
         if file is not None:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = LedgerLock(file)
             self._lock.acquire()
         try:
@@ -90,6 +90,7 @@ class PoolService(LoggingConfigurable):
             servers = await self.engine.servers()
             live = await self._call(self._manager.leases)
             adopted = await self.engine.adopt([lease for lease in live if lease.state.holds])
+            await self._settled()  # how workers ended while no pool ran is to be known before who is lost
             manager = self._manager
             self._follow(await self._call(manager.set_servers, servers))
             self._follow(await self._call(manager.recover, adopted))
@@ -111,10 +112,14 @@ class PoolService(LoggingConfigurable):
                     await self._run(self._manager.release, lease.id, None, "the pool was shut down")
                 except PoolError as e:
                     self.log.warning("Lease %s could not be released: %s", lease.id, e)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=30)
+        await self._settled()
         await self._close()
         self._wake()
+
+    async def _settled(self) -> None:
+        """What follows from earlier changes is done, or takes too long."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=30)
 
     def _open(self) -> Manager:
         self._ledger = Ledger(self.db_url)
@@ -160,9 +165,11 @@ class PoolService(LoggingConfigurable):
             if done or left <= 0 or self._stopping:
                 return lease
             try:
-                await asyncio.wait_for(changed.wait(), left)
+                await asyncio.wait_for(changed.wait(), min(left, self.ttl_s / 3))
             except (TimeoutError, asyncio.TimeoutError):
-                return await self._call(self._need().lease, lease_id, owner)
+                if until_settled and not lease.state.ended:
+                    # Who waits for the answer to a request is alive, and has no lease to keep yet.
+                    await self._call(self._need().heartbeat, lease_id, owner)
 
     async def heartbeat(self, lease_id: str, owner: str | None) -> Lease:
         return _lease(await self._call(self._need().heartbeat, lease_id, owner))
@@ -240,7 +247,7 @@ class PoolService(LoggingConfigurable):
             ledger,
             Check("gpus", bool(gpus) and not sick, detail + (f", unhealthy: {sick}" if sick else "")),
         ]
-        checks.append(await self._check_engine())
+        checks.append(self._check_engine())
         file = _sqlite_file(self.db_url)
         if file is not None:
             free = shutil.disk_usage(file.parent).free
@@ -249,14 +256,11 @@ class PoolService(LoggingConfigurable):
         checks.append(Check("memory", memory.percent < 97, f"{memory.available >> 20} MiB available"))
         return checks
 
-    async def _check_engine(self) -> Check:
-        try:
-            await asyncio.wait_for(asyncio.shield(self.engine.when_warm()), 0.05)
-            return Check("engine", True, "ready to start workers")
-        except (TimeoutError, asyncio.TimeoutError):
-            return Check("engine", True, "starting: PyTorch is being imported")
-        except EngineFailure as e:
-            return Check("engine", False, str(e))
+    def _check_engine(self) -> Check:
+        if self.engine.failure:
+            return Check("engine", False, self.engine.failure)
+        detail = "ready to start workers" if self.engine.warm else "starting: PyTorch is being imported"
+        return Check("engine", True, detail)
 
     async def idle(self) -> bool:
         """Whether nobody holds or waits for anything."""

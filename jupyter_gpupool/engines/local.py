@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -12,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Bool, Enum, Float, Int, Unicode, default
 from traitlets.config import LoggingConfigurable
@@ -25,6 +25,8 @@ from ..pool.errors import EngineFailure
 from ..pool.interfaces import WorkerExit
 from ..pool.models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
 from ..remote import specs
+from . import process, records
+from .zygote import EXIT_UNRECORDED
 
 #: How each exit code of a worker ends its lease.
 _ENDS = {
@@ -33,6 +35,7 @@ _ENDS = {
     specs.EXIT_NEVER_ATTACHED: (LeaseState.EXPIRED, "nobody attached to it"),
     specs.EXIT_FENCED: (LeaseState.EXPIRED, "nothing was heard of its holder"),
     specs.EXIT_STOPPED: (LeaseState.RELEASED, "ended by the pool"),
+    EXIT_UNRECORDED: (LeaseState.LOST, "its worker could not write its state file"),
 }
 
 #: How long a worker that is told to end may take to say goodbye, in seconds.
@@ -70,8 +73,9 @@ class LocalEngine(LoggingConfigurable):
     persistent = Bool(False, help="Workers outlive a pool that is killed, and its successor finds them.").tag(
         config=True
     )
+    pool_id = Unicode(help="Tells the workers of this pool from those of another one on this machine.")
     run_dir = Unicode(
-        help="Directory of the workers' state files. Default: below Jupyter's runtime directory."
+        help="Directory of the workers' state files, of one pool alone. Default: below Jupyter's runtime directory."
     ).tag(config=True)
     attach_timeout_s = Float(5.0, min=0.1, help="Seconds a worker waits for its lease's holder.").tag(
         config=True
@@ -86,14 +90,17 @@ class LocalEngine(LoggingConfigurable):
 
     @default("run_dir")
     def _default_run_dir(self) -> str:
-        return str(Path(jupyter_runtime_dir()) / "gpupool" / "workers")
+        name = hashlib.sha256(self.pool_id.encode()).hexdigest()[:16]
+        return str(Path(jupyter_runtime_dir()) / "gpupool" / f"workers-{name}")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[int] | None = None
-        self._starting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._failure = ""
+        self._stopping = False
+        self._starting: dict[str, asyncio.Future[WorkerAddress]] = {}
         self._workers: dict[str, WorkerAddress] = {}
         self._gone: dict[str, asyncio.Event] = {}
         self._watched: dict[str, int] = {}
@@ -102,14 +109,20 @@ class LocalEngine(LoggingConfigurable):
     # -- Engine
 
     async def start(self, on_exit: WorkerExit) -> None:
+        """Raises EngineFailure where there can be no workers."""
+        if sys.platform != "linux":
+            raise EngineFailure("GPU workers run on Linux only; name a pool on a GPU server with GPUPOOL_URL")
         self._on_exit = on_exit
-        Path(self.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            Path(self.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as e:
+            raise EngineFailure(f"{self.run_dir} cannot be made for the workers: {e.strerror}") from None
         self._start_parent()
 
     async def servers(self) -> Sequence[Server]:
         gpus = discover(
             self.server_name,
-            self.emulate,
+            cast(Literal["auto", "always", "never"], self.emulate),
             count=self.emulated_count,
             name=self.emulated_name,
             memory_mib=self.emulated_memory_mib,
@@ -118,23 +131,17 @@ class LocalEngine(LoggingConfigurable):
 
     async def start_worker(self, lease: Lease) -> WorkerAddress:
         control = await self._parent_is_ready()
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[WorkerAddress] = asyncio.get_running_loop().create_future()
         self._starting[lease.id] = answer
-        message = {
-            "start": asdict(self._spec(lease)),
-            "host": self.host,
-            "state": str(self._state_file(lease.id)),
-        }
+        message = {"start": asdict(self._spec(lease)), "host": self.host}
         try:
             control.send(json.dumps(message).encode())
-            started = await asyncio.wait_for(answer, self.start_timeout_s)
+            return await asyncio.wait_for(answer, self.start_timeout_s)
         except (OSError, TimeoutError, asyncio.TimeoutError) as e:
-            raise EngineFailure(
-                f"no worker could be started: {e or 'the warm parent does not answer'}"
-            ) from e
+            why = str(e) or "the warm parent does not answer"
+            raise EngineFailure(f"no worker could be started: {why}") from e
         finally:
             self._starting.pop(lease.id, None)
-        return WorkerAddress(self.host, started["port"], started["pid"], started["created"])
 
     async def stop_worker(self, lease_id: str) -> None:
         worker = self._workers.get(lease_id)
@@ -142,7 +149,7 @@ class LocalEngine(LoggingConfigurable):
             return
         gone = self._gone[lease_id]
         for sig, patience in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, 30.0)):
-            _signal(worker, sig)
+            process.send(worker.pid, worker.created, sig)
             try:
                 await asyncio.wait_for(gone.wait(), patience)
                 return
@@ -151,78 +158,95 @@ class LocalEngine(LoggingConfigurable):
         self.log.error("The worker of lease %s (pid %d) cannot be killed", lease_id, worker.pid)
 
     async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
-        wanted = {lease.id for lease in leases}
-        for file in Path(self.run_dir).glob("*.json"):
-            state = _read(file)
-            worker = (
-                WorkerAddress(self.host, state["port"], state["pid"], state["created"]) if state else None
-            )
-            if worker is None or not _alive(worker):
-                # An ended worker's file says how it ended, which only a new pool need be told.
-                if state and state["lease"] in wanted:
-                    self.log.info("The worker of lease %s ended while no pool ran", state["lease"])
-                file.unlink(missing_ok=True)
-            elif state["lease"] in wanted:
-                self._remember(state["lease"], worker)
-                self._watch(state["lease"], worker)
+        """Also says (on_exit) how those ended that ended while no pool ran. Raises EngineFailure."""
+        if not await records.until_recorded(self.run_dir, 30.0):
+            raise EngineFailure("the workers of this pool's predecessor cannot be counted; start it again")
+        wanted = {lease.id: lease for lease in leases}
+        for file in list(records.files(self.run_dir)):
+            state = records.read(file)
+            if state is None:
+                records.remove(file)
+                continue
+            lease_id = state["lease"]
+            worker = WorkerAddress(self.host, state["port"], state["pid"], state["created"])
+            lease = wanted.get(lease_id)
+            if not process.lives(worker.pid, worker.created):
+                records.remove(file)
+                if lease is not None and state.get("code") is not None:
+                    self._on_exit(lease_id, *end_of(state["code"]))
+            elif lease is not None:
+                # Clients know it by the address that it was started with.
+                known = lease.worker is not None and lease.worker.pid == worker.pid
+                self._take_over(lease_id, lease.worker if known and lease.worker else worker)
             else:
                 self.log.warning(
-                    "Ending the worker of lease %s (pid %d), which nobody holds", state["lease"], worker.pid
+                    "Ending the worker of lease %s (pid %d), which nobody holds", lease_id, worker.pid
                 )
-                _signal(worker, signal.SIGKILL)
-                file.unlink(missing_ok=True)
+                await self._end_orphan(lease_id, worker)
+                records.remove(file)
+        for lease in leases:  # the ledger remembers those whose files were lost
+            held_by = lease.worker
+            if held_by is None or lease.id in self._workers:
+                continue
+            if process.lives(held_by.pid, held_by.created):
+                self._take_over(lease.id, held_by)
         return dict(self._workers)
 
     def usage(self) -> dict[str, WorkerUsage]:
         found = {}
         for lease_id in self._workers:
-            state = _read(self._state_file(lease_id))
-            usage = (state or {}).get("usage")
+            usage = (records.read(records.path(self.run_dir, lease_id)) or {}).get("usage")
             if usage:
                 found[lease_id] = WorkerUsage(usage["allocated_bytes"], usage["busy"], usage["sessions"])
         return found
 
     async def stop(self) -> None:
+        """End the engine and, unless they are persistent, its workers."""
+        self._stopping = True
         if not self.persistent:
             await asyncio.gather(*(self.stop_worker(lease_id) for lease_id in list(self._workers)))
-        loop = asyncio.get_running_loop()
         for lease_id in list(self._watched):
             self._unwatch(lease_id)
         if self._control is not None:
-            loop.remove_reader(self._control.fileno())
-            self._control.close()
-            self._control = None
+            self._hang_up(self._control)
         if self._process is not None and not self.persistent:
-            process, self._process = self._process, None
+            child, self._process = self._process, None
             try:
-                await asyncio.to_thread(process.wait, 10)
+                await asyncio.to_thread(child.wait, 10)
             except subprocess.TimeoutExpired:
-                process.kill()
-                await asyncio.to_thread(process.wait)
+                child.kill()
+                await asyncio.to_thread(child.wait)
 
     @property
     def warm(self) -> bool:
         """Whether the next worker starts at once."""
-        return self._ready is not None and self._ready.done() and not self._ready.exception()
+        ready = self._ready
+        return ready is not None and ready.done() and not ready.exception() and self._control is not None
 
-    async def when_warm(self) -> None:
-        """Return when the warm parent is ready. Raises EngineFailure."""
-        await self._parent_is_ready()
+    @property
+    def failure(self) -> str:
+        """Why no worker can be started, one line; empty while nothing speaks against it."""
+        return self._failure
 
     # -- the warm parent
 
     def _start_parent(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = ["--persistent"] if self.persistent else []
-        environment = {k: v for k, v in os.environ.items() if k != "GPUPOOL_LEASE"}
+        command = [sys.executable, "-m", "jupyter_gpupool.engines.zygote"]
+        arguments = [str(theirs.fileno()), str(os.getpid()), self.run_dir]
+        if self.persistent:
+            arguments.append("--persistent")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_gpupool.engines.zygote", str(theirs.fileno()), *arguments],
+                command + arguments,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=environment,
+                env={k: v for k, v in os.environ.items() if k != "GPUPOOL_LEASE"},
                 start_new_session=True,  # a Ctrl-C in the pool's terminal is the pool's business
             )
+        except OSError as e:
+            ours.close()
+            raise EngineFailure(f"no process can be started for the workers: {e.strerror}") from e
         finally:
             theirs.close()
         ours.setblocking(False)
@@ -233,16 +257,17 @@ class LocalEngine(LoggingConfigurable):
         loop.add_reader(ours.fileno(), self._listen, ours)
 
     async def _parent_is_ready(self) -> socket.socket:
-        if self._control is None:
+        if self._stopping:
             raise EngineFailure("the pool is stopping")
-        if self._ready is not None and self._ready.done() and self._ready.exception():
+        if self._control is None:
             self._start_parent()  # what was missing may have been installed meanwhile
         assert self._ready is not None
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), self.start_timeout_s)
         except (TimeoutError, asyncio.TimeoutError) as e:
             raise EngineFailure(f"PyTorch could not be imported within {self.start_timeout_s:g} s") from e
-        assert self._control is not None
+        if self._control is None:
+            raise EngineFailure("the warm parent of the workers died; ask again")
         return self._control
 
     def _listen(self, control: socket.socket) -> None:
@@ -261,17 +286,20 @@ class LocalEngine(LoggingConfigurable):
     def _hear(self, message: dict[str, Any]) -> None:
         assert self._ready is not None
         if "ready" in message and not self._ready.done():
+            self._failure = ""
             self._ready.set_result(message["ready"])
         elif "unusable" in message and not self._ready.done():
-            why = f"{message['unusable']}; install it there with: pip install 'jupyter_gpupool[torch]'"
-            self._ready.set_exception(EngineFailure(why))
+            self._failure = f"{message['unusable']}; install it there: pip install 'jupyter_gpupool[torch]'"
+            self._ready.set_exception(EngineFailure(self._failure))
         elif "started" in message:
             lease_id = message["started"]
             worker = WorkerAddress(self.host, message["port"], message["pid"], message["created"])
             self._remember(lease_id, worker)
             waiting = self._starting.get(lease_id)
             if waiting is not None and not waiting.done():
-                waiting.set_result(message)
+                waiting.set_result(worker)
+            else:  # it came too late
+                process.send(worker.pid, worker.created, signal.SIGKILL)
         elif "failed" in message:
             waiting = self._starting.get(message["failed"])
             if waiting is not None and not waiting.done():
@@ -279,31 +307,34 @@ class LocalEngine(LoggingConfigurable):
         elif "ended" in message:
             self._forget(message["ended"], message["code"])
 
-    def _lose_parent(self, control: socket.socket) -> None:
-        """The warm parent died; embedded workers died with it. The next lease starts another one."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(control.fileno())
+    def _hang_up(self, control: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(control.fileno())
         control.close()
-        if control is not self._control:
-            return
-        self.log.warning("The warm parent of the workers died; starting another one")
-        failure = EngineFailure("the warm parent of the workers died; ask again")
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(failure)
+        if control is self._control:
+            self._control = None
+
+    def _lose_parent(self, control: socket.socket) -> None:
+        """The warm parent ended; embedded workers ended with it. It is replaced now if it had ever been warm."""
+        was_warm = self.warm
+        self._hang_up(control)
+        assert self._ready is not None
+        if not self._ready.done():
+            self._failure = "the process that starts workers died while it imported PyTorch"
+            self._ready.set_exception(EngineFailure(self._failure))
         for waiting in self._starting.values():
             if not waiting.done():
-                waiting.set_exception(failure)
+                waiting.set_exception(EngineFailure("the warm parent of the workers died; ask again"))
         for lease_id, worker in list(self._workers.items()):
             if lease_id in self._watched:
                 continue
-            if self.persistent and _alive(worker):
-                self._watch(lease_id, worker)
-            else:
-                _signal(worker, signal.SIGKILL)
-                self._forget(lease_id, None)
+            if not self.persistent:
+                process.send(worker.pid, worker.created, signal.SIGKILL)
+            self._watch(lease_id, worker)
         if self._process is not None:
             self._process.poll()
-        self._start_parent()
+        if was_warm:
+            self.log.warning("The warm parent of the workers died; starting another one")
+            self._start_parent()
 
     # -- workers
 
@@ -316,26 +347,31 @@ class LocalEngine(LoggingConfigurable):
             lease.id, lease.request.secret_sha256, devices, self.attach_timeout_s, lease.ttl_s
         )
 
-    def _state_file(self, lease_id: str) -> Path:
-        return Path(self.run_dir) / f"{lease_id}.json"
-
     def _remember(self, lease_id: str, worker: WorkerAddress) -> None:
         self._workers[lease_id] = worker
         self._gone[lease_id] = asyncio.Event()
+
+    def _take_over(self, lease_id: str, worker: WorkerAddress) -> None:
+        self._remember(lease_id, worker)
+        self._watch(lease_id, worker)
+
+    async def _end_orphan(self, lease_id: str, worker: WorkerAddress) -> None:
+        if not await process.kill(worker.pid, worker.created, 10.0):
+            self.log.error("The worker of lease %s (pid %d) cannot be killed", lease_id, worker.pid)
 
     def _forget(self, lease_id: str, code: int | None) -> None:
         if self._workers.pop(lease_id, None) is None:
             return
         self._unwatch(lease_id)
-        file = self._state_file(lease_id)
+        file = records.path(self.run_dir, lease_id)
         if code is None:
-            code = (_read(file) or {}).get("code")
-        file.unlink(missing_ok=True)
+            code = (records.read(file) or {}).get("code")
+        records.remove(file)
         self._gone.pop(lease_id).set()
         self._on_exit(lease_id, *end_of(code))
 
     def _watch(self, lease_id: str, worker: WorkerAddress) -> None:
-        """See the end of a worker that is not this process's child's child."""
+        """See the end of a worker that no warm parent of ours can tell us of."""
         try:
             fd = os.pidfd_open(worker.pid)
         except OSError:
@@ -343,7 +379,7 @@ class LocalEngine(LoggingConfigurable):
             return
         self._watched[lease_id] = fd
         asyncio.get_running_loop().add_reader(fd, self._forget, lease_id, None)
-        if not _alive(worker):
+        if not process.lives(worker.pid, worker.created):
             self._forget(lease_id, None)
 
     def _unwatch(self, lease_id: str) -> None:
@@ -351,27 +387,3 @@ class LocalEngine(LoggingConfigurable):
         if fd is not None:
             asyncio.get_running_loop().remove_reader(fd)
             os.close(fd)
-
-
-def _alive(worker: WorkerAddress) -> bool:
-    """Whether this very process (not another one with its number) runs."""
-    try:
-        process = psutil.Process(worker.pid)
-        return process.create_time() == worker.created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _signal(worker: WorkerAddress, sig: int) -> None:
-    if _alive(worker):
-        try:
-            os.kill(worker.pid, sig)
-        except ProcessLookupError:
-            pass  # it ended by itself just now
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None

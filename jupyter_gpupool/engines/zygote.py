@@ -1,17 +1,17 @@
 """The warm parent: a process that has imported PyTorch and forks a worker for each lease.
 
-Started by :class:`~.local.LocalEngine` as ``python -m jupyter_gpupool.engines.zygote FD [--persistent]``.
+Started by :class:`~.local.LocalEngine` as ``python -m jupyter_gpupool.engines.zygote FD POOL FOLDER
+[--persistent]``: the descriptor of its control socket, the pool's process, and where state files go.
 It speaks JSON over a SOCK_SEQPACKET socket, one message a packet. It never starts a thread and never
 touches CUDA, so that its forks are whole.
 
-In: ``{"start": WorkerSpec, "host": where to listen, "state": file}``. Out: ``{"ready": pid}`` or
-``{"unusable": why}`` once; ``{"started": lease, "pid", "created", "port"}`` or ``{"failed": lease, "why"}``;
+In: ``{"start": WorkerSpec, "host": where to listen}``. Out: ``{"ready": pid}`` or ``{"unusable": why}``
+once; ``{"started": lease, "pid", "created", "port"}`` or ``{"failed": lease, "why"}``;
 ``{"ended": lease, "code": exit code, or minus the signal}``.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -21,22 +21,25 @@ import socket
 import sys
 from typing import Any
 
-import psutil
-
 from ..remote.specs import WorkerSpec
+from . import process, records
 
-_PR_SET_PDEATHSIG = 1
+#: Exit code of a worker that could not write its state file: what nobody can find again must not compute.
+EXIT_UNRECORDED = 20
 
 
 class Zygote:
-    def __init__(self, control: socket.socket, persistent: bool) -> None:
+    def __init__(self, control: socket.socket, folder: str, persistent: bool) -> None:
         self._control = control
+        self._folder = folder
         self._persistent = persistent
         self._children: dict[int, str] = {}
         self._wake, waker = socket.socketpair()
         self._wake.setblocking(False)
         waker.setblocking(False)
         self._waker = waker
+        self._hangup = select.poll()
+        self._hangup.register(control, 0)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
 
@@ -57,6 +60,12 @@ class Zygote:
                 if not self._persistent:
                     for pid in self._children:
                         os.kill(pid, signal.SIGKILL)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        try:
+            self._control.send(json.dumps(message).encode())
+        except OSError:
+            pass  # the pool is gone; its successor finds the workers' state files
 
     def _receive(self) -> bytes:
         try:
@@ -81,53 +90,52 @@ class Zygote:
                 return
             lease = self._children.pop(pid, None)
             if lease is not None:
-                self._tell({"ended": lease, "code": os.waitstatus_to_exitcode(status)})
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        try:
-            self._control.send(json.dumps(message).encode())
-        except OSError:
-            pass  # the pool is gone; its successor finds the workers' state files
+                self.tell({"ended": lease, "code": os.waitstatus_to_exitcode(status)})
 
     def _start(self, message: dict[str, Any]) -> None:
         spec = WorkerSpec.from_json(message["start"])
         try:
             listener = _listen(message["host"])
-            pid = os.fork()
         except OSError as e:
-            self._tell({"failed": spec.lease_id, "why": e.strerror or str(e)})
+            self.tell({"failed": spec.lease_id, "why": f"{message['host']}: {e.strerror or e}"})
             return
-        if pid == 0:
-            self._become_worker(spec, listener, message["state"])
+        me = os.getpid()
+        try:
+            lock = records.lock(self._folder)
+            try:
+                if self._hangup.poll(0):
+                    return  # the pool is gone, and its successor may have counted the workers already
+                pid = os.fork()
+                if pid == 0:
+                    self._become_worker(spec, listener, me, lock)
+            finally:
+                os.close(lock)
+        except OSError as e:
+            self.tell({"failed": spec.lease_id, "why": e.strerror or str(e)})
+            return
+        finally:
+            port = listener.getsockname()[1]
+            listener.close()
         self._children[pid] = spec.lease_id
-        port = listener.getsockname()[1]
-        listener.close()
-        created = psutil.Process(pid).create_time()
-        self._tell({"started": spec.lease_id, "pid": pid, "created": created, "port": port})
+        # It is not reaped yet, so that even a dead one is there to be looked at; then its end follows.
+        created = process.birth(pid) or 0.0
+        self.tell({"started": spec.lease_id, "pid": pid, "created": created, "port": port})
 
-    def _become_worker(self, spec: WorkerSpec, listener: socket.socket, state: str) -> None:
+    def _become_worker(self, spec: WorkerSpec, listener: socket.socket, parent: int, lock: int) -> None:
+        """Never returns. The pool's sockets are not the worker's to keep open."""
         code = 1
         try:
-            parent = os.getppid()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for sock in (self._control, self._wake, self._waker):
                 sock.close()
-            if not self._persistent and not die_with_parent(parent):
-                return
-            code = _work(spec, listener, state)
+            if self._persistent or process.die_with_parent(parent):
+                code = _work(spec, listener, self._folder, lock)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             sys.stderr.flush()
             os._exit(code)
-
-
-def die_with_parent(parent: int) -> bool:
-    """Ask the kernel (Linux) to kill this process when its parent ends; False if it has ended already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == parent
 
 
 def _listen(host: str) -> socket.socket:
@@ -142,44 +150,40 @@ def _listen(host: str) -> socket.socket:
     return listener
 
 
-def _work(spec: WorkerSpec, listener: socket.socket, state_file: str) -> int:
+def _work(spec: WorkerSpec, listener: socket.socket, folder: str, lock: int) -> int:
+    file = records.path(folder, spec.lease_id)
+    me = os.getpid()
+    port = listener.getsockname()[1]
+    identity = {"lease": spec.lease_id, "pid": me, "created": process.birth(me), "port": port}
+    try:
+        records.write(file, identity)
+    except OSError as e:
+        print(f"gpupool worker: cannot write {file}: {e.strerror}", file=sys.stderr)
+        return EXIT_UNRECORDED
+    os.close(lock)
+
     real = [d.uuid for d in spec.devices if not d.emulated]
     if real:
         # PyTorch counts the slices from 0, as the lease does. Set before CUDA is first touched.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(real)
     from ..remote import worker
 
-    me = psutil.Process()
-    identity = {
-        "lease": spec.lease_id,
-        "pid": me.pid,
-        "created": me.create_time(),
-        "port": listener.getsockname()[1],
-    }
+    def note(**more: Any) -> None:
+        try:
+            records.write(file, {**identity, **more})
+        except OSError:
+            pass  # a full disk: the worker is recorded, only its news are not
 
-    def write(**more: Any) -> None:
-        _replace(state_file, json.dumps({**identity, **more}))
-
-    write()
-    code = worker.serve(spec, listener, lambda usage: write(usage=usage))
-    write(code=code)
+    code = worker.serve(spec, listener, lambda usage: note(usage=usage))
+    note(code=code)
     return code
 
 
-def _replace(path: str, text: str) -> None:
-    """Write a file that nobody ever sees half-written, readable by its owner alone."""
-    try:
-        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as f:
-            f.write(text)
-        os.replace(f"{path}.new", path)
-    except OSError as e:
-        print(f"gpupool worker: cannot write {path}: {e.strerror}", file=sys.stderr)
-
-
 def main() -> None:
-    control = socket.socket(fileno=int(sys.argv[1]))
-    zygote = Zygote(control, "--persistent" in sys.argv[2:])
+    persistent = "--persistent" in sys.argv[4:]
+    if not persistent and not process.die_with_parent(int(sys.argv[2])):
+        return
+    zygote = Zygote(socket.socket(fileno=int(sys.argv[1])), sys.argv[3], persistent)
     try:
         import torch
 
@@ -187,11 +191,11 @@ def main() -> None:
 
         _warm_up(torch)
     except ImportError as e:
-        zygote._tell({"unusable": f"PyTorch cannot be imported where the pool runs ({e})"})
+        zygote.tell({"unusable": f"PyTorch cannot be imported where the pool runs ({e})"})
         return
     gc.collect()
     gc.freeze()  # what is shared with the forks now stays shared
-    zygote._tell({"ready": os.getpid()})
+    zygote.tell({"ready": os.getpid()})
     zygote.run()
 
 

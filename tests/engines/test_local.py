@@ -1,0 +1,229 @@
+"""One process per lease, forked warm; how each end of it is told; and who outlives whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jupyter_gpupool.engines import local
+from jupyter_gpupool.engines.local import LocalEngine
+from jupyter_gpupool.pool.errors import EngineFailure
+from jupyter_gpupool.pool.models import Lease, LeaseState, Request, Slice, WorkerAddress
+from jupyter_gpupool.remote import specs
+from jupyter_gpupool.remote.lifeline import Lifeline
+
+pytest.importorskip("torch", reason="workers need PyTorch")
+
+SECRET = "known to the client alone"
+
+
+def granted(memory_mib: int = 1000, ttl_s: float = 15.0) -> Lease:
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    request = Request(str(uuid.uuid4()), "somebody", memory_mib=memory_mib, secret_sha256=digest)
+    piece = Slice("GPU-x", "here", 0, "Tesla V100-PCIE-32GB (emulated)", memory_mib, 32510, True)
+    return Lease(request, LeaseState.GRANTED, (piece,), ttl_s=ttl_s)
+
+
+def attach_spec(lease: Lease, worker: WorkerAddress) -> specs.AttachSpec:
+    piece = lease.slices[0]
+    device = specs.DeviceSpec(0, piece.gpu_uuid, piece.name, piece.memory_mib, piece.total_mib, True)
+    return specs.AttachSpec(lease.id, worker.host, worker.port, SECRET, (device,), lease.ttl_s)
+
+
+class Ends:
+    """What the engine said of workers that ended."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, tuple[LeaseState, str]] = {}
+        self._news = asyncio.Event()
+
+    def __call__(self, lease_id: str, state: LeaseState, reason: str) -> None:
+        self.said[lease_id] = (state, reason)
+        self._news.set()
+
+    async def of(self, lease: Lease) -> tuple[LeaseState, str]:
+        async with asyncio.timeout(60) if hasattr(asyncio, "timeout") else contextlib.nullcontext():
+            while lease.id not in self.said:
+                self._news.clear()
+                await self._news.wait()
+        return self.said[lease.id]
+
+
+@contextlib.asynccontextmanager
+async def running(tmp_path: Path, **options: object) -> AsyncIterator[tuple[LocalEngine, Ends]]:
+    engine, ends = LocalEngine(run_dir=str(tmp_path / "run"), emulate="always", **options), Ends()
+    await engine.start(ends)
+    try:
+        yield engine, ends
+    finally:
+        await engine.stop()
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_each_end_is_told_apart(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, attach_timeout_s=30.0) as (engine, ends):
+            said, killed, stopped = granted(), granted(), granted()
+            workers = [await engine.start_worker(lease) for lease in (said, killed, stopped)]
+            lines = [Lifeline(attach_spec(lease, w)) for lease, w in zip((said, killed, stopped), workers)]
+            assert len({w.pid for w in workers}) == 3
+            lines[0].release()
+            assert await ends.of(said) == (LeaseState.RELEASED, "released by its holder")
+            os.kill(workers[1].pid, signal.SIGKILL)
+            assert await ends.of(killed) == (LeaseState.LOST, "its worker was killed by SIGKILL")
+            await engine.stop_worker(stopped.id)
+            assert not alive(workers[2].pid)
+            assert await ends.of(stopped) == (LeaseState.RELEASED, "ended by the pool")
+            for line in lines[1:]:
+                line.release()
+            assert list((tmp_path / "run").iterdir()) == [], "state files are left"
+
+    asyncio.run(main())
+
+
+def test_nobody_attaches(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, attach_timeout_s=0.3) as (engine, ends):
+            lease = granted()
+            await engine.start_worker(lease)
+            assert await ends.of(lease) == (LeaseState.EXPIRED, "nobody attached to it")
+
+    asyncio.run(main())
+
+
+def test_stopping_the_engine_leaves_no_process(tmp_path: Path) -> None:
+    async def main() -> list[int]:
+        async with running(tmp_path) as (engine, _):
+            workers = [await engine.start_worker(granted()) for _ in range(2)]
+            assert engine._process is not None
+            return [engine._process.pid, *(w.pid for w in workers)]
+
+    assert not any(alive(pid) for pid in asyncio.run(main()))
+
+
+def test_a_warm_parent_that_dies_is_replaced(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as (engine, ends):
+            first = granted()
+            worker = await engine.start_worker(first)
+            assert engine._process is not None
+            engine._process.kill()
+            state, _ = await ends.of(first)
+            assert state is LeaseState.LOST
+            await asyncio.to_thread(_wait_gone, worker.pid)
+            second = await engine.start_worker(granted())
+            assert alive(second.pid)
+
+    asyncio.run(main())
+
+
+def _wait_gone(pid: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(30)
+
+
+def test_without_pytorch_the_refusal_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no such module here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def main() -> None:
+        async with running(tmp_path) as (engine, _):
+            with pytest.raises(EngineFailure, match=r"pip install 'jupyter_gpupool\[torch\]'"):
+                await engine.start_worker(granted())
+
+    asyncio.run(main())
+
+
+HOST = """
+import asyncio, json, sys
+from jupyter_gpupool.engines.local import LocalEngine
+sys.path.insert(0, sys.argv[1])
+from test_local import granted
+async def main():
+    engine = LocalEngine(run_dir=sys.argv[2], persistent=sys.argv[3] == "True", attach_timeout_s=60.0)
+    await engine.start(lambda *end: None)
+    lease = granted()
+    worker = await engine.start_worker(lease)
+    print(json.dumps([lease.id, engine._process.pid, worker.pid, worker.port, worker.created]), flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_pool_is_killed(tmp_path: Path, persistent: bool, eventually: Callable) -> None:
+    """An embedded pool's processes end with it; a persistent pool's workers compute on, and are found."""
+    run_dir = tmp_path / "run"
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, os.path.dirname(__file__), str(run_dir), str(persistent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert host.stdout
+    lease_id, parent, pid, port, created = json.loads(host.stdout.readline())
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    if not persistent:
+        eventually(lambda: not alive(parent) and not alive(pid), "no process is left")
+        return
+
+    async def main() -> None:
+        lease = granted()
+        lease = Lease(Request(lease_id, "somebody", memory_mib=1000), LeaseState.ACTIVE, lease.slices)
+        async with running(tmp_path, persistent=True) as (engine, ends):
+            assert await engine.adopt([lease]) == {lease_id: WorkerAddress("127.0.0.1", port, pid, created)}
+            os.kill(pid, signal.SIGKILL)
+            assert (await ends.of(lease))[0] is LeaseState.LOST
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path, eventually: Callable) -> None:
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, os.path.dirname(__file__), str(tmp_path / "run"), "True"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert host.stdout
+    _, _, pid, _, _ = json.loads(host.stdout.readline())
+    host.kill()
+    host.wait()
+    host.stdout.close()
+
+    async def main() -> None:
+        async with running(tmp_path, persistent=True) as (engine, _):
+            assert await engine.adopt([]) == {}
+
+    asyncio.run(main())
+    eventually(lambda: not alive(pid), "the worker is ended")
+
+
+@pytest.mark.parametrize(
+    ("code", "state"),
+    [
+        (None, LeaseState.LOST),
+        (-9, LeaseState.LOST),
+        (1, LeaseState.LOST),
+        (specs.EXIT_FENCED, LeaseState.EXPIRED),
+    ],
+)
+def test_what_an_exit_code_means(code: int | None, state: LeaseState) -> None:
+    assert local.end_of(code)[0] is state
