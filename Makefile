@@ -13,6 +13,14 @@ export PATH := $(BIN):$(PATH)
 # An environment that was not finished must not pass for one.
 .DELETE_ON_ERROR:
 
+# A pool that was started for a job ends by itself a moment after it; nothing is to be left when make returns.
+define WAIT_FOR_POOL
+import psutil
+pools = [p for p in psutil.process_iter(["cmdline"]) if "jupyter_gpupool.api.server" in (p.info["cmdline"] or [])]
+psutil.wait_procs([p for p in pools if any("starter_fd" in word for word in p.info["cmdline"])], timeout=10)
+endef
+export WAIT_FOR_POOL
+
 .PHONY: help demo test lab lint bench clean
 
 help:
@@ -25,6 +33,7 @@ help:
 
 demo: $(STAMP)
 	gpupool run -n 2 -p 0.8 -- python -m jupyter_gpupool.examples.mnist --epochs 2
+	@python -c "$$WAIT_FOR_POOL"
 
 lab: $(STAMP)
 	jupyter lab
