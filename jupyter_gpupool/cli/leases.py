@@ -39,7 +39,10 @@ class ReleaseApp(Command):
     name = "release"
     usage = "[options] (LEASE ... | --all)"
     description = "Give leases back, or take requests out of the queue. What computes on them gets an error."
-    examples = "  gpupool release 60475feb-34c2-46e1-9b90-5ded85ed96bf\n  gpupool release 60475feb    its beginning will do"
+    examples = (
+        "  gpupool release 60475feb-34c2-46e1-9b90-5ded85ed96bf\n"
+        "  gpupool release 60475feb      how it begins is enough"
+    )
 
     def add_options(self, parser: Parser) -> None:
         parser.add_argument("leases", nargs="*", metavar="LEASE", help="a lease's id, or how it begins")
