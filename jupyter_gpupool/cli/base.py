@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 from typing import Any, ClassVar
 
 from jupyter_core.application import JupyterApp
-from traitlets import TraitError, Unicode
+from traitlets import HasTraits, TraitError, Unicode
 from traitlets.config.loader import DeferredConfigString
 
 from ..api.client import PoolClient
@@ -104,8 +105,17 @@ class Command(JupyterApp):
 
     def _set(self, owner: str, trait: str, value: str) -> None:
         known = {cls.__name__: cls for cls in self._classes_inc_parents()}
-        if owner not in known or trait not in known[owner].class_traits(config=True):
+        traits = known[owner].class_traits(config=True) if owner in known else {}
+        if trait not in traits:
             raise UsageError(f"there is no setting {owner}.{trait} here")
+        probe = HasTraits()
+        probe.add_traits(value=copy.copy(traits[trait]))
+        try:
+            probe.value = traits[trait].from_string(value)
+        except (TraitError, ValueError):
+            least = getattr(traits[trait], "min", None)
+            wanted = traits[trait].info() + (f" from {least:g} up" if least is not None else "")
+            raise UsageError(f"the setting {owner}.{trait} must be {wanted}, not {value!r}") from None
         self.config[owner][trait] = DeferredConfigString(value)
 
     def initialize(self, argv: Any = None) -> None:
