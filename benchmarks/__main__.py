@@ -1,0 +1,91 @@
+"""Runs the benchmarks one after the other, prints a table, and writes the figures as JSON.
+
+``python -m benchmarks [NAME ...] [--output FILE]``; without names, all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+#: In this order; each module has ``run() -> dict`` and ``GOALS``: figure → (comparison, goal).
+NAMES = ("mnist_step", "operator_cost", "first_result", "manager_grants", "api_grants")
+OUTPUT = Path(__file__).parent / "results.json"
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor() or "unknown",
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "emulated on the CPU",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(NAMES)}")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the figures go (default: %(default)s)")
+    args = parser.parse_args()
+    unknown = sorted(set(args.names) - set(NAMES))
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
+
+    results: dict[str, Any] = {}
+    if args.output.exists():
+        results = json.loads(args.output.read_text()).get("benchmarks", {})
+    about = machine()
+    with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as home:
+        # A Jupyter of their own: the user's pool and its ledger are left alone.
+        for part in ("data", "runtime", "config"):
+            os.environ[f"JUPYTER_{part.upper()}_DIR"] = str(Path(home, part))
+            Path(home, part).mkdir(mode=0o700)
+        for name in args.names or NAMES:
+            module = importlib.import_module(f"benchmarks.{name}")
+            print(f"\n{name}: {module.__doc__.splitlines()[0]}", flush=True)
+            figures = module.run()
+            results[name] = figures
+            _show(figures, getattr(module, "GOALS", {}))
+    args.output.write_text(json.dumps({"machine": about, "benchmarks": results}, indent=2) + "\n")
+    print(f"\nwritten to {args.output}")
+
+
+def _show(figures: dict[str, Any], goals: dict[str, tuple[str, float]], indent: str = "  ") -> None:
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}")
+            _show(value, goals, indent + "  ")
+            continue
+        goal = ""
+        if key in goals and isinstance(value, (int, float)):
+            sign, limit = goals[key]
+            met = value <= limit if sign == "<=" else value >= limit
+            goal = f"   goal {sign} {limit:g}: {'reached' if met else 'MISSED'}"
+        print(f"{indent}{key:<34}{value:>12}{goal}" if isinstance(value, (int, float)) else f"{indent}{key:<34}{value}{goal}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
