@@ -48,7 +48,9 @@ def _lines(path: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(NAMES)}")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the figures go (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=OUTPUT, help="where the figures go (default: %(default)s)"
+    )
     args = parser.parse_args()
     unknown = sorted(set(args.names) - set(NAMES))
     if unknown:
@@ -84,7 +86,8 @@ def _show(figures: dict[str, Any], goals: dict[str, tuple[str, float]], indent: 
             sign, limit = goals[key]
             met = value <= limit if sign == "<=" else value >= limit
             goal = f"   goal {sign} {limit:g}: {'reached' if met else 'MISSED'}"
-        print(f"{indent}{key:<34}{value:>12}{goal}" if isinstance(value, (int, float)) else f"{indent}{key:<34}{value}{goal}")
+        aligned = f"{value:>12}" if isinstance(value, (int, float)) else value
+        print(f"{indent}{key:<34}{aligned}{goal}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,10 @@ class Trainer:
         self.optimizer = torch.optim.Adadelta(self.model.parameters())
         generator = torch.Generator().manual_seed(2)
         self.data = [
-            (torch.randn(BATCH, 1, 28, 28, generator=generator), torch.randint(0, 10, (BATCH,), generator=generator))
+            (
+                torch.randn(BATCH, 1, 28, 28, generator=generator),
+                torch.randint(0, 10, (BATCH,), generator=generator),
+            )
             for _ in range(STEPS)
         ]
 

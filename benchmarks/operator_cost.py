@@ -62,7 +62,7 @@ def _cost_local() -> float:
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()
         for _ in range(OPERATORS):
-            x + x  # noqa: B018
+            x + x
         rounds.append((time.perf_counter() - began) / OPERATORS * 1e6)
     return round(statistics.median(rounds[1:]), 2)
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Mapping
+from types import ModuleType
 
 from . import holder
 from .pool.errors import InvalidRequest
@@ -152,7 +153,7 @@ def _refuse_second() -> None:
         )
 
 
-def _import_remote():  # type: ignore[no-untyped-def]
+def _import_remote() -> ModuleType:
     """The data plane, which needs PyTorch."""
     try:
         from .remote import session

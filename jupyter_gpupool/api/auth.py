@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
-from pathlib import Path
 
 
 def new_token() -> str:
@@ -34,22 +32,3 @@ class TokenStore:
         for known in self._digests:
             admitted |= hmac.compare_digest(shown, known)
         return admitted
-
-
-def kept_token(file: Path) -> str:
-    """The token in that file, which is made (for its owner's eyes alone) if it does not exist.
-
-    So a pool that is started again knows the clients that it had. Raises OSError.
-    """
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        token = file.read_text().strip()
-    except FileNotFoundError:
-        token = ""
-    if not token:
-        token = new_token()
-        draft = Path(f"{file}.new")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
-            f.write(token + "\n")
-        os.replace(draft, file)
-    return token

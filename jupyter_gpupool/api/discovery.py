@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from jupyter_core.paths import jupyter_runtime_dir
 
+from .. import __version__
+from ..engines import process as processes
 from ..pool.errors import PoolError, PoolUnreachable
 from .auth import new_token
 
@@ -41,9 +42,10 @@ def folder() -> Path:
 
 def publish(url: str, token: str) -> Path:
     """Let this user's other processes find the pool of this process."""
-    me = psutil.Process()
-    path = folder() / f"pool-{me.pid}.json"
-    content = {"url": url, "token": token, "pid": me.pid, "created": me.create_time()}
+    me = os.getpid()
+    path = folder() / f"pool-{me}.json"
+    created = processes.birth(me)
+    content = {"url": url, "token": token, "pid": me, "created": created, "version": __version__}
     with os.fdopen(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
         json.dump(content, f)
     os.replace(f"{path}.new", path)
@@ -80,7 +82,7 @@ def find() -> PoolAddress | None:
             created = content["created"]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # just being replaced or removed
-        if _lives(address.pid, created):
+        if processes.lives(address.pid, created):
             found.append((created, address))
         else:
             path.unlink(missing_ok=True)
@@ -149,15 +151,6 @@ def _alone(name: str) -> Iterator[None]:
     with open(folder() / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _lives(pid: int, created: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < 2.0  # derived from the clock, which may be set
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _after_fork() -> None:

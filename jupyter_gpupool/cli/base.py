@@ -108,7 +108,7 @@ class Command(JupyterApp):
         traits = known[owner].class_traits(config=True) if owner in known else {}
         if trait not in traits:
             raise UsageError(f"there is no setting {owner}.{trait} here")
-        probe = HasTraits()
+        probe: Any = HasTraits()
         probe.add_traits(value=copy.copy(traits[trait]))
         try:
             probe.value = traits[trait].from_string(value)

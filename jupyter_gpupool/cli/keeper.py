@@ -150,10 +150,10 @@ def _watch(sock: socket.socket, wake: int, command: int, config: Path) -> None:
             code = os.waitstatus_to_exitcode(status)
             _tell(sock, {"code": code if code >= 0 else 128 - code})
             return
-        ready, _, _ = select.select([sock, wake], [], [])
+        ready, _, _ = select.select([sock.fileno(), wake], [], [])
         if wake in ready:
             os.read(wake, 4096)
-        if sock in ready:
+        if sock.fileno() in ready:
             message = sock.recv(_MESSAGE)
             if not message:
                 _kill_all()

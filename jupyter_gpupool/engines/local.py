@@ -331,7 +331,7 @@ class LocalEngine(LoggingConfigurable):
                 process.send(worker.pid, worker.created, signal.SIGKILL)
             self._watch(lease_id, worker)
         if self._process is not None:
-            self._process.poll()
+            asyncio.get_running_loop().run_in_executor(None, self._process.wait)  # no zombie is left
         if was_warm:
             self.log.warning("The warm parent of the workers died; starting another one")
             self._start_parent()

@@ -226,4 +226,4 @@ def _run_backward_in_its_own_thread() -> None:
         return run(*args, **kwargs)
 
     torch.autograd.graph._engine_run_backward = backward
-    torch.autograd._engine_run_backward = backward  # type: ignore[attr-defined]
+    torch.autograd._engine_run_backward = backward

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 def _settle(d: Dispatcher, t: RemoteTensor, meta: torch.Tensor, inherit: bool = True) -> RemoteTensor:
     """Give ``t`` the geometry of ``meta``, on a larger storage where its own is too small."""
     old: Geometry = t._geometry
-    geom = geometry(meta.shape, meta.stride(), meta.storage_offset(), meta.dtype, old.index, old.cuda)
+    geom = geometry(meta.shape, meta.stride(), int(meta.storage_offset()), meta.dtype, old.index, old.cuda)
     storage = t._storage
     if geom.nbytes > storage.nbytes:
         storage = d.stream.allocate(geom.nbytes, old.index)

@@ -99,4 +99,4 @@ def set_storage(t: RemoteTensor, copy: HostCopy, offset: int, size: Any, stride:
 
 def register() -> None:
     """Before PyTorch's own packages, whose answer for ``cuda`` would need CUDA."""
-    torch.serialization.register_package(5, lambda storage: None, restore)
+    torch.serialization.register_package(5, lambda storage: None, restore)  # type: ignore[arg-type]

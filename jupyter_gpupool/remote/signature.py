@@ -134,7 +134,12 @@ class _Description:
         return View(
             k,
             geometry(
-                value.shape, value.stride(), value.storage_offset(), value.dtype, source.index, source.cuda
+                value.shape,
+                value.stride(),
+                int(value.storage_offset()),
+                value.dtype,
+                source.index,
+                source.cuda,
             ),
         )
 

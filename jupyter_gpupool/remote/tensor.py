@@ -149,7 +149,9 @@ class RemoteTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         raise RuntimeError("the gpupool device is not active in this process")
 
     # What Python code asks of a tensor, answered from what the client knows.
@@ -167,7 +169,7 @@ class RemoteTensor(torch.Tensor):
         return True
 
     @property
-    def data(self) -> torch.Tensor:  # type: ignore[override]
+    def data(self) -> torch.Tensor:
         return _get_data(self)
 
     @data.setter
@@ -202,7 +204,9 @@ class RemoteTensor(torch.Tensor):
             args = (other._geometry.real_device, other.dtype, *args[1:])
         return args, kwargs
 
-    def cuda(self, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:
+    def cuda(  # type: ignore[override]
+        self, device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
         from .names import current_index
 
         return self.to(torch.device(BACKEND, current_index()) if device is None else device, **kwargs)
@@ -222,9 +226,9 @@ class RemoteTensor(torch.Tensor):
 
         return storage_of(self)
 
-    def set_(
+    def set_(  # type: ignore[override]
         self, source: Any = None, storage_offset: int = 0, size: Any = None, stride: Any = None
-    ) -> RemoteTensor:
+    ) -> torch.Tensor:
         from .saving import HostCopy, set_storage
 
         if isinstance(source, torch.TypedStorage):
@@ -291,7 +295,8 @@ class RemoteTensor(torch.Tensor):
             return memo[id(self)]
         if not self.is_leaf:
             raise RuntimeError(
-                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol at the moment."
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy "
+                "protocol at the moment."
             )
         with torch.no_grad():
             copy: torch.Tensor = self.detach().clone()
@@ -311,7 +316,7 @@ class RemoteTensor(torch.Tensor):
 
 
 _make_wrapper = torch.Tensor._make_wrapper_subclass
-_get_data = torch.Tensor.data.__get__
-_set_data = torch.Tensor.data.__set__
+_get_data = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _to = torch.Tensor.to
 _set = torch.Tensor.set_

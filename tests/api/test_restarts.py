@@ -80,7 +80,7 @@ def granted_by_ledger(url: str) -> Counter:
 def computing_workers() -> list[str]:
     """Leases whose worker is alive, as the workers themselves say."""
     found = []
-    for file in (Path(jupyter_runtime_dir()) / "gpupool" / "workers").glob("*.json"):
+    for file in (Path(jupyter_runtime_dir()) / "gpupool").glob("workers-*/*.json"):
         with contextlib.suppress(OSError, ValueError, psutil.Error):
             state = json.loads(file.read_text())
             if "code" not in state and psutil.Process(state["pid"]).status() != psutil.STATUS_ZOMBIE:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -91,7 +92,7 @@ def test_each_end_is_told_apart(tmp_path: Path) -> None:
             assert await ends.of(stopped) == (LeaseState.RELEASED, "ended by the pool")
             for line in lines[1:]:
                 line.release()
-            assert list((tmp_path / "run").iterdir()) == [], "state files are left"
+            assert list((tmp_path / "run").glob("*.json*")) == [], "state files are left"
 
     asyncio.run(main())
 
@@ -145,8 +146,46 @@ def test_without_pytorch_the_refusal_says_what_to_install(
 
     async def main() -> None:
         async with running(tmp_path) as (engine, _):
-            with pytest.raises(EngineFailure, match=r"pip install 'jupyter_gpupool\[torch\]'"):
-                await engine.start_worker(granted())
+            for _ in range(2):  # each request tries again: it may be installed meanwhile
+                with pytest.raises(EngineFailure, match=r"pip install 'jupyter_gpupool\[torch\]'"):
+                    await engine.start_worker(granted())
+                assert "PyTorch" in engine.failure and not engine.warm
+                while engine._control is not None:
+                    await asyncio.sleep(0.01)
+        assert not alive(engine._process.pid)
+
+    asyncio.run(main())
+
+
+def test_what_a_dead_pool_asked_for_is_not_started(tmp_path: Path) -> None:
+    """Its successor counts the workers once; one that came later would compute for nobody."""
+
+    async def main() -> None:
+        engine = LocalEngine(run_dir=str(tmp_path / "run"), persistent=True)
+        await engine.start(lambda *end: None)
+        control = await engine._parent_is_ready()
+        assert engine._process is not None
+        engine._process.send_signal(signal.SIGSTOP)
+        control.send(json.dumps({"start": asdict(engine._spec(granted())), "host": engine.host}).encode())
+        await engine.stop()  # a persistent engine only hangs up
+        engine._process.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(engine._process.wait, 60) == 0, "nothing to wait for"
+        assert list((tmp_path / "run").glob("*.json")) == []
+
+    asyncio.run(main())
+
+
+def test_two_pools_keep_to_their_own_workers(tmp_path: Path) -> None:
+    async def main() -> None:
+        one = LocalEngine(pool_id="one", attach_timeout_s=60.0)
+        other = LocalEngine(pool_id="other")
+        for engine in (one, other):
+            await engine.start(lambda *end: None)
+        worker = await one.start_worker(granted())
+        assert await other.adopt([]) == {}
+        assert alive(worker.pid)
+        for engine in (one, other):
+            await engine.stop()
 
     asyncio.run(main())
 
@@ -192,6 +231,41 @@ def test_the_pool_is_killed(tmp_path: Path, persistent: bool, eventually: Callab
             assert await engine.adopt([lease]) == {lease_id: WorkerAddress("127.0.0.1", port, pid, created)}
             os.kill(pid, signal.SIGKILL)
             assert (await ends.of(lease))[0] is LeaseState.LOST
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("lost", ["its state file", "its holder"])
+def test_what_happened_while_no_pool_ran(tmp_path: Path, lost: str, eventually: Callable) -> None:
+    """A worker without its file is found through the ledger; one that ended says how."""
+    run_dir = tmp_path / "run"
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, os.path.dirname(__file__), str(run_dir), "True"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert host.stdout
+    lease_id, _, pid, port, created = json.loads(host.stdout.readline())
+    host.kill()
+    host.communicate()
+    worker = WorkerAddress("127.0.0.1", port, pid, created)
+    lease = Lease(Request(lease_id, "somebody", memory_mib=1000), LeaseState.ACTIVE, granted().slices, worker)
+    if lost == "its state file":
+        (run_dir / f"{lease_id}.json").unlink()
+    else:
+        Lifeline(attach_spec(lease, worker)).release()
+        eventually(lambda: not alive(pid), "the worker ends")
+
+    async def main() -> None:
+        async with running(tmp_path, persistent=True) as (engine, ends):
+            found = await engine.adopt([lease])
+            if lost == "its state file":
+                assert found == {lease_id: worker}
+                await engine.stop_worker(lease_id)
+                assert not alive(pid)
+            else:
+                assert found == {}
+                assert ends.said == {lease_id: (LeaseState.RELEASED, "released by its holder")}
 
     asyncio.run(main())
 

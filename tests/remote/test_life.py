@@ -71,7 +71,7 @@ def test_a_killed_worker_is_a_clear_error_at_the_next_call(attached: object) -> 
     line = Lifeline(attached.spec, on_lost=lambda reason: lost.set())  # type: ignore[attr-defined]
     x = torch.ones(3, device="cuda")
     x.sum().item()
-    attached.process.kill()  # type: ignore[attr-defined]
+    attached.kill()  # type: ignore[attr-defined]
     assert lost.wait(10) and not line.alive and "went away" in line.lost
     for _ in range(2):
         with pytest.raises(RuntimeError, match="GPU worker of this lease is gone.*Request a new lease"):
@@ -83,7 +83,7 @@ def test_a_call_that_waits_is_woken_when_the_worker_dies(attached: object) -> No
     x = torch.ones(3, device="cuda")
     x.sum().item()
     os.kill(attached.process.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
-    threading.Timer(0.2, attached.process.kill).start()  # type: ignore[attr-defined]
+    threading.Timer(0.2, attached.kill).start()  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="is gone"):
         x.sum().item()
 
@@ -144,7 +144,7 @@ class TestAdmission:
             handshake.connect(worker.spec, "holder", {})  # type: ignore[attr-defined]
 
     def test_no_worker_there(self, worker: object) -> None:
-        worker.process.kill()  # type: ignore[attr-defined]
+        worker.kill()  # type: ignore[attr-defined]
         worker.exit_code()  # type: ignore[attr-defined]
         with pytest.raises(wire.ConnectionLost, match="no worker answers.*has the lease ended"):
             handshake.connect(worker.spec, "holder", {})  # type: ignore[attr-defined]
