@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 import threading
@@ -39,7 +41,8 @@ class Worker:
         self._report = report
         self._devices: list[Device] | None = None
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._over = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._code = EXIT_RELEASED
         self._holders: dict[socket.socket, float] = {}
         self._held_once = False
@@ -52,7 +55,8 @@ class Worker:
             signal.signal(signal.SIGTERM, lambda *_: self.end(EXIT_STOPPED))
         threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
         born = beat = time.monotonic()
-        while not self._over.wait(_BEAT):
+        while not self._over:
+            select.select([self._wake], [], [], _BEAT)
             now = time.monotonic()
             with self._lock:
                 holders = dict(self._holders)
@@ -68,9 +72,11 @@ class Worker:
         return self._code
 
     def end(self, code: int) -> None:
-        if not self._over.is_set():
+        """Takes no lock: a signal's handler calls this while the main thread may hold any."""
+        if not self._over:
             self._code = code
-            self._over.set()
+            self._over = True
+            os.eventfd_write(self._wake, 1)
 
     def devices(self) -> list[Device]:
         """The slices; made when the first session comes, so that CUDA is not touched before."""
@@ -87,7 +93,7 @@ class Worker:
     # -- connections
 
     def _accept(self, listener: socket.socket) -> None:
-        while not self._over.is_set():
+        while not self._over:
             try:
                 sock, _ = listener.accept()
             except OSError:

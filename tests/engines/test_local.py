@@ -301,3 +301,18 @@ def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path, eventually: Callabl
 )
 def test_what_an_exit_code_means(code: int | None, state: LeaseState) -> None:
     assert local.end_of(code)[0] is state
+
+
+def test_a_worker_hears_that_it_is_to_end_at_any_moment_of_its_start(tmp_path: Path) -> None:
+    """Leases that are released as soon as they are granted must not wait for a kill."""
+
+    async def main() -> None:
+        async with running(tmp_path) as (engine, ends):
+            for step in range(80):
+                lease = granted()
+                await engine.start_worker(lease)
+                await asyncio.sleep(step / 10_000)  # another moment each time
+                await asyncio.gather(*(engine.stop_worker(lease.id) for _ in range(3)))
+                assert "SIGKILL" not in (await ends.of(lease))[1]
+
+    asyncio.run(main())
