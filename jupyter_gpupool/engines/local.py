@@ -241,6 +241,7 @@ class LocalEngine(LoggingConfigurable):
                 command + arguments,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # whoever reads the pool's must not wait for its workers
                 env={k: v for k, v in os.environ.items() if k != "GPUPOOL_LEASE"},
                 start_new_session=True,  # a Ctrl-C in the pool's terminal is the pool's business
             )

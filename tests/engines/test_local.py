@@ -152,7 +152,8 @@ def test_without_pytorch_the_refusal_says_what_to_install(
                 assert "PyTorch" in engine.failure and not engine.warm
                 while engine._control is not None:
                     await asyncio.sleep(0.01)
-        assert not alive(engine._process.pid)
+            parent = engine._process
+        assert parent is not None and not alive(parent.pid)
 
     asyncio.run(main())
 
