@@ -196,15 +196,10 @@ def visible_devices(spec: AttachSpec) -> str:
     return ",".join(device.uuid for device in spec.devices)
 
 
-def write_config(spec: AttachSpec) -> Path:
-    """A new temporary file, readable by this user alone, that GPUPOOL_LEASE can name. Raises OSError."""
+def new_config() -> Path:
+    """A new temporary file, empty and readable by this user alone, that GPUPOOL_LEASE can name. Raises OSError."""
     handle, name = tempfile.mkstemp(prefix="gpupool")
-    try:
-        with os.fdopen(handle, "w") as f:
-            f.write(spec.to_json())
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    os.close(handle)
     return Path(name)
 
 

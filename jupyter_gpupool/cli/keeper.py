@@ -3,7 +3,7 @@
 Linux cannot tell a process's descendants that it died, only its children. So between `gpupool run`
 and the command stands a small process, the keeper, to which every orphan among the command's
 descendants is handed; it is forked first of all, while there are no threads and few things in memory.
-When `gpupool run` ends without a word, the keeper kills them and removes the configuration file.
+When `gpupool run` ends without a word, the keeper kills them. In any case it removes the configuration file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MESSAGE = 64 * 1024
 class Keeper:
     """Starts as a child of this process and waits. Use :meth:`run` once, and :meth:`close` in any case."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], config: Path) -> None:
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ignored = {s for s in FORWARDED if signal.getsignal(s) is signal.SIG_IGN}
         #: a command under nohup, say, is to ignore what its caller ignored
@@ -47,16 +47,16 @@ class Keeper:
         self._pid = os.fork()
         if self._pid == 0:
             self._sock.close()
-            _keep(theirs, list(command), self._forwarded)
+            _keep(theirs, list(command), config, self._forwarded)
         theirs.close()
 
-    def run(self, added: Mapping[str, str], config: Path) -> int:
+    def run(self, added: Mapping[str, str]) -> int:
         """Run the command with ``added`` in its environment, hand signals on, return its exit code:
         128 + n when signal n ended it."""
         watched = self._forwarded | {signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         try:
-            self._sock.send(json.dumps({"environment": dict(added), "config": str(config)}).encode())
+            self._sock.send(json.dumps({"environment": dict(added)}).encode())
             while True:
                 code = self._code()
                 if code is not None:
@@ -90,7 +90,9 @@ class Keeper:
         return int(json.loads(message)["code"])
 
 
-def _keep(sock: socket.socket, command: list[str], forwarded: frozenset[signal.Signals]) -> NoReturn:
+def _keep(
+    sock: socket.socket, command: list[str], config: Path, forwarded: frozenset[signal.Signals]
+) -> NoReturn:
     """The keeper's whole life."""
     code = 0
     try:
@@ -103,19 +105,19 @@ def _keep(sock: socket.socket, command: list[str], forwarded: frozenset[signal.S
         signal.set_wakeup_fd(waker)
         message = sock.recv(_MESSAGE)
         if message:
-            orders = json.loads(message)
-            _watch(
-                sock, wake, _start(sock, command, orders["environment"], forwarded), Path(orders["config"])
-            )
+            pid = _start(command, json.loads(message)["environment"], forwarded)
+            ended = _watch(sock, wake, pid) if pid else NOT_EXECUTABLE
+            config.unlink(missing_ok=True)  # before anybody may think that all is over
+            _tell(sock, {"code": ended})
     except BaseException:  # a bug: the command is killed with its keeper; no traceback reaches the user
         code = 70
     finally:
+        config.unlink(missing_ok=True)
         os._exit(code)
 
 
-def _start(
-    sock: socket.socket, command: list[str], added: dict[str, str], forwarded: frozenset[signal.Signals]
-) -> int:
+def _start(command: list[str], added: dict[str, str], forwarded: frozenset[signal.Signals]) -> int:
+    """Returns the command's process; 0, having said why, when it cannot be executed."""
     keeper = os.getpid()
 
     def in_child() -> None:
@@ -136,20 +138,18 @@ def _start(
         )
     except OSError as e:
         os.write(2, f"gpupool: cannot run {command[0]}: {e.strerror}\n".encode())
-        _tell(sock, {"code": NOT_EXECUTABLE})
-        os._exit(0)
+        return 0
     process.returncode = 0  # it is reaped below
     return process.pid
 
 
-def _watch(sock: socket.socket, wake: int, command: int, config: Path) -> None:
-    """Until the command ends or nobody is left to tell."""
+def _watch(sock: socket.socket, wake: int, command: int) -> int:
+    """Until the command ends, or nobody is left to tell its exit code."""
     while True:
         status = _reap(command)
         if status is not None:
             code = os.waitstatus_to_exitcode(status)
-            _tell(sock, {"code": code if code >= 0 else 128 - code})
-            return
+            return code if code >= 0 else 128 - code
         ready, _, _ = select.select([sock.fileno(), wake], [], [])
         if wake in ready:
             os.read(wake, 4096)
@@ -157,8 +157,7 @@ def _watch(sock: socket.socket, wake: int, command: int, config: Path) -> None:
             message = sock.recv(_MESSAGE)
             if not message:
                 _kill_all()
-                config.unlink(missing_ok=True)
-                return
+                return 128 + signal.SIGKILL
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(command, json.loads(message)["signal"])
 

@@ -75,8 +75,9 @@ class Obtained:
 class Obtaining:
     """The dialogue with the pool, in the lines that Bitfusion's users know."""
 
-    def __init__(self, app: Command, label: str, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, app: Command, label: str, config: Path, on_lost: Callable[[str], None]) -> None:
         self._app = app
+        self._config = config
         self._tell = app.tell
         self._label = label
         self._on_lost = on_lost
@@ -86,7 +87,7 @@ class Obtaining:
         self._since = time.monotonic()
 
     def obtain(self) -> Obtained:
-        """Raises PoolError; then, and when interrupted, nothing is left behind."""
+        """Raises PoolError; then, and when interrupted, nothing is left behind but an empty ``config``."""
         args, tell = self._app.args, self._tell
         client, self._pool = self._app.pool()
         try:
@@ -113,16 +114,16 @@ class Obtaining:
             client.close()
             raise
         try:
-            config = holder.write_config(hold.spec)
+            self._config.write_text(hold.spec.to_json())
         except OSError as e:
             hold.release()
             raise PoolError(f"the configuration file cannot be written: {e.strerror}") from None
         except BaseException:
             hold.release()
             raise
-        self._say_what_was_locked(lease, config)
+        self._say_what_was_locked(lease)
         host, port = _split(client)
-        return Obtained(hold, config, (host, port), self._pool["version"])
+        return Obtained(hold, self._config, (host, port), self._pool["version"])
 
     def _hold(self, client: PoolClient, lease: Lease, secret: str) -> holder.Hold:
         try:
@@ -159,7 +160,7 @@ class Obtaining:
             f"with version {self._pool['version']}..."
         )
 
-    def _say_what_was_locked(self, lease: Lease, config: Path) -> None:
+    def _say_what_was_locked(self, lease: Lease) -> None:
         tell, count = self._tell, len(lease.slices)
         tell.plain("Requested resources:")
         tell.plain(f"Server List: {self._where}")
@@ -168,12 +169,20 @@ class Obtaining:
             share = f"partial memory {lease.request.partial:g}"
         else:
             share = f"{lease.request.memory_mib} MiB of memory"
-        tell.info(f"Locked {count} GPUs with {share}, configuration saved to '{config}'")
+        tell.info(f"Locked {count} GPUs with {share}, configuration saved to '{self._config}'")
         emulated = sum(piece.emulated for piece in lease.slices)
         if emulated:
             tell.info(
                 f"{emulated} of these GPUs are emulated: their memory is limited, their work is done by the CPU"
             )
+
+
+def new_config() -> Path:
+    """An empty configuration file. Raises PoolError."""
+    try:
+        return holder.new_config()
+    except OSError as e:
+        raise PoolError(f"the configuration file cannot be made: {e.strerror}") from None
 
 
 def release(app: Command, obtained: Obtained) -> None:

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from .base import Command
-from .obtain import Interrupted, Obtained, Obtaining, interruptions, release
+from .obtain import Interrupted, Obtained, Obtaining, interruptions, new_config, release
 from .options import Parser, UsageError, add_request_options, complete_request
 
 
@@ -108,9 +108,10 @@ class RequestApp(Command):
     def _hold(self) -> int:
         ended, self._alarm = os.pipe()
         obtained: Obtained | None = None
+        config = new_config()
         try:
             with interruptions():
-                obtained = Obtaining(self, "shell", lambda reason: self._ring()).obtain()
+                obtained = Obtaining(self, "shell", config, lambda reason: self._ring()).obtain()
                 self._print(obtained)
                 if self.args.in_background:
                     _detach()
@@ -132,6 +133,7 @@ class RequestApp(Command):
                 if obtained.hold.lost:
                     self.tell.warning(f"Lease {obtained.hold.lease.id} has ended: {obtained.hold.reason()}")
                 release(self, obtained)
+            config.unlink(missing_ok=True)
         return 0
 
     def _ring(self) -> None:

@@ -8,7 +8,7 @@ import shutil
 
 from .base import Command, fail
 from .keeper import NOT_EXECUTABLE, Keeper
-from .obtain import Obtained, Obtaining, interruptions, release
+from .obtain import Obtained, Obtaining, interruptions, new_config, release
 from .options import Parser, UsageError, add_request_options, complete_request
 
 #: What a shell answers for a command that does not exist.
@@ -43,17 +43,18 @@ class RunApp(Command):
 
     def act(self) -> int:
         self._find_program()
-        keeper = Keeper(self.command)  # forks: before there is anything that a fork should not have
+        config = new_config()
+        keeper = Keeper(self.command, config)  # forks: before there is anything that a fork should not have
         try:
             with interruptions():
-                obtained = self._obtained = Obtaining(self, label(self.command), self._lost).obtain()
+                obtained = self._obtained = Obtaining(self, label(self.command), config, self._lost).obtain()
                 self.tell.info(
                     f"Running client command '{shlex.join(self.command)}' on {len(obtained.hold.spec.devices)} GPUs, "
                     "with the following servers:"
                 )
                 for line in obtained.servers():
                     self.tell.info(line)
-            return keeper.run(obtained.environment(), obtained.config)
+            return keeper.run(obtained.environment())
         finally:
             keeper.close()
             if self._obtained is not None:
