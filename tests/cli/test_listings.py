@@ -1,0 +1,99 @@
+"""What an administrator and a shell use: listings, `request` and `release`, `health`, `version`."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="workers need PyTorch")
+
+
+def held(start: Callable[..., Any], eventually: Callable[..., Any], *options: object) -> Any:
+    running = start("run", *options, "--", "sh", "-c", "echo runs; read x")
+    eventually(lambda: "runs" in running.out, "the command runs")
+    return running
+
+
+def test_gpus(gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any) -> None:
+    held(start, eventually, "-p", 0.25)
+    head, first, second = gpupool("gpus").stdout.splitlines()
+    assert head.split() == ["SERVER", "GPU", "NAME", "FREE", "MiB", "MiB", "EMULATED", "UUID"]
+    row = r"\S+ +{} +Tesla V100-PCIE-32GB \(emulated\) +{} +32510 +yes +GPU-[0-9a-f-]{{36}}"
+    assert re.fullmatch(row.format(0, 32510 - 8127), first) and re.fullmatch(row.format(1, 32510), second)
+    gpus = json.loads(gpupool("gpus", "--json").stdout)["servers"][0]["gpus"]
+    assert [gpu["granted_mib"] for gpu in gpus] == [8127, 0]
+
+
+def test_smi_shows_what_is_granted_and_used(
+    gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any
+) -> None:
+    program = "import torch; x = torch.ones(50 << 18, device='cuda'); x.sum().item(); print('runs'); input()"
+    running = start("run", "-m", 1000, "--", sys.executable, "-uc", program)
+    eventually(lambda: "runs" in running.out, "the command runs", deadline_s=120)
+    shown = eventually(
+        lambda: (text := gpupool("smi").stdout) and "1000 / 50 / 32510 MiB" in text and text,
+        "its use is told",
+    )
+    (lease,) = pool.client.leases()
+    assert re.search(rf"\| +0 \| {lease.id} +\| .*python +\| +50 / 1000 \|", shown), shown
+    assert "EMULATED: the CPU does its work" in shown
+    widths = {len(line) for line in shown.splitlines()[1:] if line}
+    assert len(widths) == 1, "every line of the tables is as wide as the others"
+
+
+def test_leases(gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any) -> None:
+    holding = held(start, eventually, "-n", 2)
+    waiting = start("run", "--", "true")
+    eventually(lambda: "position 1" in waiting.log, "another one waits")
+    head, *rows = gpupool("leases").stdout.splitlines()
+    assert head.split()[:4] == ["LEASE", "STATE", "GPUS", "MiB"] and len(rows) == 2
+    assert re.search(r"ACTIVE +0 1 of \S+ +32510 .* sh$", rows[0]) and "QUEUED" in rows[1]
+    holding.close_stdin()
+    assert holding.wait() == 1 and waiting.wait() == 0
+    assert gpupool("leases").stdout == "No leases; --all shows those that have ended\n"
+    ended = json.loads(gpupool("leases", "--all", "--json").stdout)["leases"]
+    assert {"RELEASED"} == {lease["state"] for lease in ended[-2:]}
+    assert "secret" not in json.dumps(ended)
+
+
+def test_a_lease_for_a_shell(gpupool: Callable[..., Any], pool: Any, eventually: Any) -> None:
+    """It is kept while the shell goes on, and given back when the shell ends, however that is."""
+    gpupool_ = f"{sys.executable} -m jupyter_gpupool"
+    compute = f"{sys.executable} -c \"import torch; print(torch.ones(3, device='cuda:1').sum().item())\""
+    script = f'eval "$({gpupool_} request -n 2 -p 0.5 --for $$)"; {compute}; {gpupool_} leases; exit 3'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stdout.startswith("3.0\n") and "ACTIVE" in done.stdout and "shell" in done.stdout
+    eventually(pool.idle, "the lease ends with its shell")
+
+
+def test_release(
+    gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any, last_line: Any
+) -> None:
+    foreground = start("request", "--foreground", "-p", 0.5)
+    eventually(lambda: "export GPUPOOL_LEASE=" in foreground.out, "the lease is held")
+    (lease,) = pool.client.leases()
+    assert gpupool("release", lease.id[:8]).stdout == f"Lease {lease.id} is RELEASED\n"
+    assert foreground.wait() == 0 and pool.granted() == [0, 0]
+    again = gpupool("release", lease.id)
+    assert again.returncode == 1 and "has ended" in last_line(again) or "no lease" in last_line(again)
+    start("request", "--foreground"), start("request", "--foreground")
+    eventually(lambda: len(pool.client.leases()) == 2, "two leases")
+    assert gpupool("release", "--all").stdout.count("is RELEASED") == 2
+    assert pool.idle()
+
+
+def test_health_and_version(gpupool: Callable[..., Any], pool: Any) -> None:
+    done = gpupool("health")
+    assert done.returncode == 0 and f"The GPU pool at {pool.address.url} is ok" in done.stdout
+    for check in ("ledger", "gpus", "engine", "disk", "memory"):
+        assert re.search(rf"^  ok +{check} +\S", done.stdout, re.M), done.stdout
+    assert json.loads(gpupool("health", "--json").stdout)["status"] == "ok"
+    version = gpupool("version").stdout
+    assert re.search(r"^gpupool +\d+\.\d+\.\d+", version, re.M) and re.search(r"^torch +2\.", version, re.M)
