@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.utils._device
 
-from . import names
+from . import autocast, names
 from .device import module as gpupool
 from .patches import Patches
 from .specs import AttachSpec, DeviceSpec
@@ -59,6 +59,7 @@ class device_of(device):
 def alias(devices: Sequence[DeviceSpec]) -> None:
     """Let ``cuda`` mean the lease's slices, unless the process has CUDA devices of its own."""
     _patch_accelerator()
+    autocast.keep_cache_true(_patches)
     if torch.cuda.device_count():
         return
     # DeviceContext compares against PyTorch's own functions: let it collect them before they are wrapped.
@@ -69,6 +70,7 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
         for name, function in answers.items():
             if owner is torch.cuda or name in vars(owner):
                 _patches.set(owner, name, function)
+    autocast.alias(_patches)
     _patches.set(torch.Tensor, "to", _with_index(torch.Tensor.to, first=1))
     _patches.set(torch.Tensor, "cuda", _tensor_cuda)
     _patches.set(torch.Tensor, "pin_memory", lambda self, device=None: self)

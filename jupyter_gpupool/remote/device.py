@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import names, operators, saving
+from . import autocast, names, operators, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
 from .memory import host_bytes
 from .records import GET_RNG, SEED, SEED_BITS, SET_RNG
@@ -190,7 +190,7 @@ def register() -> None:
         library.impl("empty.memory_format", _empty, key)
         library.impl("empty_strided", _empty_strided, key)
         library.impl("_copy_from", _copy_from, key)
-    _libraries.append(library)
+    _libraries.extend((library, *autocast.register()))
     _run_backward_in_its_own_thread()
     saving.register()
     # Otherwise Module.to() would give tied parameters storages of their own.
