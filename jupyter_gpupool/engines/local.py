@@ -77,7 +77,7 @@ class LocalEngine(LoggingConfigurable):
     run_dir = Unicode(
         help="Directory of the workers' state files, of one pool alone. Default: below Jupyter's runtime directory."
     ).tag(config=True)
-    attach_timeout_s = Float(5.0, min=0.1, help="Seconds a worker waits for its lease's holder.").tag(
+    attach_timeout_s = Float(4.0, min=0.1, help="Seconds a worker waits for its lease's holder.").tag(
         config=True
     )
     start_timeout_s = Float(120.0, min=1.0, help="Seconds the warm parent may take to import PyTorch.").tag(

@@ -33,7 +33,7 @@ class WorkerSpec:
     lease_id: str
     secret_sha256: str
     devices: tuple[DeviceSpec, ...]
-    attach_timeout_s: float = 5.0
+    attach_timeout_s: float = 4.0
     ttl_s: float = 15.0
 
     @classmethod
