@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from . import names
+from .names import BACKEND
 from .patches import Patches
-from .tensor import BACKEND, RemoteTensor
+from .tensor import RemoteTensor
 
 _KEY = "AutocastPrivateUse1"
-_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)  # type: ignore[attr-defined]
 
 
 def _listed(text: str) -> list[str]:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.utils._device
 
-from . import autocast, names
+from . import autocast, connection, names
 from .device import module as gpupool
+from .names import BACKEND
 from .patches import Patches
 from .specs import AttachSpec, DeviceSpec
-from .tensor import BACKEND
 
 _patches = Patches()
 
@@ -202,8 +202,6 @@ def _index(device: Any) -> int:
 
 
 def _real_properties(index: int) -> dict[str, Any]:
-    from . import session
-
-    current = session.current()
+    current = connection.current()
     assert current is not None
     return current.welcome()["devices"][index]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import autocast, names, operators, saving
+from . import autocast, connection, names, operators, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
 from .memory import host_bytes
+from .names import BACKEND
 from .records import GET_RNG, SEED, SEED_BITS, SET_RNG
-from .tensor import BACKEND
 
 #: Set in a fork of an attached process, where the device cannot be used.
 in_fork = False
@@ -24,9 +24,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def _dispatcher() -> Any:
-    from . import session
-
-    return session.dispatcher()
+    return connection.dispatcher()
 
 
 class GPUPoolModule:
@@ -68,9 +66,7 @@ class GPUPoolModule:
         seed_all(int(seed))
 
     def initial_seed(self) -> int:
-        from . import session
-
-        current = session.current()
+        current = connection.current()
         return current.seed if current else torch.initial_seed()
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
@@ -124,9 +120,7 @@ def seed_one(seed: int, index: int) -> None:
 
 def seed_all(seed: int) -> None:
     """Seed every slice alike, so that a seed gives the same numbers on any of them."""
-    from . import session
-
-    current = session.current()
+    current = connection.current()
     if current is None:
         return
     current.seed = seed

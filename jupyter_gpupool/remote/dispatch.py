@@ -34,6 +34,17 @@ def special(*funcs: Any) -> Callable:
     return register
 
 
+def fits_outputs(function: Callable) -> Callable:
+    """Decorates what makes room in the ``out=`` tensors of a call; it says whether any was needed."""
+    global _fit_outputs
+    _fit_outputs = function
+    return function
+
+
+def _fit_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> bool:
+    return False
+
+
 class _Mark:
     """Stands in a key for a kind of argument whose value is not part of the signature, or to keep
     values apart that Python calls equal (1, 1.0 and True)."""
@@ -112,9 +123,7 @@ class Dispatcher:
         if template is None:
             made = self._define(func, args, kwargs, signature_key, tensors)
             if made is None:
-                from .reshape import fit_outputs  # it builds on this module
-
-                if func._schema.is_mutable and fit_outputs(self, func, args, kwargs):
+                if func._schema.is_mutable and _fit_outputs(self, func, args, kwargs):
                     return self.run(func, args, kwargs)
                 return self._run_now(func, args, kwargs, tensors, scalars)
             template = made

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .tensor import BACKEND
+#: The device's name in PyTorch.
+BACKEND = "gpupool"
 
 _current = threading.local()
 

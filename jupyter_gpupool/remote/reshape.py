@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .dispatch import Dispatcher, special
+from .dispatch import Dispatcher, fits_outputs, special
 from .signature import on_meta
 from .tensor import Geometry, RemoteTensor, geometry, make, retarget
 
@@ -87,6 +87,7 @@ def _set_nothing(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
     return args[0]
 
 
+@fits_outputs
 def fit_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> bool:
     """Resize the ``out=`` tensors of a call as PyTorch would; whether any had to be."""
     outs = [a for a in func._schema.arguments if a.is_out]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import names
+from . import connection, names
 from .records import READ
 from .tensor import RemoteTensor, Storage, geometry, retarget
 
@@ -63,6 +63,10 @@ def reduce(t: RemoteTensor) -> tuple:
     )
 
 
+def _reduce_ex(t: RemoteTensor, protocol: Any) -> tuple:
+    return reduce(t)
+
+
 def restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
     """torch.load's question: should this storage, tagged ``location``, live on a slice?"""
     if location == "cpu" or not names.count:
@@ -86,9 +90,7 @@ def set_storage(t: RemoteTensor, copy: HostCopy, offset: int, size: Any, stride:
     index = names.slice_index(copy.where)
     assert index is not None
     if copy.remote is None:
-        from .session import dispatcher
-
-        stream = dispatcher().stream
+        stream = connection.dispatcher().stream
         copy.remote = stream.allocate(copy.nbytes(), index)
         if copy.nbytes():
             line = geometry((copy.nbytes(),), (1,), 0, torch.uint8, index)
@@ -97,6 +99,28 @@ def set_storage(t: RemoteTensor, copy: HostCopy, offset: int, size: Any, stride:
     return t
 
 
+def _set(
+    t: RemoteTensor, source: Any = None, storage_offset: int = 0, size: Any = None, stride: Any = None
+) -> torch.Tensor:
+    """``Tensor.set_`` of remote tensors."""
+    if isinstance(source, torch.TypedStorage):
+        source = source._untyped_storage
+    if isinstance(source, HostCopy):
+        if size is None:
+            size, stride = (source.nbytes() // t.dtype.itemsize,), (1,)
+        return set_storage(t, source, storage_offset, size, stride)
+    if source is None:
+        return _torch_set(t)
+    return _torch_set(t, source) if size is None else _torch_set(t, source, storage_offset, size, stride)
+
+
+_torch_set: Any = torch.Tensor.set_
+
+
 def register() -> None:
-    """Before PyTorch's own packages, whose answer for ``cuda`` would need CUDA."""
+    """Give remote tensors storages that can be saved, and torch.load the way back."""
+    RemoteTensor.untyped_storage = storage_of  # type: ignore[assignment, method-assign]
+    RemoteTensor.set_ = _set  # type: ignore[assignment, method-assign]
+    RemoteTensor.__reduce_ex__ = _reduce_ex  # type: ignore[assignment, method-assign]
+    # Before PyTorch's own packages, whose answer for `cuda` would need CUDA.
     torch.serialization.register_package(5, lambda storage: None, restore)  # type: ignore[arg-type]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from . import names
 from .memory import needed_bytes
+from .names import BACKEND
 
 if TYPE_CHECKING:
     from .stream import Stream
-
-BACKEND = "gpupool"
 
 
 class Geometry:
@@ -189,14 +189,12 @@ class RemoteTensor(torch.Tensor):
 
     def _at_home(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """``cuda:1`` and ``gpupool:1`` are one place: name it as PyTorch's core knows this tensor."""
-        from .names import slice_index
-
         if args and isinstance(args[0], (str, torch.device, int)) and not isinstance(args[0], bool):
-            index = slice_index(args[0])
+            index = names.slice_index(args[0])
             if index is not None:
                 args = (torch.device(BACKEND, index), *args[1:])
         elif kwargs.get("device") is not None:
-            index = slice_index(kwargs["device"])
+            index = names.slice_index(kwargs["device"])
             if index is not None:
                 kwargs = {**kwargs, "device": torch.device(BACKEND, index)}
         elif args and isinstance(args[0], RemoteTensor):
@@ -207,9 +205,7 @@ class RemoteTensor(torch.Tensor):
     def cuda(  # type: ignore[override]
         self, device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> torch.Tensor:
-        from .names import current_index
-
-        return self.to(torch.device(BACKEND, current_index()) if device is None else device, **kwargs)
+        return self.to(torch.device(BACKEND, names.current_index()) if device is None else device, **kwargs)
 
     def get_device(self) -> int:
         return self._geometry.index
@@ -220,31 +216,6 @@ class RemoteTensor(torch.Tensor):
         if not geom.numel():
             return 0
         return (self._storage.id << 40) + geom.offset * geom.dtype.itemsize
-
-    def untyped_storage(self) -> torch.UntypedStorage:
-        from .saving import storage_of
-
-        return storage_of(self)
-
-    def set_(  # type: ignore[override]
-        self, source: Any = None, storage_offset: int = 0, size: Any = None, stride: Any = None
-    ) -> torch.Tensor:
-        from .saving import HostCopy, set_storage
-
-        if isinstance(source, torch.TypedStorage):
-            source = source._untyped_storage
-        if not isinstance(source, HostCopy):
-            arguments = (
-                ()
-                if source is None
-                else (source,)
-                if size is None
-                else (source, storage_offset, size, stride)
-            )
-            return _set(self, *arguments)
-        if size is None:
-            size, stride = (source.nbytes() // self.dtype.itemsize,), (1,)
-        return set_storage(self, source, storage_offset, size, stride)
 
     def is_pinned(self, device: Any = None) -> bool:
         return False
@@ -309,14 +280,8 @@ class RemoteTensor(torch.Tensor):
         memo[id(self)] = copy
         return copy
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        from .saving import reduce
-
-        return reduce(self)
-
 
 _make_wrapper = torch.Tensor._make_wrapper_subclass
 _get_data = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _set_data = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _to = torch.Tensor.to
-_set = torch.Tensor.set_
