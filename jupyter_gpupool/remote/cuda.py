@@ -4,6 +4,7 @@ device names ``cuda`` and ``cuda:N`` answer for the lease's slices."""
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,6 +75,10 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
     _patches.set(torch.Tensor, "to", _with_index(torch.Tensor.to, first=1))
     _patches.set(torch.Tensor, "cuda", _tensor_cuda)
     _patches.set(torch.Tensor, "pin_memory", lambda self, device=None: self)
+    # The worker's PyTorch chooses its kernels; what is installed here says nothing of them.
+    cudnn = sys.modules["torch.backends.cudnn"].m  # the module itself, which a class stands in for
+    _patches.set(cudnn, "is_acceptable", lambda tensor: False)
+    _patches.set(cudnn, "_init", lambda: False)
     context = torch.utils._device.DeviceContext  # what set_default_device() and `with device:` use
     _patches.set(context, "__init__", _with_index(context.__init__, first=1))
     for name in ("tensor", "as_tensor", "asarray"):
@@ -193,6 +198,7 @@ def _answers(devices: Sequence[DeviceSpec]) -> dict[str, Callable]:
         "mem_get_info": gpupool.mem_get_info,
         "empty_cache": gpupool.empty_cache,
         "ipc_collect": lambda: None,
+        "is_current_stream_capturing": lambda: False,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from typing import Any
 
 import torch
@@ -177,12 +178,16 @@ def register() -> None:
     _registered = True
     _setup_privateuseone_for_python_backend(BACKEND, module, _Hooks())
     library = torch.library.Library("aten", "IMPL")
-    # The CUDA key has no kernels in a PyTorch built without CUDA. With ours, any code, C++ included, that
-    # allocates on "cuda" gets a tensor on the slice of that number.
-    keys = ["PrivateUse1"] if torch.backends.cuda.is_built() else ["PrivateUse1", "CUDA"]
+    keys = ["PrivateUse1"]
+    if not torch.cuda.device_count():
+        # No CUDA here, be PyTorch built for it or not: any code, C++ included, that allocates on "cuda" gets
+        # a tensor on the slice of that number.
+        keys.append("CUDA")
     for key in keys:
-        library.impl("empty.memory_format", _empty, key)
-        library.impl("empty_strided", _empty_strided, key)
+        for name, kernel in (("empty.memory_format", _empty), ("empty_strided", _empty_strided)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that CUDA's own is replaced is the point
+                library.impl(name, kernel, key, allow_override=True)
         library.impl("_copy_from", _copy_from, key)
     _libraries.extend((library, *autocast.register()))
     _run_backward_in_its_own_thread()

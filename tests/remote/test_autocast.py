@@ -18,8 +18,13 @@ def device(request: pytest.FixtureRequest, attached: object) -> str:
     return request.param
 
 
+def _names_dimensions(operator: str) -> bool:
+    """The overloads of older PyTorch releases for dimensions with names, which no device but its own has."""
+    return "imname" in operator or ".names_" in operator
+
+
 def test_the_policies_are_those_that_pytorch_lists_for_cuda() -> None:
-    from jupyter_gpupool.remote import autocast
+    from jupyter_gpupool.remote import autocast, handshake, session
 
     header = Path(torch.__file__).parent / "include/ATen/autocast_mode.h"
     if not header.exists():
@@ -35,7 +40,11 @@ def test_the_policies_are_those_that_pytorch_lists_for_cuda() -> None:
         assert line, macro
         listed = {re.sub(r",\s*", ".", name) for name in re.findall(r"_\(([\w, ]+)\)", line[1])}
         # cuDNN's own convolutions stand in a list of their own.
-        assert listed == {name for name in ours if not name.startswith("cudnn")}, macro
+        ours = {name for name in ours if not name.startswith("cudnn")}
+        listed = {name for name in listed if not _names_dimensions(name)}
+        assert listed <= ours, macro
+        if handshake.release(torch.__version__) == session.SUPPORTED[-1]:
+            assert listed == ours, macro
 
 
 def test_every_operator_that_cuda_casts_is_cast_here(attached: object) -> None:
@@ -43,7 +52,8 @@ def test_every_operator_that_cuda_casts_is_cast_here(attached: object) -> None:
         has = torch._C._dispatch_has_kernel_for_dispatch_key
         return {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("aten::") and has(n, key)}
 
-    assert cast_for("AutocastPrivateUse1") == cast_for("AutocastCUDA")
+    wanted = {name for name in cast_for("AutocastCUDA") if not _names_dimensions(name)}
+    assert wanted - {"aten::_cudnn_rnn"} <= cast_for("AutocastPrivateUse1")
 
 
 @pytest.mark.parametrize("dtype", HALVES)
