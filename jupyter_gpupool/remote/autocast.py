@@ -16,7 +16,7 @@ from .patches import Patches
 from .tensor import RemoteTensor
 
 _KEY = "AutocastPrivateUse1"
-_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)  # type: ignore[attr-defined]
+_KEYS = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _KEY))
 
 
 def _listed(text: str) -> list[str]:

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import autocast, connection, names, operators, saving
+from . import autocast, connection, generators, names, operators, optimizers, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
-from .memory import host_bytes
 from .names import BACKEND
-from .records import GET_RNG, SEED, SEED_BITS, SET_RNG
+from .records import SEED, SEED_BITS
 
 #: Set in a fork of an attached process, where the device cannot be used.
 in_fork = False
@@ -55,27 +54,25 @@ class GPUPoolModule:
         """Wait until everything issued so far is done; errors of earlier operators are raised here."""
         _dispatcher().stream.wait(_index(device))
 
-    def current_stream(self, device: Any = None) -> None:
-        return None
-
     # -- random numbers
 
     def manual_seed(self, seed: int) -> None:
-        seed_one(int(seed), names.current_index())
+        generators.default(names.current_index()).manual_seed(seed)
 
     def manual_seed_all(self, seed: int) -> None:
         seed_all(int(seed))
 
     def initial_seed(self) -> int:
         current = connection.current()
-        return current.seed if current else torch.initial_seed()
+        if current is not None and not current.connected:
+            return current.seed
+        return generators.default(names.current_index()).initial_seed()
 
     def get_rng_state(self, device: Any = None) -> torch.Tensor:
-        answer = _dispatcher().stream.ask((GET_RNG, _index(device)))
-        return torch.frombuffer(bytearray(answer["state"]), dtype=torch.uint8)
+        return generators.default(_index(device)).get_state()
 
-    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
-        _dispatcher().stream.push((SET_RNG, _index(device), bytes(host_bytes(state.cpu().contiguous()))))
+    def set_rng_state(self, new_state: torch.Tensor, device: Any = None) -> None:
+        generators.default(_index(device)).set_state(new_state)
 
     # -- memory
 
@@ -86,13 +83,10 @@ class GPUPoolModule:
         return _memory(device).peak
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
-        memory = _memory(device)
-        memory.peak = memory.allocated()
+        _memory(device).reset_peak()
 
-    def mem_get_info(self, device: Any = None) -> tuple[int, int]:
-        """(free, total) of the slice."""
-        memory = _memory(device)
-        return memory.limit - memory.allocated(), memory.limit
+    def reset_accumulated_memory_stats(self, device: Any = None) -> None:
+        _memory(device).reset_totals()
 
     def empty_cache(self) -> None:
         """Freed storages go back at once; nothing is cached."""
@@ -115,10 +109,6 @@ def _memory(device: Any) -> Any:
     return _dispatcher().stream.memory[_index(device)]
 
 
-def seed_one(seed: int, index: int) -> None:
-    _dispatcher().stream.push((SEED, seed & SEED_BITS, index))
-
-
 def seed_all(seed: int) -> None:
     """Seed every slice alike, so that a seed gives the same numbers on any of them."""
     current = connection.current()
@@ -126,7 +116,7 @@ def seed_all(seed: int) -> None:
         return
     current.seed = seed
     if current.connected:
-        seed_one(seed, -1)
+        _dispatcher().stream.push((SEED, seed & SEED_BITS, -1))
 
 
 # -- registration
@@ -192,6 +182,7 @@ def register() -> None:
     _libraries.extend((library, *autocast.register()))
     _run_backward_in_its_own_thread()
     saving.register()
+    optimizers.register()
     # Otherwise Module.to() would give tied parameters storages of their own.
     torch.__future__.set_swap_module_params_on_conversion(True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import signature
+from . import mixing, signature, stand_ins
 from .records import DEFINE, RESET, RUN
 from .signature import Definition, New, Prediction, Same, View
 from .stream import Stream, ids
@@ -116,7 +116,7 @@ class Dispatcher:
                     key.append(name)
                     _flatten(value, key, tensors, scalars)
         except Foreign:
-            return self.run(func, *self._bring(func, args, kwargs))
+            return self.run(func, *mixing.bring(func, args, kwargs))
 
         signature_key = tuple(key)
         template = self.templates.get(signature_key)
@@ -157,7 +157,7 @@ class Dispatcher:
         self, func: Any, args: tuple, kwargs: dict, key: tuple, tensors: list[RemoteTensor]
     ) -> Template | None:
         """Predict and remember; None when only running it will tell."""
-        _same_device(func, kwargs, tensors)
+        mixing.check(func, args, kwargs, tensors)
         try:
             prediction = signature.predict(func, args, kwargs, tensors)
         except signature.Unpredictable:
@@ -216,18 +216,6 @@ class Dispatcher:
         storage: Storage = self.stream.known_storage(rest[0], rest[2], index)
         return make(storage, geom)
 
-    def _bring(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Upload CPU tensors where CUDA would take them (indices); refuse them where it would not."""
-        if func not in _TAKES_CPU_INDICES:
-            devices = {str(t.device) for t in _all_tensors((args, kwargs))}
-            raise RuntimeError(
-                "Expected all tensors to be on the same device, but found at least two devices, "
-                f"{' and '.join(sorted(devices, reverse=True))}! (when checking arguments of {func._schema.name[6:]})"
-            )
-        home = next(t for t in _all_tensors((args, kwargs)) if type(t) is RemoteTensor).device
-
-        return tuple(_at(home, a) for a in args), {k: _at(home, v) for k, v in kwargs.items()}
-
 
 def _build(result: Any, tensors: list[RemoteTensor], storages: Iterator[Storage]) -> Any:
     """What a call gives back, as its prediction says."""
@@ -240,30 +228,6 @@ def _build(result: Any, tensors: list[RemoteTensor], storages: Iterator[Storage]
     if result is None:
         return None
     return type(result)([_build(r, tensors, storages) for r in result])
-
-
-def _at(home: torch.device, value: Any) -> Any:
-    """``value`` with its CPU tensors copied to ``home``."""
-    if isinstance(value, torch.Tensor) and type(value) is not RemoteTensor:
-        return value.to(home)
-    if isinstance(value, (list, tuple)):
-        return [_at(home, v) for v in value]
-    return value
-
-
-#: CUDA takes index tensors from the CPU here.
-_TAKES_CPU_INDICES = frozenset(
-    {
-        aten.index.Tensor,
-        aten.index_put.default,
-        aten.index_put_.default,
-        aten._index_put_impl_.default,
-        aten._unsafe_index.Tensor,
-        aten._unsafe_index_put.default,
-    }
-)
-
-_CROSSES_DEVICES = frozenset({aten.copy_.default, aten._to_copy.default})
 
 
 def _flatten(value: Any, key: list, tensors: list, scalars: list) -> None:
@@ -286,29 +250,10 @@ def _flatten(value: Any, key: list, tensors: list, scalars: list) -> None:
             raise Foreign
         key.append((_FLOAT, value.dtype))
         scalars.append(value.item())
-    elif isinstance(value, torch.Generator):
+    elif isinstance(value, stand_ins.Native):
         key.append(_GENERATOR)
+        scalars.append(stand_ins.handle(value))
     elif kind is complex:
         key.append((kind, value))
     else:
         key.append(value)
-
-
-def _all_tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [t for v in value for t in _all_tensors(v)]
-
-
-def _same_device(func: Any, kwargs: dict, tensors: list[RemoteTensor]) -> None:
-    indices = {t._geometry.index for t in tensors}
-    if len(indices) > 1 and func not in _CROSSES_DEVICES:
-        names = sorted({str(t.device) for t in tensors})
-        raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, "
-            f"{' and '.join(names)}! (when checking arguments of {func._schema.name[6:]})"
-        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import handles
 from . import records as codes
 from .memory import host_bytes, rounded
 from .program import BadRecord, Geometry, Template, dtype_named, nbytes_of, numel, pair
@@ -69,6 +70,8 @@ class Session:
         self._templates: dict[int, Template] = {}
         self._previous: dict[int, Template] = {}
         self._geometries: dict[tuple, Geometry] = {}
+        self._handles = handles.Handles(self.device)
+        self.generator = self._handles.generator
 
     def close(self) -> None:
         for id in list(self.storages):
@@ -149,12 +152,10 @@ class Session:
         elif code == codes.RESET:
             self._previous, self._templates = self._templates, {}
             self._geometries.clear()
-        elif code == codes.GET_RNG:
-            state = self.device(fields[0]).generator.get_state()
-            self._answer({"state": state.numpy().tobytes()}, None)
-        elif code == codes.SET_RNG:
-            state = torch.frombuffer(bytearray(fields[1]), dtype=torch.uint8)
-            self._guarded("set_rng_state", self.device(fields[0]).generator.set_state, state)
+        elif code in handles.ANSWERS:
+            self._reply(handles.ANSWERS[code], self._handles, *fields)
+        else:
+            self._guarded(handles.ACTS[code].__name__, handles.ACTS[code], self._handles, *fields)
 
     # -- storages
 
@@ -167,6 +168,8 @@ class Session:
         slot = self.storages.pop(id, None)
         if slot is not None:
             slot.device.give(rounded(slot.nbytes))
+        else:
+            self._handles.free(id)
 
     def _allocate(self, id: int, nbytes: int, index: int) -> None:
         device = self.device(index)

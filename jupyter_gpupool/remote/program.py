@@ -27,6 +27,8 @@ class Scope(Protocol):
 
     def geometry(self, wire: Any) -> Geometry: ...
 
+    def generator(self, number: Any) -> torch.Generator: ...
+
 
 class Template:
     """A definition, resolved: the operator, its constants, and where tensors and scalars go."""
@@ -82,7 +84,7 @@ class Template:
         if tag == "z":
             return complex(rest[0], rest[1])
         if tag == "g":
-            return self._scope.device(rest[0]).generator
+            return _GeneratorHole(rest[0], self._scope)
         raise BadRecord(f"an argument tagged {tag!r}")
 
     def _decode_results(self, value: Any) -> Any:
@@ -106,12 +108,21 @@ class _Hole:
         self.of, self.k, self.dtype = of, k, dtype
 
 
+class _GeneratorHole:
+    __slots__ = ("k", "scope")
+
+    def __init__(self, k: int, scope: Scope) -> None:
+        self.k, self.scope = k, scope
+
+
 def _fill(value: Any, tensors: Sequence[torch.Tensor], scalars: Sequence[Any]) -> Any:
     if type(value) is _Hole:
         if value.of == "tensors":
             return tensors[value.k]
         scalar = scalars[value.k]
         return scalar if value.dtype is None else torch.tensor(scalar, dtype=value.dtype)
+    if type(value) is _GeneratorHole:
+        return value.scope.generator(scalars[value.k])
     if type(value) is list:
         return [_fill(v, tensors, scalars) for v in value]
     return value

@@ -29,9 +29,24 @@ READ = -7
 RUN = -8
 #: [code, device index or -1]: answers None when everything before it is done
 WAIT = -9
-#: [code, device index]: answers {"state": bytes}; [code, device index, bytes]: sets it
+#: [code, generator]: answers {"state": bytes, "seed": what it was seeded with}; [code, generator, bytes]:
+#: sets it. A generator is an id, or -1 - device index for the one that operators use by themselves.
 GET_RNG = -10
 SET_RNG = -11
+#: [code, generator, device index, seed]: seeds it; a new id is a new generator, which FREE frees
+GENERATOR = -12
+#: [code, event id, device index]: remember this moment; FREE frees it
+EVENT = -13
+#: [code, event id or -1 - device index]: answers whether everything before that moment, or everything, is done
+DONE = -14
+#: [code, event id]: answers None once everything before that moment is done
+AWAIT = -15
+#: [code, event id, event id]: answers the milliseconds from one to the other
+ELAPSED = -16
+#: [code, device index]: answers the bytes that all processes of the lease have allocated there
+MEMORY = -17
+#: [code, device index]: answers what a real GPU says of itself, by the names of PyTorch's device properties
+PROPERTIES = -18
 
 #: How many fields follow each code.
 FIELDS = {
@@ -46,4 +61,11 @@ FIELDS = {
     WAIT: 1,
     GET_RNG: 1,
     SET_RNG: 2,
+    GENERATOR: 3,
+    EVENT: 2,
+    DONE: 1,
+    AWAIT: 1,
+    ELAPSED: 2,
+    MEMORY: 1,
+    PROPERTIES: 1,
 }

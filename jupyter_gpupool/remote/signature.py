@@ -175,7 +175,8 @@ class Definition:
     Tagged lists stand for what msgpack cannot say: ``["t", k, geometry]`` a tensor, ``["s", k]`` a
     scalar that varies, ``["c", k, dtype]`` a zero-dimensional CPU tensor made of one, ``["l", […]]``
     a list, ``["d", name]`` a dtype, ``["D", index]`` a device, ``["L", name]`` a layout,
-    ``["m", name]`` a memory format, ``["z", re, im]`` a complex number, ``["g", k]`` a generator.
+    ``["m", name]`` a memory format, ``["z", re, im]`` a complex number, ``["g", k]`` a
+    generator whose number is that scalar.
     """
 
     def __init__(self, func: Any, args: tuple, kwargs: dict, default_index: int) -> None:
@@ -221,7 +222,8 @@ class Definition:
         if kind is complex:
             return ["z", value.real, value.imag]
         if isinstance(value, torch.Generator):
-            return ["g", self._index]
+            self._scalar += 1
+            return ["g", self._scalar - 1]
         if isinstance(value, torch.Tensor) and value.dim() == 0:
             self._scalar += 1
             return ["c", self._scalar - 1, dtype_name(value.dtype)]

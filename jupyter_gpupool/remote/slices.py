@@ -40,11 +40,11 @@ class Device:
 
 def with_generator(device: Device, op: Any, args: list, kwargs: dict) -> Any:
     """Emulated GPUs share one CPU, whose random state stands in for the slice's while an operator draws."""
+    if any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values())):
+        return op(*args, **kwargs)
     default = torch.default_generator
     with _default_generator:
         default.set_state(device.generator.get_state())
-        if any(a is device.generator for a in (*args, *kwargs.values())):
-            return op(*args, **kwargs)
         try:
             return op(*args, **kwargs)
         finally:

@@ -56,6 +56,12 @@ class DeviceMemory:
         self.freed: list[int] = []
         self.allocated_total = 0
         self.peak = 0
+        #: how many allocations there are, and how many there ever were at once
+        self.count = self.peak_count = 0
+        #: bytes and allocations that were freed, and requests that were refused
+        self.freed_total = self.freed_count = self.refused = 0
+        #: what there was when the totals were last reset
+        self.base_bytes = self.base_count = 0
         self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> None:
@@ -63,16 +69,31 @@ class DeviceMemory:
         with self._lock:
             used = self._settle()
             if used + nbytes > self.limit:
+                self.refused += 1
                 raise torch.OutOfMemoryError(out_of_memory(self.index, nbytes, used, self.limit))
             self.allocated_total = used = used + nbytes
+            self.count = count = self.count + 1
             if used > self.peak:
                 self.peak = used
+            if count > self.peak_count:
+                self.peak_count = count
 
     def note(self, nbytes: int) -> None:
         """Account for what the worker has allocated already."""
         with self._lock:
             self.allocated_total = self._settle() + nbytes
             self.peak = max(self.peak, self.allocated_total)
+            self.count += 1
+            self.peak_count = max(self.peak_count, self.count)
+
+    def reset_peak(self) -> None:
+        with self._lock:
+            self.peak, self.peak_count = self._settle(), self.count
+
+    def reset_totals(self) -> None:
+        with self._lock:
+            self.base_bytes, self.base_count = self._settle(), self.count
+            self.freed_total = self.freed_count = self.refused = 0
 
     def allocated(self) -> int:
         with self._lock:
@@ -82,8 +103,12 @@ class DeviceMemory:
         freed = self.freed
         if freed:
             n = len(freed)
-            self.allocated_total -= sum(freed[:n])
+            nbytes = sum(freed[:n])
             del freed[:n]
+            self.allocated_total -= nbytes
+            self.freed_total += nbytes
+            self.count -= n
+            self.freed_count += n
         return self.allocated_total
 
 

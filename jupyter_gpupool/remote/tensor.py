@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import names
+from . import names, printing
 from .memory import needed_bytes
 from .names import BACKEND
 
@@ -250,16 +250,7 @@ class RemoteTensor(torch.Tensor):
         return object.__format__(self, spec)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        grad_fn, leaf = self.grad_fn, self.requires_grad
-        with torch.no_grad():
-            text = repr(self.detach().cpu())
-        extra = f", device='{self.device}'"
-        if grad_fn is not None:
-            extra += f", grad_fn=<{type(grad_fn).__name__}>"
-        elif leaf:
-            extra += ", requires_grad=True"
-        text = f"{text[:-1]}{extra})"
-        return f"Parameter containing:\n{text}" if isinstance(self, torch.nn.Parameter) else text
+        return printing.describe(self)
 
     def __deepcopy__(self, memo: dict) -> torch.Tensor:
         if id(self) in memo:
