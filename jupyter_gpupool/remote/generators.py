@@ -9,8 +9,8 @@ import torch
 
 from . import connection, names
 from .memory import host_bytes
-from .records import FREE, GENERATOR, GET_RNG, SEED_BITS, SET_RNG
 from .names import BACKEND
+from .records import FREE, GENERATOR, GET_RNG, SEED_BITS, SET_RNG
 from .slices import DEFAULT_SEED
 from .stand_ins import Native, register
 from .stream import ids

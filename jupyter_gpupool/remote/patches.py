@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 _MISSING = object()
 
 
@@ -14,8 +16,13 @@ class Patches:
         self._saved: list[tuple[Any, str, Any]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        self._saved.append((owner, name, vars(owner).get(name, _MISSING)))
+        before = vars(owner).get(name, _MISSING)
+        self._saved.append((owner, name, before))
         setattr(owner, name, value)
+        operator = torch.jit._builtins._find_builtin(before) if owner is torch else None
+        if operator:
+            # TorchScript knows the functions that are operators by themselves.
+            torch.jit._builtins._register_builtin(value, operator)
 
     def restore(self) -> None:
         while self._saved:

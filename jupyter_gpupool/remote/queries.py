@@ -174,6 +174,7 @@ class Queries:
         return {
             "is_available": gpupool.is_available,
             "is_initialized": lambda: True,
+            "_initialized": True,
             "init": lambda: None,
             "_lazy_init": lambda: None,
             "_is_in_bad_fork": gpupool._is_in_bad_fork,
