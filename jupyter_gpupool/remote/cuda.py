@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.utils._device
 
-from . import autocast, collectives, generators, legacy, names, pinning, streams
+from . import autocast, collectives, generators, legacy, names, pinning, sequences, streams
 from .device import module as gpupool
 from .names import BACKEND
 from .patches import Patches
@@ -42,6 +42,7 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
             _patches.set(gpupool, name, answer)
     _patch_accelerator(own)
     autocast.keep_cache_true(_patches)
+    sequences.alias(_patches)
     _patches.set(torch, "Generator", generators.Facade)
     _patches.set(torch, "Stream", streams.facade(torch.Stream, streams.Stream, streams.CudaStream))
     _patches.set(torch, "Event", streams.facade(torch.Event, streams.Event, streams.CudaEvent))

@@ -3,15 +3,13 @@ allocation kernels, and what autograd needs to know."""
 
 from __future__ import annotations
 
-import functools
-import threading
 import warnings
 from typing import Any
 
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import autocast, connection, generators, names, operators, optimizers, saving
+from . import autocast, backward, connection, generators, names, operators, optimizers, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
 from .names import BACKEND
 from .records import SEED, SEED_BITS
@@ -156,6 +154,11 @@ def _empty_strided(
     return operators.empty(_dispatcher(), size, stride, dtype, device)
 
 
+def _zeros(size: Any, dtype: torch.dtype | None = None, device: Any = None, **ignored: Any) -> torch.Tensor:
+    """What forward-mode differentiation starts from; real zeros serve as well as the idea of them."""
+    return torch.zeros(size, dtype=dtype, device=device)
+
+
 def _copy_from(source: torch.Tensor, destination: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     return _dispatcher()(torch.ops.aten.copy_.default, (destination, source), {})
 
@@ -166,7 +169,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    _setup_privateuseone_for_python_backend(BACKEND, module, _Hooks())
+    _setup_privateuseone_for_python_backend(BACKEND, module, _Hooks(), backward.DeviceGuard())
     library = torch.library.Library("aten", "IMPL")
     keys = ["PrivateUse1"]
     if not torch.cuda.device_count():
@@ -179,41 +182,10 @@ def register() -> None:
                 warnings.simplefilter("ignore")  # that CUDA's own is replaced is the point
                 library.impl(name, kernel, key, allow_override=True)
         library.impl("_copy_from", _copy_from, key)
+    library.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     _libraries.extend((library, *autocast.register()))
-    _run_backward_in_its_own_thread()
+    backward.register()
     saving.register()
     optimizers.register()
     # Otherwise Module.to() would give tied parameters storages of their own.
     torch.__future__.set_swap_module_params_on_conversion(True)
-
-
-def _run_backward_in_its_own_thread() -> None:
-    """Autograd would start a thread per device, and knows of one only; the caller's thread serves all."""
-    run = torch.autograd.graph._engine_run_backward
-    first = threading.Lock()
-    started = False
-
-    @functools.wraps(run)
-    def backward(*args: Any, **kwargs: Any) -> Any:
-        nonlocal started
-        if names.count:
-            torch._C._set_multithreading_enabled(False)
-            if not started:
-                # The engine's own start, seen to abort the process when several threads are the first.
-                with first:
-                    if not started:
-                        with torch.enable_grad():
-                            leaf = torch.zeros((), device="cpu", requires_grad=True)
-                            run(
-                                (leaf * 1,),
-                                (torch.ones((), device="cpu"),),
-                                False,
-                                False,
-                                (leaf,),
-                                allow_unreachable=True,
-                            )
-                        started = True
-        return run(*args, **kwargs)
-
-    torch.autograd.graph._engine_run_backward = backward
-    torch.autograd._engine_run_backward = backward

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from . import mixing, signature, stand_ins
+from . import composites, mixing, signature, stand_ins
 from .records import DEFINE, RESET, RUN
 from .signature import Definition, New, Prediction, Same, View
 from .stream import Stream, ids
-from .tensor import Geometry, RemoteTensor, Storage, forget_geometries, geometry, make
+from .tensor import Geometry, RemoteTensor, Storage, forget_geometries, geometry, make, make_view
 
 aten = torch.ops.aten
 
@@ -116,11 +116,19 @@ class Dispatcher:
                     key.append(name)
                     _flatten(value, key, tensors, scalars)
         except Foreign:
+            apart = composites.parts(func)
+            if apart is not None:
+                SPECIAL[func] = apart
+                return apart(self, args, kwargs)
             return self.run(func, *mixing.bring(func, args, kwargs))
 
         signature_key = tuple(key)
         template = self.templates.get(signature_key)
         if template is None:
+            apart = composites.parts(func)
+            if apart is not None:
+                SPECIAL[func] = apart
+                return apart(self, args, kwargs)
             made = self._define(func, args, kwargs, signature_key, tensors)
             if made is None:
                 if func._schema.is_mutable and _fit_outputs(self, func, args, kwargs):
@@ -140,7 +148,7 @@ class Dispatcher:
             return tensors[same]
         geom = template.view
         if geom is not None:
-            return make(tensors[template.prediction.results.tensor]._storage, geom)
+            return make_view(tensors[template.prediction.results.tensor], geom)
         return self._general(template, tensors, scalars)
 
     def _general(self, template: Template, tensors: list[RemoteTensor], scalars: list) -> Any:
@@ -212,7 +220,7 @@ class Dispatcher:
         size, stride, offset, dtype, index = rest[1]
         geom = geometry(size, stride, offset, getattr(torch, dtype), index, cuda)
         if kind == "view":
-            return make(tensors[rest[0]]._storage, geom)
+            return make_view(tensors[rest[0]], geom)
         storage: Storage = self.stream.known_storage(rest[0], rest[2], index)
         return make(storage, geom)
 
@@ -224,7 +232,7 @@ def _build(result: Any, tensors: list[RemoteTensor], storages: Iterator[Storage]
     if isinstance(result, Same):
         return tensors[result.tensor]
     if isinstance(result, View):
-        return make(tensors[result.tensor]._storage, result.geometry)
+        return make_view(tensors[result.tensor], result.geometry)
     if result is None:
         return None
     return type(result)([_build(r, tensors, storages) for r in result])

@@ -98,8 +98,36 @@ def _batch_norm(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor
     return out, mean, inverse_std
 
 
+def _embedding_bag(function: Any) -> Callable[..., Any]:
+    """(bags, each index's bag, bag sizes, greatest indices), the last three as a GPU shapes them."""
+
+    def bags(
+        weight: torch.Tensor,
+        indices: torch.Tensor,
+        offsets: torch.Tensor,
+        scale_grad_by_freq: bool = False,
+        mode: int = 0,
+        *rest: Any,
+    ) -> tuple[torch.Tensor, ...]:
+        out, bag_of, sizes, greatest = function(weight, indices, offsets, scale_grad_by_freq, mode, *rest)
+        if bag_of.shape != indices.shape:  # a CPU saves itself the trouble where nothing but a sum is wanted
+            places = torch.arange(len(indices), dtype=offsets.dtype)
+            bag_of = (torch.bucketize(places, offsets, right=True) - 1).to(indices.dtype)
+        if sizes.shape != offsets.shape:
+            sizes = torch.cat((sizes, sizes.new_zeros(len(offsets) - len(sizes))))
+        if mode != _MAX:
+            greatest = greatest.new_empty(0)
+        return out, bag_of, sizes.to(indices.dtype), greatest.to(indices.dtype)
+
+    return bags
+
+
+_MAX = 2
+
 CPU_KERNELS: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
+    aten._embedding_bag.default: _embedding_bag(aten._embedding_bag.default),
+    aten._embedding_bag_forward_only.default: _embedding_bag(aten._embedding_bag_forward_only.default),
     aten._thnn_fused_lstm_cell.default: _lstm_cell,
     aten._thnn_fused_lstm_cell_backward_impl.default: _lstm_cell_backward,
     aten._thnn_fused_gru_cell.default: _gru_cell,

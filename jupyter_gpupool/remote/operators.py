@@ -11,7 +11,7 @@ from . import names
 from .dispatch import Dispatcher, special
 from .memory import host_bytes
 from .records import READ
-from .tensor import RemoteTensor, geometry, make
+from .tensor import RemoteTensor, geometry, make, make_view
 
 aten = torch.ops.aten
 
@@ -79,7 +79,7 @@ def _unsafe_view(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
 
 @special(aten.lift_fresh.default, aten.alias.default)
 def _alias(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
-    return make(args[0]._storage, args[0]._geometry)
+    return make_view(args[0], args[0]._geometry)
 
 
 @special(aten._conj.default)

@@ -27,6 +27,8 @@ class Patches:
     def restore(self) -> None:
         while self._saved:
             owner, name, value = self._saved.pop()
+            # By identity, which another object may have next.
+            torch.jit._builtins._get_builtin_table().pop(id(vars(owner)[name]), None)
             if value is _MISSING:
                 delattr(owner, name)
             else:

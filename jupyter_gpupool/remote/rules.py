@@ -53,6 +53,10 @@ REFUSED = frozenset(
 )
 
 
+#: What Python's &, |, ^, << and >> are called.
+_SIGNS = frozenset(f"__{i}{name}__" for i in ("", "i") for name in ("and", "or", "xor", "lshift", "rshift"))
+
+
 class NotAllowed(RuntimeError):
     """The operator is none that a worker runs for a client."""
 
@@ -63,7 +67,7 @@ def resolve(name: str) -> Any:
     if match is None:
         raise NotAllowed(f"{name!r} is not the name of an operator of this device")
     packet_name, overload = match.groups()
-    if packet_name.lower() in REFUSED or packet_name.startswith("__"):
+    if packet_name.lower() in REFUSED or (packet_name.startswith("__") and packet_name not in _SIGNS):
         raise NotAllowed(f"{name} is refused: it does not work on the device's memory alone")
     packet = getattr(torch.ops.aten, packet_name, None)
     op = (

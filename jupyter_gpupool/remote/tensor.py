@@ -133,6 +133,17 @@ def make(storage: Storage, geom: Geometry) -> RemoteTensor:
     return t
 
 
+def make_view(source: RemoteTensor, geom: Geometry) -> RemoteTensor:
+    """A new tensor on the storage of ``source``, which in inference mode is of its kind, as with any device."""
+    if _inference_mode() and not source.is_inference():
+        with torch.inference_mode(False):
+            return make(source._storage, geom)
+    return make(source._storage, geom)
+
+
+_inference_mode = torch.is_inference_mode_enabled
+
+
 def retarget(t: RemoteTensor, storage: Storage, geom: Geometry) -> None:
     """Make ``t`` show another geometry (``resize_``, ``t_``, ``set_``): the same Python object."""
     _set_data(t, make(storage, geom))

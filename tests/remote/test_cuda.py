@@ -24,6 +24,80 @@ def test_queries_answer_for_the_slices(attached: object) -> None:
     torch.accelerator.synchronize()
 
 
+#: Public names of torch.cuda that mean here what they mean in PyTorch itself: modules, types of errors, and
+#: functions that build on others.
+UNCHANGED = {
+    *(
+        "amp",
+        "memory",
+        "nccl",
+        "nvtx",
+        "profiler",
+        "random",
+        "sparse",
+        "streams",
+        "graphs",
+        "jiterator",
+        "tunable",
+    ),
+    *("CudaError", "DeferredCudaCallError", "cudaStatus", "has_half", "has_magma"),
+    *("get_gencode_flags", "memory_stats", "memory_summary"),
+}
+
+
+def test_every_public_name_of_torch_cuda_is_answered_or_refused_by_name(attached: object) -> None:
+    from jupyter_gpupool.remote.queries import Queries
+    from jupyter_gpupool.remote.refusals import REFUSED
+
+    answered = set(Queries((), cuda=True).by_name())
+    assert not answered & set(REFUSED)
+    public = {
+        name
+        for name in torch.cuda.__all__
+        if not name.endswith("Storage") and name[:-6] not in legacy_types()
+    }
+    assert public - answered - set(REFUSED) == UNCHANGED & public
+    for name in set(REFUSED) & public:
+        with pytest.raises(
+            RuntimeError, match=f"^torch.cuda.{name} is not available on a leased GPU: [^\n]+$"
+        ):
+            getattr(torch.cuda, name)()
+
+
+def legacy_types() -> set[str]:
+    return {"Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long", "Bool"}
+
+
+def test_older_programs_name_types(attached: object) -> None:
+    Tensor = torch.cuda.FloatTensor if torch.cuda.is_available() else torch.FloatTensor
+    x = torch.autograd.Variable(Tensor(2, 3).fill_(1.0), requires_grad=False)
+    assert isinstance(x, torch.cuda.FloatTensor) and not isinstance(x, torch.cuda.LongTensor)
+    assert x.type() == "torch.cuda.FloatTensor" and torch.ones(2).type() == "torch.FloatTensor"
+    assert torch.cuda.LongTensor([1, 2]).tolist() == [1, 2]
+    assert torch.ones(2).type("torch.cuda.HalfTensor").dtype is torch.float16
+    assert x.type(torch.cuda.IntTensor).tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert x.type(torch.FloatTensor).device.type == "cpu"
+    assert torch.cuda.ByteTensor().numel() == 0
+
+
+def test_ranges_of_a_profiler_that_does_not_listen(attached: object) -> None:
+    with torch.cuda.nvtx.range("a"):
+        assert torch.cuda.nvtx.range_push("b") == 1
+        torch.cuda.nvtx.mark("c")
+        torch.cuda.nvtx.range_pop()
+
+
+def test_properties_that_programs_look_at(attached: object) -> None:
+    found = torch.cuda.get_device_properties("cuda:1")
+    assert (found.major, found.minor, found.multi_processor_count, found.warp_size) == (7, 0, 80, 32)
+    assert torch.cuda.get_arch_list() == ["sm_70"] and not torch.cuda.is_tf32_supported()
+    assert torch.cuda.is_bf16_supported() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    assert torch.cuda.can_device_access_peer(0, 1)
+    assert torch.gpupool.get_device_name() == torch.cuda.get_device_name()
+    assert torch.get_device_module("cuda") is torch.cuda
+    assert torch.get_device_module("gpupool").current_device() == 0
+
+
 def test_without_a_lease_nothing_has_changed(attached: object) -> None:
     from jupyter_gpupool.remote import session
 

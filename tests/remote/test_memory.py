@@ -48,6 +48,63 @@ def test_the_accounts_are_right(small: object) -> None:
     assert torch.cuda.mem_get_info() == (64 * MIB, 64 * MIB)
 
 
+def test_the_statistics_are_those_of_the_allocator(small: object) -> None:
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.reset_accumulated_memory_stats()
+    x = torch.zeros(1000, device="cuda")
+    y = torch.zeros(200, device="cuda")
+    del x
+    stats = torch.cuda.memory_stats()
+    assert stats["allocated_bytes.all.current"] == 1024 == torch.cuda.memory_reserved()
+    assert stats["allocated_bytes.all.peak"] == 5120 == torch.cuda.max_memory_allocated()
+    assert stats["allocated_bytes.all.allocated"] == 5120 and stats["allocated_bytes.all.freed"] == 4096
+    assert stats["allocation.all.current"] == 1 and stats["allocation.all.peak"] == 2
+    assert (stats["num_ooms"], stats["allocation.all.freed"]) == (0, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(100 * MIB, device="cuda")
+    assert torch.cuda.memory_stats()["num_ooms"] == 1
+    torch.cuda.reset_peak_memory_stats()
+    assert torch.cuda.max_memory_allocated() == 1024
+    summary = torch.cuda.memory_summary()
+    assert "CUDA OOMs: 1" in summary and "Allocated memory" in summary
+    assert torch.accelerator.memory_stats()["allocated_bytes.all.current"] == 1024
+    assert torch.accelerator.get_memory_info() == torch.cuda.mem_get_info() == (64 * MIB - 1024, 64 * MIB)
+    del y
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() == 0
+
+
+def test_a_program_may_content_itself_with_less(small: object) -> None:
+    torch.cuda.set_per_process_memory_fraction(0.25)
+    assert torch.cuda.get_per_process_memory_fraction() == 0.25
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(20 * MIB, dtype=torch.uint8, device="cuda")
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.empty(20 * MIB, dtype=torch.uint8, device="cuda")
+    with pytest.raises(ValueError, match="Invalid fraction value: 2"):
+        torch.cuda.set_per_process_memory_fraction(2)
+
+
+def test_a_program_that_halves_its_batch_until_it_fits(small: object) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 1)).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch, tried = 64 * 1024, []
+    while True:
+        tried.append(batch)
+        try:
+            optimizer.zero_grad()
+            model(torch.ones(batch, 256, device="cuda")).mean().backward()
+            optimizer.step()
+            torch.cuda.synchronize()
+            break
+        except torch.cuda.OutOfMemoryError as e:
+            assert "CUDA out of memory. Tried to allocate" in str(e)
+        batch //= 2
+        torch.cuda.empty_cache()
+    assert len(tried) > 1 and batch > 1024
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_training_for_long_leaks_nothing(small: object) -> None:
     model = torch.nn.Linear(100, 100).cuda()
     optimizer = torch.optim.Adam(model.parameters())
