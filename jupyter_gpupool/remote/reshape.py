@@ -102,3 +102,16 @@ def fit_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> bool:
             _settle(d, t, metas[id(t)], inherit=False)
             changed = True
     return changed
+
+
+def _fitted_first(func: Any) -> None:
+    """Floats say how long the result is, which signatures leave out: it is made as long first."""
+
+    @special(func)
+    def call(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
+        fit_outputs(d, func, args, kwargs)
+        return d.run(func, args, kwargs)
+
+
+for _func in (aten.arange.out, aten.arange.start_out, aten.range.out):
+    _fitted_first(_func)

@@ -253,9 +253,11 @@ class Stream:
             return None
         try:
             return function(*args)
-        except (ConnectionError, wire.WireError) as e:
+        except ConnectionError as e:
             self.lose(self._last_words() or str(e))
-            return None
+        except wire.WireError as e:
+            self.lose(str(e))  # what follows in the stream means nothing any more
+        return None
 
     def _last_words(self) -> str:
         """Why the worker hung up, where it said so before it did."""

@@ -1,0 +1,44 @@
+"""What of PyTorch's operator suite the device does not do as the CPU does, and why. Everything else has to pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SPARSE = "sparse layouts are refused: a storage in the worker has sizes and strides"
+_LONGER = "reads its storage beyond the tensor that is given; only the tensor itself is copied to the device"
+_HOST = "takes a tensor of indices that has to be on the CPU, as with CUDA"
+_BATCH_NORM = "in evaluation the saved statistics have CUDA's shape (C,), the CPU's are empty"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """``kinds`` and ``dtypes`` empty: all of them."""
+
+    reason: str
+    kinds: frozenset[str] = frozenset()
+    dtypes: frozenset[str] = frozenset()
+
+    def covers(self, kind: str, dtype: str) -> bool:
+        return (not self.kinds or kind in self.kinds) and (not self.dtypes or dtype in self.dtypes)
+
+
+#: Entry of the suite → why some or all of its samples differ.
+REFUSALS: dict[str, Refusal] = {
+    "to_sparse": Refusal(_SPARSE),
+    "sparse_sampled_addmm": Refusal(_SPARSE),
+    "sparse_mm_reduce": Refusal(_SPARSE),
+    "as_strided_partial_views": Refusal(_LONGER),
+    "tensor_split": Refusal(_HOST),
+    "native_batch_norm": Refusal(_BATCH_NORM),
+    "_native_batch_norm_legit": Refusal(_BATCH_NORM),
+}
+
+#: Entries whose values are whatever the memory held: only shape and dtype are compared.
+UNINITIALISED = frozenset(
+    ["empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"]
+)
+
+#: Entries that the CPU computes by another algorithm than a device's decomposition: (relative, absolute) tolerance.
+TOLERANCES: dict[str, tuple[float, float]] = {
+    "nn_functional_scaled_dot_product_attention": (1e-3, 5e-5),
+}
