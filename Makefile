@@ -21,12 +21,13 @@ psutil.wait_procs([p for p in pools if any("starter_fd" in word for word in p.in
 endef
 export WAIT_FOR_POOL
 
-.PHONY: help demo test lab lint bench clean
+.PHONY: help demo test lab lint bench programs clean
 
 help:
 	@echo "make demo   train on two emulated GPUs at 80 % of their memory, through a pool of its own"
 	@echo "make lab    JupyterLab with the pool"
 	@echo "make test   every test"
+	@echo "make programs  transformers, accelerate, lightning, torchmetrics and skorch on a leased GPU"
 	@echo "make lint   ruff, mypy, prettier, eslint"
 	@echo "make bench  measure, and write what was measured as JSON"
 	@echo "make clean  remove what these commands have made"
@@ -45,6 +46,11 @@ lint: $(STAMP)
 	ruff check
 	mypy
 	jlpm lint
+
+# The libraries of the extra `programs` come with everything they need; PyTorch stays as it is.
+programs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,programs]"
+	python -m pytest -rs tests/programs $(ARGS)
 
 bench: $(STAMP)
 	python -m benchmarks $(ARGS)

@@ -16,7 +16,7 @@ from .device import module as gpupool
 from .names import BACKEND
 from .patches import Patches
 from .queries import Queries, device
-from .refusals import Ranges, refusals
+from .refusals import Ranges, alone, refusals
 from .specs import AttachSpec, DeviceSpec
 
 _patches = Patches()
@@ -57,6 +57,10 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
             if (owner is torch.cuda and hasattr(owner, name)) or name in vars(owner):
                 _patches.set(owner, name, function)
     _patches.set(torch.cuda.nvtx, "_nvtx", Ranges())
+    if torch.distributed.is_available():
+        together = alone(torch.distributed.init_process_group)
+        for owner in (torch.distributed, torch.distributed.distributed_c10d):
+            _patches.set(owner, "init_process_group", together)
     autocast.alias(_patches)
     collectives.alias(_patches)
     pinning.alias(_patches)
@@ -139,7 +143,19 @@ def _patch_accelerator(queries: Queries) -> None:
         "memory_stats": lambda device_index=None: _flat(queries.memory_statistics(device_index)),
     }.items():
         if hasattr(torch.accelerator, name):
-            _patches.set(torch.accelerator, name, function)
+            # The compiler tells functions apart by identity: one function must not have two names.
+            _patches.set(torch.accelerator, name, _another(function))
+
+
+def _another(function: Any) -> Any:
+    if isinstance(function, type):
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
+
+import torch
+
+from . import names
 
 _SENSORS = "the GPU's sensors are the pool's to read; its panel and `gpupool` show them"
 _GRAPHS = "CUDA graphs cannot be captured from here; run the function as it is"
@@ -46,9 +51,17 @@ REFUSED: dict[str, str] = {
 }
 
 
-def refusals() -> dict[str, Callable]:
-    """For each refused name a function that raises RuntimeError with one line."""
-    return {name: _refusal(name, reason) for name, reason in REFUSED.items()}
+def refusals() -> dict[str, Any]:
+    """For each refused name what raises RuntimeError with one line when it is called; classes stay classes."""
+    found: dict[str, Any] = {}
+    for name, reason in REFUSED.items():
+        refuse = _refusal(name, reason)
+        found[name] = (
+            type(name, (), {"__new__": refuse, "__module__": "torch.cuda"})
+            if isinstance(getattr(torch.cuda, name, None), type)
+            else refuse
+        )
+    return found
 
 
 def _refusal(name: str, reason: str) -> Callable:
@@ -57,6 +70,22 @@ def _refusal(name: str, reason: str) -> Callable:
 
     refuse.__name__ = name
     return refuse
+
+
+def alone(native: Callable) -> Callable:
+    """``init_process_group``, which has no transport between slices: one line instead of a puzzle."""
+
+    @functools.wraps(native)
+    def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        place = kwargs.get("device_id")
+        if "nccl" in str(backend).lower() or (place is not None and names.slice_index(place) is not None):
+            raise RuntimeError(
+                "processes cannot exchange tensors of leased GPUs (torch.distributed with NCCL); use one device "
+                "(devices=1), or nn.DataParallel for all of them in one process"
+            )
+        return native(backend, *args, **kwargs)
+
+    return init_process_group
 
 
 class Ranges:

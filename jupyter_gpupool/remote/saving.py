@@ -11,7 +11,7 @@ import torch
 
 from . import connection, names
 from .records import READ
-from .tensor import RemoteTensor, Storage, geometry, retarget
+from .tensor import RemoteTensor, Storage, address, geometry, retarget
 
 
 class HostCopy(torch.UntypedStorage):
@@ -26,11 +26,15 @@ class HostCopy(torch.UntypedStorage):
     def device(self) -> torch.device:  # type: ignore[override]
         return self.where
 
+    def data_ptr(self) -> int:
+        """As unique, and as little of an address, as a remote tensor's own."""
+        return super().data_ptr() if self.remote is None else address(self.remote)
+
     def memory(self) -> memoryview:
         n = self.nbytes()
         if not n:
             return memoryview(b"")
-        return memoryview((ctypes.c_char * n).from_address(self.data_ptr())).cast("B")
+        return memoryview((ctypes.c_char * n).from_address(super().data_ptr())).cast("B")
 
 
 #: By storage number: while a save runs, tensors on one storage share one copy, as the file does.
@@ -81,7 +85,7 @@ def restore(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorag
     copy = HostCopy(storage.nbytes())
     copy.where, copy.remote = torch.device(device.type, index), None
     if storage.nbytes():
-        ctypes.memmove(copy.data_ptr(), storage.data_ptr(), storage.nbytes())
+        ctypes.memmove(torch.UntypedStorage.data_ptr(copy), storage.data_ptr(), storage.nbytes())
     return copy
 
 

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from . import connection, cuda, device, handshake, names
+from . import compiling, connection, cuda, device, handshake, names
 from .connection import NotAttached, Session
 from .specs import AttachSpec
 from .tensor import RemoteTensor
@@ -40,6 +40,7 @@ def activate(spec: AttachSpec) -> Session:
     names.set_current_index(0)
     cuda.alias(spec.devices)
     RemoteTensor.__torch_dispatch__ = classmethod(connection.dispatch)  # type: ignore[assignment]
+    compiling.leave_alone(__package__)
     return session
 
 

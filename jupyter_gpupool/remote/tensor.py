@@ -118,6 +118,11 @@ class Storage:
         self.stream.free(self)
 
 
+def address(storage: Storage) -> int:
+    """What stands for a storage's address: far enough from every other's."""
+    return storage.id << 40 if storage.nbytes else 0
+
+
 def make(storage: Storage, geom: Geometry) -> RemoteTensor:
     """A new tensor on ``storage``."""
     t = _make_wrapper(
@@ -156,6 +161,10 @@ class RemoteTensor(torch.Tensor):
 
     _storage: Storage
     _geometry: Geometry
+
+    def __new__(cls, data: torch.Tensor, requires_grad: bool = True, **ignored: Any) -> Any:
+        """Libraries make parameters anew as ``type(parameter)(data, requires_grad=…)``."""
+        return torch.nn.Parameter(data, requires_grad)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -226,7 +235,7 @@ class RemoteTensor(torch.Tensor):
         geom = self._geometry
         if not geom.numel():
             return 0
-        return (self._storage.id << 40) + geom.offset * geom.dtype.itemsize
+        return address(self._storage) + geom.offset * geom.dtype.itemsize
 
     def is_pinned(self, device: Any = None) -> bool:
         return False

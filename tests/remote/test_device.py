@@ -143,6 +143,29 @@ def test_modules_keep_identity_and_ties(device: str) -> None:
     assert weight.device.type == "cpu" and embedding.weight is weight
 
 
+def test_copies_to_where_nothing_is(device: str) -> None:
+    x = torch.ones(2, 3, device=device)
+    meta = x.to("meta")
+    assert meta.is_meta and meta.shape == x.shape
+    meta.copy_(x)
+    assert x.sum().item() == 6
+
+
+def test_libraries_make_parameters_by_the_type_of_another(device: str) -> None:
+    weight = torch.nn.Linear(2, 2).to(device).weight
+    made = type(weight)(torch.zeros(3), requires_grad=False)
+    assert type(made) is torch.nn.Parameter and not made.requires_grad
+    again = type(weight)(weight.data)
+    assert isinstance(again, torch.nn.Parameter) and str(again.device) == device
+
+
+def test_storages_have_addresses(device: str) -> None:
+    x = torch.ones(6, device=device)
+    assert x.untyped_storage().data_ptr() == x.data_ptr() == x[2:].untyped_storage().data_ptr()
+    assert x[2:].data_ptr() == x.data_ptr() + 8
+    assert torch.ones(6, device=device).data_ptr() != x.data_ptr()
+
+
 def test_deepcopy_is_independent(device: str) -> None:
     original = torch.nn.Linear(2, 2).to(device)
     twin = copy.deepcopy(original)

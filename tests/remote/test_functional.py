@@ -206,6 +206,17 @@ def test_scripted_functions(device: str) -> None:
     assert scripted(torch.ones(2, device=device)).tolist() == [3, 3]
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_functions_give_the_same(device: str, backend: str) -> None:
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to(device)
+    x = torch.randn(3, 4, device=device)
+    compiled = torch.compile(net, backend=backend)
+    torch.testing.assert_close(compiled(x), net(x))
+    compiled(x).sum().backward()
+    assert net[0].weight.grad is not None
+
+
 def test_gradients_flow_between_slices_and_the_host(attached: object) -> None:
     x = torch.ones(3, requires_grad=True)
     a = (x.to("cuda:0") * 2).to("cuda:1")

@@ -1,0 +1,30 @@
+"""Programs run on a lease of a pool of their own, as a user's would."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
+
+
+@pytest.fixture(scope="module")
+def lease() -> Iterator[object]:
+    """Two emulated GPUs at 80 % of their memory, attached to this process."""
+    import jupyter_gpupool
+
+    home = Path(tempfile.mkdtemp(prefix="gpupool-test-"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DATA", "RUNTIME", "CONFIG"):
+            (home / name).mkdir(mode=0o700)
+            patch.setenv(f"JUPYTER_{name}_DIR", str(home / name))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        for name in ("GPUPOOL_LEASE", "GPUPOOL_URL", "GPUPOOL_TOKEN", "NUM_GPUS", "PARTIAL_GPU"):
+            patch.delenv(name, raising=False)
+        with jupyter_gpupool.attach(num_gpus=2, partial=0.8) as held:
+            yield held
+    shutil.rmtree(home, ignore_errors=True)
