@@ -71,6 +71,8 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
     cudnn = sys.modules["torch.backends.cudnn"].m  # the module itself, which a class stands in for
     _patches.set(cudnn, "is_acceptable", lambda tensor: False)
     _patches.set(cudnn, "_init", lambda: False)
+    for owner in (torch.utils.dlpack, torch):
+        _patches.set(owner, "to_dlpack", _to_dlpack(torch.to_dlpack))
     context = torch.utils._device.DeviceContext  # what set_default_device() and `with device:` use
     _patches.set(context, "__init__", _with_index(context.__init__, first=1))
     for name in ("tensor", "as_tensor", "asarray"):
@@ -145,6 +147,13 @@ def _patch_accelerator(queries: Queries) -> None:
         if hasattr(torch.accelerator, name):
             # The compiler tells functions apart by identity: one function must not have two names.
             _patches.set(torch.accelerator, name, _another(function))
+
+
+def _to_dlpack(native: Callable) -> Callable:
+    def to_dlpack(tensor: torch.Tensor) -> Any:
+        return tensor.__dlpack__() if getattr(tensor, "is_gpupool", False) else native(tensor)
+
+    return to_dlpack
 
 
 def _another(function: Any) -> Any:

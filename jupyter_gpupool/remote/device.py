@@ -159,6 +159,11 @@ def _zeros(size: Any, dtype: torch.dtype | None = None, device: Any = None, **ig
     return torch.zeros(size, dtype=dtype, device=device)
 
 
+def _value(self: torch.Tensor) -> Any:
+    """For ``torch.tensor([a, b])`` of tensors, which asks below where subclasses are asked."""
+    return _dispatcher()(torch.ops.aten._local_scalar_dense.default, (self,), {})
+
+
 def _copy_from(source: torch.Tensor, destination: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     return _dispatcher()(torch.ops.aten.copy_.default, (destination, source), {})
 
@@ -183,6 +188,7 @@ def register() -> None:
                 library.impl(name, kernel, key, allow_override=True)
         library.impl("_copy_from", _copy_from, key)
     library.impl("_efficientzerotensor", _zeros, "PrivateUse1")
+    library.impl("_local_scalar_dense", _value, "PrivateUse1")
     _libraries.extend((library, *autocast.register()))
     backward.register()
     saving.register()

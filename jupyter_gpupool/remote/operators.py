@@ -110,6 +110,32 @@ def empty(d: Dispatcher, size: Any, stride: Any, dtype: Any, device: torch.devic
     return make(d.stream.allocate(geom.nbytes, index), geom)
 
 
+def _like(func: Any) -> None:
+    """``zeros_like(t, device="cpu")`` and its kin take of ``t`` its geometry alone."""
+
+    @special(func)
+    def make_like(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is None or names.slice_index(device) is not None:
+            return d.run(func, args, kwargs)
+        return func(args[0]._geometry.on_meta(), *args[1:], **kwargs)
+
+
+for _func in (
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.rand_like.default,
+    aten.randn_like.default,
+    aten.randint_like.default,
+    aten.randint_like.low_dtype,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+):
+    _like(_func)
+
+
 @special(aten.new_empty.default, aten.empty_like.default, aten.new_empty_strided.default)
 def _new_empty(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
     source: RemoteTensor = args[0]

@@ -156,6 +156,9 @@ def retarget(t: RemoteTensor, storage: Storage, geom: Geometry) -> None:
     t._geometry = geom
 
 
+_NO_MEMORY_HERE = "the memory of a leased GPU cannot be shared with other libraries; copy with .cpu() first"
+
+
 class RemoteTensor(torch.Tensor):
     """The device's tensor type. Programs never name it; they see ``device="cuda:0"``."""
 
@@ -257,6 +260,16 @@ class RemoteTensor(torch.Tensor):
             f"can't convert {self.device} device type tensor to numpy. "
             "Use Tensor.cpu() to copy the tensor to host memory first."
         )
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise AttributeError(_NO_MEMORY_HERE)
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
+        raise BufferError(_NO_MEMORY_HERE)
+
+    def __dlpack_device__(self) -> Any:
+        raise BufferError(_NO_MEMORY_HERE)
 
     def __array__(self, dtype: Any = None) -> Any:
         return self.numpy()

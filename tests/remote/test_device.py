@@ -166,6 +166,31 @@ def test_storages_have_addresses(device: str) -> None:
     assert torch.ones(6, device=device).data_ptr() != x.data_ptr()
 
 
+def test_memory_that_is_elsewhere_is_not_handed_out(device: str) -> None:
+    x = torch.ones(2, device=device)
+    assert not hasattr(x, "__cuda_array_interface__")
+    with pytest.raises(BufferError, match="copy with .cpu.. first"):
+        torch.from_dlpack(x)
+    with pytest.raises(BufferError, match="copy with .cpu.. first"):
+        torch.utils.dlpack.to_dlpack(x)
+
+
+def test_like_a_tensor_but_elsewhere(device: str) -> None:
+    x = torch.ones(2, 3, device=device).t()
+    for make in (torch.zeros_like, torch.ones_like, torch.rand_like, torch.empty_like):
+        made = make(x, device="cpu")
+        assert made.device.type == "cpu" and made.shape == x.shape and made.stride() == x.stride()
+    assert torch.full_like(x, 2, device="cpu").sum().item() == 12
+    assert x.new_zeros(2, device="cpu").tolist() == [0, 0] and str(x.new_ones(2).device) == device
+    assert str(torch.zeros_like(x).device) == device
+
+
+def test_lists_of_values_become_tensors(device: str) -> None:
+    x = torch.arange(3.0, device=device)
+    assert torch.tensor([x[1], x[2]]).tolist() == [1, 2]
+    assert torch.tensor([[x[1]], [x[2]]], device=device).tolist() == [[1], [2]]
+
+
 def test_deepcopy_is_independent(device: str) -> None:
     original = torch.nn.Linear(2, 2).to(device)
     twin = copy.deepcopy(original)
