@@ -12,8 +12,9 @@ from . import records as codes
 from .program import BadRecord
 from .slices import Device
 
-#: No program needs more generators and events at once, and each takes memory.
-MAX_HANDLES = 100_000
+#: No program needs more of them at once, and each takes memory of the worker's.
+MAX_GENERATORS = 1_000
+MAX_EVENTS = 100_000
 
 
 _PROPERTIES = (
@@ -73,12 +74,11 @@ class Handles:
         except (KeyError, TypeError):
             raise BadRecord(f"event {id!r} is not known") from None
 
-    def _checked(self, id: Any) -> int:
+    def _room(self, table: dict, id: Any, most: int, what: str) -> None:
         if not isinstance(id, int) or id < 1:
             raise BadRecord(f"a handle numbered {id!r}")
-        if len(self._generators) + len(self._events) >= MAX_HANDLES:
-            raise BadRecord(f"more than {MAX_HANDLES} generators and events")
-        return id
+        if len(table) >= most:
+            raise RuntimeError(f"more than {most} {what} at once; drop those that are not needed any more")
 
     # -- records, see records.py
 
@@ -87,7 +87,8 @@ class Handles:
         if not isinstance(seed, int):
             raise BadRecord(f"a seed of {seed!r}")
         if isinstance(number, int) and number >= 0 and number not in self._generators:
-            self._generators[self._checked(number)] = torch.Generator(device.torch_device)
+            self._room(self._generators, number, MAX_GENERATORS, "generators")
+            self._generators[number] = torch.Generator(device.torch_device)
         self.generator(number).manual_seed(seed)
 
     def get_rng_state(self, number: Any) -> tuple[dict[str, Any], None]:
@@ -101,8 +102,8 @@ class Handles:
 
     def record_event(self, id: Any, index: Any) -> None:
         device = self._device(index)
-        if id not in self._events:
-            id = self._checked(id)
+        if not isinstance(id, int) or id not in self._events:
+            self._room(self._events, id, MAX_EVENTS, "events")
         if device.spec.emulated:
             self._events[id] = _Moment()
             return

@@ -133,6 +133,24 @@ class TestWhatTheWorkerRefuses:
             kind, header, _ = wire.receive(sock)
             return kind, header
 
+    @pytest.mark.parametrize(
+        ("batch", "reason"),
+        [
+            ([records.GET_RNG, 7], "generator 7 is not known"),
+            ([records.GET_RNG, [1]], "is not known"),
+            ([records.GET_RNG, -9], "device 8 of 2"),
+            ([records.GENERATOR, 0, 0, 1], "a handle numbered 0"),
+            ([records.GENERATOR, 5, 0, "seed"], "a seed of 'seed'"),
+            ([records.SET_RNG, -1, 5], "a random state of 5"),
+            ([records.DONE, 3], "event 3 is not known"),
+            ([records.EVENT, -3, 0], "a handle numbered -3"),
+            ([records.ELAPSED, 1, 2], "event 1 is not known"),
+            ([records.MEMORY, 2], "device 2 of 2"),
+        ],
+    )
+    def test_handles_that_are_none(self, worker: object, batch: list, reason: str) -> None:
+        self.refused(worker, batch, reason)
+
     def refused(self, worker: object, batch: list, reason: str) -> None:
         kind, header = self.answer(worker.spec, batch)  # type: ignore[attr-defined]
         assert kind is wire.Kind.BYE and reason in header["message"]  # type: ignore[index]

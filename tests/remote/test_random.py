@@ -103,14 +103,26 @@ def test_a_generator_with_a_default_device(attached: object) -> None:
 
 def test_dropped_generators_are_freed_in_the_worker(attached: object) -> None:
     """Else a program that makes one for each batch would be refused sooner or later."""
-    from jupyter_gpupool.remote import handles
+    from jupyter_gpupool.remote.handles import MAX_GENERATORS
 
-    for n in range(3 * 512):
+    for n in range(2 * MAX_GENERATORS):
         torch.Generator("cuda").manual_seed(n)
     gc.collect()
     kept = [torch.Generator("cuda") for _ in range(3)]
     assert draw(kept[0], "cuda") == draw(kept[1], "cuda")
-    assert handles.MAX_HANDLES > 512
+
+
+def test_more_generators_than_anybody_needs_are_refused(attached: object) -> None:
+    from jupyter_gpupool.remote.handles import MAX_GENERATORS
+
+    kept = []
+    with pytest.raises(RuntimeError, match="generators at once; drop those that are not needed"):
+        for _ in range(MAX_GENERATORS + 1):
+            kept.append(torch.Generator("cuda"))
+        torch.cuda.synchronize()
+    del kept
+    gc.collect()
+    assert len(draw(torch.Generator("cuda"), "cuda")) == 3
 
 
 def test_torch_cudas_functions(attached: object) -> None:
