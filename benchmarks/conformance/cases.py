@@ -52,10 +52,14 @@ def entries() -> list[Any]:
     return list(op_db)
 
 
-def cases(entry: Any, kinds: tuple[str, ...] = KINDS, dtypes: Any = None, limit: int | None = None) -> Iterator[Case]:
+def cases(
+    entry: Any, kinds: tuple[str, ...] = KINDS, dtypes: Any = None, limit: int | None = None
+) -> Iterator[Case]:
     """The cases of one entry; ``limit`` is the most samples of a kind and dtype."""
     for kind in kinds:
-        known = entry.supported_backward_dtypes("cpu") if kind == "backward" else entry.supported_dtypes("cpu")
+        known = (
+            entry.supported_backward_dtypes("cpu") if kind == "backward" else entry.supported_dtypes("cpu")
+        )
         if kind == "backward" and not entry.supports_autograd:
             continue
         if kind == "in place" and entry.get_inplace() is None or kind == "out" and not entry.supports_out:

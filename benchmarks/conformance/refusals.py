@@ -8,6 +8,7 @@ _SPARSE = "sparse layouts are refused: a storage in the worker has sizes and str
 _LONGER = "reads its storage beyond the tensor that is given; only the tensor itself is copied to the device"
 _HOST = "takes a tensor of indices that has to be on the CPU, as with CUDA"
 _BATCH_NORM = "in evaluation the saved statistics have CUDA's shape (C,), the CPU's are empty"
+_UNWRITTEN = "PyTorch's own composite leaves out= unwritten where its inputs are a tensor subclass"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ REFUSALS: dict[str, Refusal] = {
     "tensor_split": Refusal(_HOST),
     "native_batch_norm": Refusal(_BATCH_NORM),
     "_native_batch_norm_legit": Refusal(_BATCH_NORM),
+    "linalg_matrix_rank": Refusal(_UNWRITTEN, frozenset({"out"})),
+    "linalg_matrix_rank_hermitian": Refusal(_UNWRITTEN, frozenset({"out"})),
+    "fft_ihfft2": Refusal(_UNWRITTEN, frozenset({"out"})),
+    "fft_ihfftn": Refusal(_UNWRITTEN, frozenset({"out"})),
 }
 
 #: Entries whose values are whatever the memory held: only shape and dtype are compared.

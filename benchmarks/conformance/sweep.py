@@ -92,7 +92,9 @@ def _table(counts: Counter[tuple[str, str, str]]) -> list[dict[str, Any]]:
             samples = sum(row.values())
             if samples:
                 share = round(100 * row["passed"] / samples, 2)
-                rows.append({"kind": kind, "dtypes": dtypes, "samples": samples, **row, "passed_percent": share})
+                rows.append(
+                    {"kind": kind, "dtypes": dtypes, "samples": samples, **row, "passed_percent": share}
+                )
     return rows
 
 
@@ -103,7 +105,9 @@ def _print(table: list[dict[str, Any]], failures: dict[str, list[str]], seconds:
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for row in table:
         passed = f"{row['passed']} ({row['passed_percent']} %)"
-        print(f"| {row['kind']} | {row['dtypes']} | {row['samples']} | {passed} | {row['refused']} | {row['failed']} |")
+        print(
+            f"| {row['kind']} | {row['dtypes']} | {row['samples']} | {passed} | {row['refused']} | {row['failed']} |"
+        )
     print(f"\n{seconds:.0f} s")
 
 

@@ -45,6 +45,17 @@ def _fit_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> bool:
     return False
 
 
+def fills_outputs(function: Callable) -> Callable:
+    """Decorates what runs a call without its ``out=`` tensors and copies into them (or says NotImplemented)."""
+    global _fill_outputs
+    _fill_outputs = function
+    return function
+
+
+def _fill_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> Any:
+    return NotImplemented
+
+
 class _Mark:
     """Stands in a key for a kind of argument whose value is not part of the signature, or to keep
     values apart that Python calls equal (1, 1.0 and True)."""
@@ -131,8 +142,12 @@ class Dispatcher:
                 return apart(self, args, kwargs)
             made = self._define(func, args, kwargs, signature_key, tensors)
             if made is None:
-                if func._schema.is_mutable and _fit_outputs(self, func, args, kwargs):
-                    return self.run(func, args, kwargs)
+                if func._schema.is_mutable:
+                    if _fit_outputs(self, func, args, kwargs):
+                        return self.run(func, args, kwargs)
+                    filled = _fill_outputs(self, func, args, kwargs)
+                    if filled is not NotImplemented:
+                        return filled
                 return self._run_now(func, args, kwargs, tensors, scalars)
             template = made
 

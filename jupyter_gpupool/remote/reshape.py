@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
-from .dispatch import Dispatcher, fits_outputs, special
+from .dispatch import Dispatcher, fills_outputs, fits_outputs, special
 from .signature import on_meta
 from .tensor import Geometry, RemoteTensor, geometry, make, retarget
 
@@ -90,18 +91,50 @@ def _set_nothing(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
 @fits_outputs
 def fit_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> bool:
     """Resize the ``out=`` tensors of a call as PyTorch would; whether any had to be."""
-    outs = [a for a in func._schema.arguments if a.is_out]
+    outs = [a.name for a in func._schema.arguments if a.is_out]
     if not outs:
         return False
     metas: dict[int, torch.Tensor] = {}
-    func(*[on_meta(a, metas) for a in args], **{k: on_meta(v, metas) for k, v in kwargs.items()})
+    try:
+        func(*[on_meta(a, metas) for a in args], **{k: on_meta(v, metas) for k, v in kwargs.items()})
+    except NotImplementedError:
+        return False  # only running it tells
     changed = False
-    for argument in outs:
-        t = kwargs.get(argument.name)
+    for name in outs:
+        t = kwargs.get(name)
         if type(t) is RemoteTensor and metas[id(t)].shape != t._geometry.size:
             _settle(d, t, metas[id(t)], inherit=False)
             changed = True
     return changed
+
+
+@fills_outputs
+def fill_outputs(d: Dispatcher, func: Any, args: tuple, kwargs: dict) -> Any:
+    """Run a call whose results only running it tells without its ``out=`` tensors, and copy into them."""
+    outs = [a.name for a in func._schema.arguments if a.is_out]
+    functional = _without_outputs(func) if outs else None
+    if functional is None:
+        return NotImplemented
+    results = d(functional, args, {k: v for k, v in kwargs.items() if k not in outs})
+    single = isinstance(results, torch.Tensor)
+    for name, result in zip(outs, [results] if single else results):
+        t = kwargs[name]
+        if result.shape != t.shape:
+            _settle(d, t, torch.empty(result.shape, dtype=t.dtype, device="meta"), inherit=False)
+        d.run(aten.copy_.default, (t, result), {})
+    return kwargs[outs[0]] if single else tuple(kwargs[name] for name in outs)
+
+
+@functools.cache
+def _without_outputs(func: Any) -> Any:
+    """The overload that takes what ``func`` takes, but for its ``out=`` tensors; None if there is none."""
+    wanted = [(a.name, str(a.type)) for a in func._schema.arguments if not a.is_out]
+    packet = func.overloadpacket
+    for name in packet.overloads():
+        found = getattr(packet, name)
+        if [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
+            return found
+    return None
 
 
 def _fitted_first(func: Any) -> None:
