@@ -67,7 +67,8 @@ def gather_out(tensors: Sequence[torch.Tensor], out: torch.Tensor, dim: int) -> 
 
 
 def alias(patches: Patches) -> None:
-    """Provide what PyTorch's Python code expects of its CUDA half."""
+    """Provide what PyTorch's Python code expects of its CUDA half; NCCL knows no leased GPUs."""
+    patches.set(torch.cuda.nccl, "is_available", lambda tensors: False)
     for function in (
         broadcast,
         broadcast_out,

@@ -53,7 +53,13 @@ def test_results_are_the_cpus(device: str, kind: type, foreach: bool | None) -> 
 
 @pytest.mark.parametrize("kind", FUSED)
 def test_fused_results_are_the_cpus(device: str, kind: type) -> None:
-    close(train(device, kind, fused=True), train("cpu", kind))
+    try:
+        ours = train(device, kind, fused=True)
+    except RuntimeError as e:
+        if kind is torch.optim.Adagrad and "`fused=True` requires" in str(e):
+            pytest.skip(f"PyTorch {torch.__version__} has no fused Adagrad for CUDA")
+        raise
+    close(ours, train("cpu", kind))
 
 
 def test_many_at_once_is_the_default_as_on_cuda(device: str) -> None:
