@@ -21,16 +21,17 @@ psutil.wait_procs([p for p in pools if any("starter_fd" in word for word in p.in
 endef
 export WAIT_FOR_POOL
 
-.PHONY: help demo test lab lint bench programs clean
+.PHONY: help demo test lab lint bench conformance programs clean
 
 help:
-	@echo "make demo   train on two emulated GPUs at 80 % of their memory, through a pool of its own"
-	@echo "make lab    JupyterLab with the pool"
-	@echo "make test   every test"
-	@echo "make programs  transformers, accelerate, lightning, torchmetrics and skorch on a leased GPU"
-	@echo "make lint   ruff, mypy, prettier, eslint"
-	@echo "make bench  measure, and write what was measured as JSON"
-	@echo "make clean  remove what these commands have made"
+	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
+	@echo "make lab          JupyterLab with the pool"
+	@echo "make test         every test"
+	@echo "make conformance  every sample of PyTorch's operator suite against the CPU; takes an hour"
+	@echo "make programs     transformers, accelerate, lightning, torchmetrics and skorch on leased GPUs"
+	@echo "make lint         ruff, mypy, prettier, eslint"
+	@echo "make bench        measure, and write what was measured as JSON"
+	@echo "make clean        remove what these commands have made"
 
 demo: $(STAMP)
 	gpupool run -n 2 -p 0.8 -- python -m jupyter_gpupool.examples.mnist --epochs 2
@@ -48,6 +49,9 @@ lint: $(STAMP)
 	jlpm lint
 
 # The libraries of the extra `programs` come with everything they need; PyTorch stays as it is.
+conformance: $(STAMP)
+	python -m benchmarks.conformance.sweep $(ARGS)
+
 programs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,programs]"
 	python -m pytest -rs tests/programs $(ARGS)

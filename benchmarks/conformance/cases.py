@@ -11,7 +11,7 @@ import torch
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten, tree_map
 
-from .refusals import TOLERANCES, UNINITIALISED
+from .refusals import TOLERANCES, TOLERANCES_OF_HALVES, UNINITIALISED
 
 KINDS = ("forward", "backward", "in place", "out", "not contiguous")
 SEED = 7
@@ -41,7 +41,8 @@ class Case:
         expected = _to_cpu(expected)
         if self.entry in UNINITIALISED:
             actual, expected = (tree_map(torch.zeros_like, found) for found in (actual, expected))
-        rtol, atol = TOLERANCES.get(self.entry, (None, None))
+        tolerances = TOLERANCES_OF_HALVES if self.dtype in ("float16", "bfloat16") else TOLERANCES
+        rtol, atol = tolerances.get(self.entry, (None, None))
         torch.testing.assert_close(
             actual, expected, rtol=rtol, atol=atol, equal_nan=True, check_stride=False, check_layout=True
         )
@@ -114,8 +115,8 @@ def _gradients(entry: Any, sample: Any, result: Any, inputs: Any) -> Any:
 
 def _on(x: Any, device: str) -> Any:
     if isinstance(x, torch.Tensor):
-        there = x.detach().to(device) if device != "cpu" else x.detach().clone()
-        if device != "cpu" and x.is_contiguous() != there.is_contiguous():
+        there = x.detach().to(device, copy=True)
+        if x.layout is torch.strided and x.stride() != there.stride():
             there = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device).copy_(x.detach())
         return there.requires_grad_(x.requires_grad)
     if x == "cpu" or isinstance(x, torch.device):

@@ -57,7 +57,13 @@ def main() -> int:
     table = _table(counts)
     _print(table, failures, time.monotonic() - began)
     if not args.names:
-        found = {"torch": torch.__version__, "entries": len(entries()), "table": table, "failures": failures}
+        found = {
+            "torch": torch.__version__,
+            "entries": len(entries()),
+            "most_samples_of_a_kind_and_dtype": args.limit,
+            "table": table,
+            "failures": failures,
+        }
         args.output.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written to {args.output}")
     return 1 if failures else 0

@@ -3,6 +3,7 @@ allocation kernels, and what autograd needs to know."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -164,6 +165,12 @@ def _value(self: torch.Tensor) -> Any:
     return _dispatcher()(torch.ops.aten._local_scalar_dense.default, (self,), {})
 
 
+def _on_host_first(function: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+    """What is cheaper to make here than to describe."""
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    return function(*args, device="cpu", **given).to(device)
+
+
 def _copy_from(source: torch.Tensor, destination: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
     return _dispatcher()(torch.ops.aten.copy_.default, (destination, source), {})
 
@@ -187,6 +194,8 @@ def register() -> None:
                 warnings.simplefilter("ignore")  # that CUDA's own is replaced is the point
                 library.impl(name, kernel, key, allow_override=True)
         library.impl("_copy_from", _copy_from, key)
+    for name in ("tril_indices", "triu_indices"):
+        library.impl(name, functools.partial(_on_host_first, getattr(torch, name)), "PrivateUse1")
     library.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     library.impl("_local_scalar_dense", _value, "PrivateUse1")
     _libraries.extend((library, *autocast.register()))

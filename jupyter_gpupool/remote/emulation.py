@@ -98,6 +98,46 @@ def _batch_norm(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor
     return out, mean, inverse_std
 
 
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _floats(args: tuple) -> list[Any]:
+    return [a.float() if isinstance(a, torch.Tensor) and a.dtype in _HALVES else a for a in args]
+
+
+def _normalizing(function: Callable[..., Any], updated: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """A GPU normalises halves in float32 and keeps the statistics so, a CPU keeps them in halves.
+    ``updated``: the arguments (running statistics) that are changed."""
+
+    def normalize(x: torch.Tensor, *args: Any) -> tuple:
+        if x.dtype not in _HALVES:
+            return function(x, *args)
+        given = (x, *args)
+        floats = _floats(given)
+        out, *statistics = function(*floats)
+        for n in updated:
+            if given[n] is not None and given[n] is not floats[n]:
+                given[n].copy_(floats[n])
+        return out.to(x.dtype), *statistics
+
+    return normalize
+
+
+def _normalizing_backward(function: Callable[..., Any], weight: int) -> Callable[..., Any]:
+    """(grad of the input, of the weight, of the bias); ``weight`` is the position of the weight."""
+
+    def backward(grad: torch.Tensor, x: torch.Tensor, *args: Any) -> tuple:
+        given = (grad, x, *args)
+        if x.dtype not in _HALVES:
+            return function(*given)
+        of_input, *of_parameters = function(*_floats(given))
+        kind = given[weight].dtype if given[weight] is not None else x.dtype
+        results = [of_input if of_input is None else of_input.to(x.dtype)]
+        return (*results, *(g if g is None else g.to(kind) for g in of_parameters))
+
+    return backward
+
+
 def _embedding_bag(function: Any) -> Callable[..., Any]:
     """(bags, each index's bag, bag sizes, greatest indices), the last three as a GPU shapes them."""
 
@@ -125,7 +165,16 @@ def _embedding_bag(function: Any) -> Callable[..., Any]:
 _MAX = 2
 
 CPU_KERNELS: dict[Any, Callable[..., Any]] = {
-    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm.default: _normalizing(_batch_norm, updated=(3, 4)),
+    aten._native_batch_norm_legit.default: _normalizing(_batch_norm, updated=(3, 4)),
+    aten._batch_norm_with_update.default: _normalizing(aten._batch_norm_with_update.default, updated=(3, 4)),
+    aten.native_layer_norm.default: _normalizing(aten.native_layer_norm.default),
+    aten.native_batch_norm_backward.default: _normalizing_backward(
+        aten.native_batch_norm_backward.default, weight=2
+    ),
+    aten.native_layer_norm_backward.default: _normalizing_backward(
+        aten.native_layer_norm_backward.default, weight=5
+    ),
     aten._embedding_bag.default: _embedding_bag(aten._embedding_bag.default),
     aten._embedding_bag_forward_only.default: _embedding_bag(aten._embedding_bag_forward_only.default),
     aten._thnn_fused_lstm_cell.default: _lstm_cell,
