@@ -252,7 +252,9 @@ def test_what_happened_while_no_pool_ran(tmp_path: Path, lost: str, eventually: 
     worker = WorkerAddress("127.0.0.1", port, pid, created)
     lease = Lease(Request(lease_id, "somebody", memory_mib=1000), LeaseState.ACTIVE, granted().slices, worker)
     if lost == "its state file":
-        (run_dir / f"{lease_id}.json").unlink()
+        file = run_dir / f"{lease_id}.json"
+        eventually(file.exists, "the worker has written it")
+        file.unlink()
     else:
         Lifeline(attach_spec(lease, worker)).release()
         eventually(lambda: not alive(pid), "the worker ends")
