@@ -155,10 +155,12 @@ class Dispatcher:
         if geom is not None:
             stream = self.stream
             storage = stream.new_storage(geom.nbytes, geom.index)
+            stream.sites.made(storage.id)
             stream.push((template.id, *[t._storage.id for t in tensors], *scalars, storage.id))
             return make(storage, geom)
         same = template.same
         if same is not None:
+            self.stream.sites.changed(tensors[same]._storage.id, func)
             self.stream.push((template.id, *[t._storage.id for t in tensors], *scalars))
             return tensors[same]
         geom = template.view
@@ -171,6 +173,8 @@ class Dispatcher:
         storages = [self.stream.new_storage(g.nbytes, g.index) for g in prediction.new]
         if not prediction.is_local:
             inputs = [t._storage.id for t in tensors]
+            if storages:
+                self.stream.sites.made(storages[0].id)
             self.stream.push((template.id, *inputs, *scalars, *[s.id for s in storages]))
         return _build(prediction.results, tensors, iter(storages))
 

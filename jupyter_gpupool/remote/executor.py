@@ -269,7 +269,7 @@ class Session:
             raise
         except Exception as e:
             device.give(taken)
-            report = e.report if isinstance(e, Poisoned) else _report(t.name, e)
+            report = e.report if isinstance(e, Poisoned) else _report_call(t, fields, e)
             for id, geom in zip(fields[m:], t.new):
                 self.storages.pop(id, None)
                 self._add(id, Slot(None, self.device(geom[4]), 0, report))
@@ -394,6 +394,20 @@ def _within(slot: Slot, geom: Geometry) -> None:
 
 def _wire(t: torch.Tensor, index: int) -> list:
     return [list(t.shape), list(t.stride()), t.storage_offset(), str(t.dtype)[6:], index]
+
+
+def _report_call(t: Template, fields: list, e: BaseException) -> dict[str, Any]:
+    """``_report`` with the tensors' dtypes and sizes, and which storages the call was to make or change."""
+    report = _report(t.name, e)
+    report["arguments"] = [
+        f"{str(dtype)[6:]}[{', '.join(map(str, size))}]"
+        for size, _, _, dtype, _ in (t.geometries[k] for k in range(min(t.n_tensors, 8)))
+    ]
+    if t.new:
+        report["made"] = fields[t.n_tensors + t.n_scalars]
+    else:
+        report["changed"] = fields[: t.n_tensors]
+    return report
 
 
 def _report(operator: str | None, e: BaseException) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from . import wire
 from .memory import out_of_memory, rounded
 from .records import ALLOCATE, FREE, WAIT, WRITE
+from .sites import Sites
 from .specs import DeviceSpec
 from .tensor import Geometry, Storage
 
@@ -126,6 +127,7 @@ class Stream:
         self._poll.register(sock, select.POLLIN)
         self._lock = threading.Lock()
         self._trouble: list[Exception] = []
+        self.sites = Sites()
         self._gone = ""
         self._limit = batch
         self._armed = False
@@ -203,7 +205,7 @@ class Stream:
             answer = self._guarded(self._answer, into)
         self._raise_trouble()
         if isinstance(answer, dict) and "failed" in answer:
-            raise exception(answer["failed"])
+            raise exception(answer["failed"], self.sites)
         return answer
 
     def wait(self, index: int = -1) -> None:
@@ -230,7 +232,7 @@ class Stream:
 
     def _note(self, kind: wire.Kind, header: Any) -> None:
         if kind is wire.Kind.ERROR:
-            self._trouble.append(exception(header))
+            self._trouble.append(exception(header, self.sites))
             self._limit = -1  # the next push looks
         elif kind is wire.Kind.BYE:
             raise wire.ConnectionLost(str((header or {}).get("message", "the worker ended")))
@@ -325,9 +327,15 @@ class Stream:
         self._lock = threading.Lock()
 
 
-def exception(report: dict[str, Any]) -> Exception:
-    """The exception that a worker's report describes, naming the operator that failed."""
+def exception(report: dict[str, Any], sites: Sites) -> Exception:
+    """The exception that a worker's report describes, naming the operator and the program's own line."""
     kind = _EXCEPTIONS.get(report.get("type", ""), RuntimeError)
     message = str(report.get("message", "the worker gave no reason"))
     operator = report.get("operator")
-    return kind(f"{message}\n(raised by {operator} on the gpupool device)" if operator else message)
+    if not operator:
+        return kind(message)
+    arguments = report.get("arguments")
+    shapes = f"({', '.join(map(str, arguments))})" if isinstance(arguments, list) else ""
+    line = sites.of(report)
+    where = f", called at\n{line}" if line else ""
+    return kind(f"{message}\n(raised by {operator}{shapes} on the gpupool device{where})")

@@ -1,0 +1,78 @@
+"""Where in the program an operator was called: remembered at little cost, put into words when one fails."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections import deque
+from types import CodeType
+from typing import Any
+
+import torch
+
+#: How many of the last calls are remembered: many times what can be on its way to a worker.
+KEPT = 1 << 14
+
+_OURS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+
+
+class _Inner(dict):
+    """File name → whether its code belongs to PyTorch or to this device, not to the program."""
+
+    def __missing__(self, name: str) -> bool:
+        if len(self) > 10_000:  # a notebook's cells have a name each
+            self.clear()
+        found = self[name] = name.startswith(_OURS)
+        return found
+
+
+_inner = _Inner()
+_getframe = sys._getframe
+
+
+class Sites:
+    """The calls of one session, by the storage that each made or changed. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[int, CodeType, int] | None] = [None] * KEPT
+        self._changed: deque[tuple[int, Any, CodeType, int]] = deque(maxlen=KEPT)
+
+    def made(self, storage: int) -> None:
+        """The caller's program has just called what makes that storage."""
+        frame = _getframe(2)
+        while frame is not None and _inner[frame.f_code.co_filename]:
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None:
+            self._made[storage & (KEPT - 1)] = (storage, frame.f_code, frame.f_lasti)
+
+    def changed(self, storage: int, func: Any) -> None:
+        """The caller's program has just called ``func``, which changes that storage."""
+        frame = _getframe(2)
+        while frame is not None and _inner[frame.f_code.co_filename]:
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None:
+            self._changed.append((storage, func, frame.f_code, frame.f_lasti))
+
+    def of(self, report: dict[str, Any]) -> str:
+        """The line that called what a worker's report is about, as a traceback shows it; "" if it is not known."""
+        made = report.get("made")
+        if isinstance(made, int):
+            found = self._made[made & (KEPT - 1)]
+            return _shown(found[1], found[2]) if found is not None and found[0] == made else ""
+        changed = report.get("changed")
+        if not isinstance(changed, list):
+            return ""
+        lines = {
+            _shown(code, at)
+            for storage, func, code, at in list(self._changed)
+            if storage in changed and f"{func._schema.name}.{func._overloadname}" == report.get("operator")
+        }
+        return lines.pop() if len(lines) == 1 else ""  # rather none than the wrong one
+
+
+def _shown(code: CodeType, at: int) -> str:
+    line = next((n for start, end, n in code.co_lines() if start <= at < end and n), code.co_firstlineno)
+    text = linecache.getline(code.co_filename, line).strip()
+    where = f'  File "{code.co_filename}", line {line}, in {code.co_name}'
+    return f"{where}\n    {text}" if text else where
