@@ -36,6 +36,8 @@ REFUSALS: dict[str, Refusal] = {
     "native_layer_norm": Refusal(_STATISTICS, dtypes=_HALVES),
     "_batch_norm_with_update": Refusal(_STATISTICS, dtypes=_HALVES),
     "as_strided_partial_views": Refusal(_LONGER, frozenset({"forward", "backward", "not contiguous"})),
+    "as_strided": Refusal(_LONGER, frozenset({"not contiguous"})),
+    "as_strided_copy": Refusal(_LONGER, frozenset({"not contiguous"})),
     "linalg_matrix_rank": Refusal(_UNWRITTEN, frozenset({"out"})),
     "linalg_matrix_rank_hermitian": Refusal(_UNWRITTEN, frozenset({"out"})),
     "fft_ihfft2": Refusal(_UNWRITTEN, frozenset({"out"})),

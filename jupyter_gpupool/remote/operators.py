@@ -45,9 +45,22 @@ def _copy(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
         download(d, source, destination)
     elif type(source) is not RemoteTensor:
         upload(d, destination, source)
-    else:
+    elif not _is_itself(destination, source):
         d.run(aten.copy_.default, (destination, source), {})
     return destination
+
+
+def _is_itself(a: RemoteTensor, b: RemoteTensor) -> bool:
+    """The same elements in the same order. PyTorch's composites with ``out=`` copy a view of the output back into
+    it where they cannot see that it is one: a tensor without memory here shares none."""
+    if a._storage is not b._storage:
+        return False
+    x, y = a._geometry, b._geometry
+    return (
+        (x.offset, x.dtype, x.numel()) == (y.offset, y.dtype, y.numel())
+        and x.is_contiguous()
+        and y.is_contiguous()
+    )
 
 
 @special(aten._to_copy.default)

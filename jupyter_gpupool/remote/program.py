@@ -57,6 +57,8 @@ class Template:
         self.device = scope.device(first[4] if first else 0)
         if self.device.spec.emulated:
             self.op = CPU_KERNELS.get(op, self.op)
+        if op is not None and op._schema.is_mutable and any(g[3].is_complex for g in self.geometries.values()):
+            self.op = functools.partial(_conjugated_in_memory, self.op)
 
     def _decode(self, value: Any) -> Any:
         if not isinstance(value, list):
@@ -145,6 +147,16 @@ def _named(kind: type, name: Any) -> Any:
 
 def dtype_named(name: Any) -> torch.dtype:
     return _named(torch.dtype, name)
+
+
+def _conjugated_in_memory(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """Some kernels leave ``out=`` to be read as its conjugate, by a bit that only this process would know of."""
+    got = op(*args, **kwargs)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.is_conj():
+            torch._C._set_conj(value, False)
+            value.conj_physical_()
+    return got
 
 
 def _refuse(reason: str, *args: Any, **kwargs: Any) -> None:
