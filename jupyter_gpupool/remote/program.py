@@ -57,7 +57,11 @@ class Template:
         self.device = scope.device(first[4] if first else 0)
         if self.device.spec.emulated:
             self.op = CPU_KERNELS.get(op, self.op)
-        if op is not None and op._schema.is_mutable and any(g[3].is_complex for g in self.geometries.values()):
+        if (
+            op is not None
+            and op._schema.is_mutable
+            and any(g[3].is_complex for g in self.geometries.values())
+        ):
             self.op = functools.partial(_conjugated_in_memory, self.op)
 
     def _decode(self, value: Any) -> Any:
