@@ -89,13 +89,17 @@ def _gru_cell_backward(grad_hy: torch.Tensor, workspace: torch.Tensor, has_bias:
     return inputs, hidden, grad_hy * z, *biases
 
 
-def _batch_norm(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(normalised, mean, 1/std); in evaluation a CPU leaves out the latter two, which nobody reads then."""
-    out, mean, inverse_std = aten.native_batch_norm.default(x, *args)
-    channels = x.shape[1]
-    if mean.numel() != channels:
-        mean, inverse_std = mean.new_zeros(channels), mean.new_zeros(channels)
-    return out, mean, inverse_std
+def _batch_norm(function: Callable[..., Any]) -> Callable[..., Any]:
+    """(normalised, mean, 1/std, …); in evaluation a CPU leaves out the statistics, which nobody reads then."""
+
+    def normalize(x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
+        out, mean, inverse_std, *rest = function(x, *args)
+        channels = x.shape[1]
+        if mean.numel() != channels:
+            mean, inverse_std = mean.new_zeros(channels), mean.new_zeros(channels)
+        return out, mean, inverse_std, *rest
+
+    return normalize
 
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -165,8 +169,17 @@ def _embedding_bag(function: Any) -> Callable[..., Any]:
 _MAX = 2
 
 CPU_KERNELS: dict[Any, Callable[..., Any]] = {
-    aten.native_batch_norm.default: _normalizing(_batch_norm, updated=(3, 4)),
-    aten._native_batch_norm_legit.default: _normalizing(_batch_norm, updated=(3, 4)),
+    aten.native_batch_norm.default: _normalizing(_batch_norm(aten.native_batch_norm.default), updated=(3, 4)),
+    aten._native_batch_norm_legit.default: _normalizing(
+        _batch_norm(aten.native_batch_norm.default), updated=(3, 4)
+    ),
+    aten._native_batch_norm_legit_no_training.default: _normalizing(
+        _batch_norm(aten._native_batch_norm_legit_no_training.default)
+    ),
+    aten._native_batch_norm_legit_functional.default: _normalizing(
+        _batch_norm(aten._native_batch_norm_legit_functional.default)
+    ),
+    aten._batch_norm_no_update.default: _normalizing(_batch_norm(aten._batch_norm_no_update.default)),
     aten._batch_norm_with_update.default: _normalizing(aten._batch_norm_with_update.default, updated=(3, 4)),
     aten.native_layer_norm.default: _normalizing(aten.native_layer_norm.default),
     aten.native_batch_norm_backward.default: _normalizing_backward(

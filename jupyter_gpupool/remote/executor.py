@@ -11,47 +11,12 @@ import torch
 
 from . import handles
 from . import records as codes
+from .graph_calls import Graphs
 from .memory import host_bytes, rounded
 from .program import BadRecord, Geometry, Template, dtype_named, nbytes_of, numel, pair
+from .reports import report_call, report_of
 from .slices import Device, with_generator
-
-
-class Poisoned(Exception):
-    """An input is the result of an operator that failed; that failure has been reported already."""
-
-    def __init__(self, report: dict) -> None:
-        self.report = report
-
-
-class Slot:
-    """A storage: a tensor on all of it, and the views of it that were asked for so far."""
-
-    __slots__ = ("base", "views", "device", "nbytes", "poison")
-
-    def __init__(
-        self, base: torch.Tensor | None, device: Device, nbytes: int, poison: dict | None = None
-    ) -> None:
-        self.base = base
-        self.views: dict[Geometry, torch.Tensor] = {}
-        self.device = device
-        self.nbytes = nbytes
-        self.poison = poison
-
-    def view(self, geom: Geometry) -> torch.Tensor:
-        found = self.views.get(geom)
-        if found is None:
-            if self.poison is not None:
-                raise Poisoned(self.poison)
-            base = self.base
-            assert base is not None
-            size, stride, offset, dtype, _ = geom
-            if dtype == base.dtype:
-                found = base.as_strided(size, stride, offset)
-            else:
-                blank = torch.empty(0, dtype=dtype, device=base.device)
-                found = blank.set_(base.untyped_storage(), offset, size, stride)
-            self.views[geom] = found
-        return found
+from .storages import Poisoned, Slot, within
 
 
 class Session:
@@ -72,6 +37,7 @@ class Session:
         self._geometries: dict[tuple, Geometry] = {}
         self._handles = handles.Handles(self.device)
         self.generator = self._handles.generator
+        self._graphs = Graphs(self, complain)
 
     def close(self) -> None:
         for id in list(self.storages):
@@ -152,6 +118,8 @@ class Session:
         elif code == codes.RESET:
             self._previous, self._templates = self._templates, {}
             self._geometries.clear()
+        elif code in self._graphs.records:
+            self._graphs.records[code](*fields)
         elif code in handles.ANSWERS:
             self._reply(handles.ANSWERS[code], self._handles, *fields)
         else:
@@ -159,7 +127,7 @@ class Session:
 
     # -- storages
 
-    def _add(self, id: int, slot: Slot) -> None:
+    def add(self, id: int, slot: Slot) -> None:
         if id in self.storages:
             raise BadRecord(f"storage {id} exists")
         self.storages[id] = slot
@@ -187,13 +155,13 @@ class Session:
                 raise
 
         slot = self._guarded("empty", allocate)
-        self._add(id, slot if isinstance(slot, Slot) else Slot(None, device, 0, slot))
+        self.add(id, slot if isinstance(slot, Slot) else Slot(None, device, 0, slot))
 
     def target(self, id: int, wire: Any) -> torch.Tensor:
         """The tensor that a host-to-device copy fills. Raises :class:`Poisoned`."""
         geom = self.geometry(wire)
         slot = self._slot(id)
-        _within(slot, geom)
+        within(slot, geom)
         return slot.view(geom)
 
     def upload(self, id: int, wire: Any, length: int, receive: Callable[[memoryview], None]) -> None:
@@ -228,7 +196,7 @@ class Session:
     def _read(self, id: int, wire: Any) -> tuple[Any, memoryview | None]:
         geom = self.geometry(wire)
         slot = self._slot(id)
-        _within(slot, geom)
+        within(slot, geom)
         t = slot.view(geom).contiguous().cpu()
         data = host_bytes(t)
         self._keep = t  # until the answer is out
@@ -253,7 +221,7 @@ class Session:
         started = time.perf_counter()
         taken = 0
         try:
-            tensors = [self._input(fields[k], t.geometries[k]) for k in range(n)]
+            tensors = [self.input(fields[k], t.geometries[k]) for k in range(n)]
             args, kwargs = t.fill(tensors, fields[n:m])
             for geom in t.new:
                 nbytes = rounded(nbytes_of(geom))
@@ -269,20 +237,20 @@ class Session:
             raise
         except Exception as e:
             device.give(taken)
-            report = e.report if isinstance(e, Poisoned) else _report_call(t, fields, e)
+            report = e.report if isinstance(e, Poisoned) else report_call(t, fields, e)
             for id, geom in zip(fields[m:], t.new):
                 self.storages.pop(id, None)
-                self._add(id, Slot(None, self.device(geom[4]), 0, report))
+                self.add(id, Slot(None, self.device(geom[4]), 0, report))
             if not isinstance(e, Poisoned):
                 self._complain(report)
         finally:
             device.busy_s += time.perf_counter() - started
 
-    def _input(self, id: Any, geom: Geometry) -> torch.Tensor:
+    def input(self, id: Any, geom: Geometry) -> torch.Tensor:
         slot = self._slot(id)
         found = slot.views.get(geom)
         if found is None:
-            _within(slot, geom)
+            within(slot, geom)
             found = slot.view(geom)
         return found
 
@@ -291,7 +259,7 @@ class Session:
             return
         pairs = [(t.results, got)] if isinstance(t.results, tuple) else pair(t.results, got)
         for id, (geom, value) in zip(ids, pairs):
-            self._add(id, self._as_predicted(t, geom, value, inputs))
+            self.add(id, self._as_predicted(t, geom, value, inputs))
 
     def _as_predicted(
         self, t: Template, geom: Geometry, value: torch.Tensor, inputs: list[torch.Tensor]
@@ -323,7 +291,7 @@ class Session:
         t = self._template(definition)
         if len(ids) != t.n_tensors or len(scalars) != t.n_scalars:
             raise BadRecord("a call with too few or too many inputs")
-        tensors = [self._input(id, t.geometries[k]) for k, id in enumerate(ids)]
+        tensors = [self.input(id, t.geometries[k]) for k, id in enumerate(ids)]
         args, kwargs = t.fill(tensors, scalars)
         if t.random and t.device.spec.emulated:
             got = with_generator(t.device, t.op, args, kwargs)
@@ -350,7 +318,7 @@ class Session:
         nbytes = value.untyped_storage().nbytes()
         t.device.take(rounded(nbytes))
         id = -next(numbers)
-        self._add(id, Slot(value, t.device, nbytes))
+        self.add(id, Slot(value, t.device, nbytes))
         return ["new", id, _wire(value, index), nbytes]
 
     def _wait(self, index: int) -> tuple[None, None]:
@@ -370,7 +338,7 @@ class Session:
             header, payload = {"failed": e.report}, None
         except Exception as e:
             header, payload = (
-                {"failed": _report(args[0].get("op") if isinstance(args[0], dict) else None, e)},
+                {"failed": report_of(args[0].get("op") if isinstance(args[0], dict) else None, e)},
                 None,
             )
         self._answer(header, payload)
@@ -382,43 +350,10 @@ class Session:
         except BadRecord:
             raise
         except Exception as e:
-            report = _report(f"aten::{name}", e)
+            report = report_of(f"aten::{name}", e)
             self._complain(report)
             return report
 
 
-def _within(slot: Slot, geom: Geometry) -> None:
-    if slot.poison is None and nbytes_of(geom) > slot.nbytes:
-        raise BadRecord(f"a tensor of {nbytes_of(geom)} bytes on a storage of {slot.nbytes}")
-
-
 def _wire(t: torch.Tensor, index: int) -> list:
     return [list(t.shape), list(t.stride()), t.storage_offset(), str(t.dtype)[6:], index]
-
-
-def _report_call(t: Template, fields: list, e: BaseException) -> dict[str, Any]:
-    """``_report`` with the tensors' dtypes and sizes, and which storages the call was to make or change."""
-    report = _report(t.name, e)
-    report["arguments"] = [
-        f"{str(dtype)[6:]}[{', '.join(map(str, size))}]"
-        for size, _, _, dtype, _ in (t.geometries[k] for k in range(min(t.n_tensors, 8)))
-    ]
-    if t.new:
-        report["made"] = fields[t.n_tensors + t.n_scalars]
-    else:
-        report["changed"] = fields[: t.n_tensors]
-    return report
-
-
-def _report(operator: str | None, e: BaseException) -> dict[str, Any]:
-    kind = next(
-        k.__name__
-        for k in type(e).__mro__
-        if k.__module__ in ("builtins", "torch", "torch._C", "torch.linalg")
-    )
-    if isinstance(e, torch.OutOfMemoryError):
-        kind = "OutOfMemoryError"
-    message = str(e).split("\nException raised from")[0]
-    if kind == "NotImplementedError":
-        message = message.split(" This could be because")[0]  # pages about other backends follow
-    return {"operator": operator, "type": kind, "message": message}

@@ -66,9 +66,7 @@ class Template:
 
     def _decode(self, value: Any) -> Any:
         if not isinstance(value, list):
-            if value is None or isinstance(value, (bool, int, str)):
-                return value
-            raise BadRecord(f"an argument that is a {type(value).__name__}")
+            return decode_constant(self._scope, value)
         tag, *rest = value
         if tag == "t":
             self.geometries[rest[0]] = self._scope.geometry(rest[1])
@@ -79,19 +77,9 @@ class Template:
             return _Hole("scalars", rest[0], dtype_named(rest[1]))
         if tag == "l":
             return [self._decode(v) for v in rest[0]]
-        if tag == "d":
-            return dtype_named(rest[0])
-        if tag == "D":
-            return self._scope.device(rest[0]).torch_device
-        if tag == "L":
-            return _named(torch.layout, rest[0])
-        if tag == "m":
-            return _named(torch.memory_format, rest[0])
-        if tag == "z":
-            return complex(rest[0], rest[1])
         if tag == "g":
             return _GeneratorHole(rest[0], self._scope)
-        raise BadRecord(f"an argument tagged {tag!r}")
+        return decode_constant(self._scope, value)
 
     def _decode_results(self, value: Any) -> Any:
         if value is None:
@@ -105,6 +93,26 @@ class Template:
             [_fill(a, tensors, scalars) for a in self.args],
             {k: _fill(v, tensors, scalars) for k, v in self.kwargs.items()} if self.kwargs else {},
         )
+
+
+def decode_constant(scope: Scope, value: Any) -> Any:
+    """What signature.encode_constant said, or a device. Raises :class:`BadRecord`."""
+    if not isinstance(value, list):
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        raise BadRecord(f"an argument that is a {type(value).__name__}")
+    tag, *rest = value
+    if tag == "d":
+        return dtype_named(rest[0])
+    if tag == "D":
+        return scope.device(rest[0]).torch_device
+    if tag == "L":
+        return _named(torch.layout, rest[0])
+    if tag == "m":
+        return _named(torch.memory_format, rest[0])
+    if tag == "z":
+        return complex(rest[0], rest[1])
+    raise BadRecord(f"an argument tagged {tag!r}")
 
 
 class _Hole:

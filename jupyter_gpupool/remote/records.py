@@ -47,6 +47,12 @@ ELAPSED = -16
 MEMORY = -17
 #: [code, device index]: answers what a real GPU says of itself, by the names of PyTorch's device properties
 PROPERTIES = -18
+#: [code, graph, definition]: many operators to be called as one, see graphs.py
+DEFINE_GRAPH = -19
+#: [code, graph, input storage ids, ids that its new storages get]
+CALL_GRAPH = -20
+#: [code, graph]: nobody will call it again
+FREE_GRAPH = -21
 
 #: How many fields follow each code.
 FIELDS = {
@@ -68,4 +74,7 @@ FIELDS = {
     ELAPSED: 2,
     MEMORY: 1,
     PROPERTIES: 1,
+    DEFINE_GRAPH: 2,
+    CALL_GRAPH: 3,
+    FREE_GRAPH: 1,
 }

@@ -198,8 +198,6 @@ class Definition:
 
     def _encode(self, value: Any) -> Any:
         kind = type(value)
-        if value is None or kind is bool or kind is int or kind is str:
-            return value
         if kind is RemoteTensor:
             self._tensor += 1
             return ["t", self._tensor - 1, value._geometry.wire()]
@@ -208,26 +206,39 @@ class Definition:
             return ["s", self._scalar - 1]
         if kind is list or kind is tuple or kind is torch.Size:
             return ["l", [self._encode(v) for v in value]]
-        if kind is torch.dtype:
-            return ["d", dtype_name(value)]
         if kind is torch.device:
             index = names.slice_index(value)
             if index is None:
                 raise Unsupported(f"{self.operator} cannot mix a gpupool device with {value}")
             return ["D", index]
-        if kind is torch.layout:
-            return ["L", str(value)[6:]]
-        if kind is torch.memory_format:
-            return ["m", str(value)[6:]]
-        if kind is complex:
-            return ["z", value.real, value.imag]
         if isinstance(value, torch.Generator):
             self._scalar += 1
             return ["g", self._scalar - 1]
         if isinstance(value, torch.Tensor) and value.dim() == 0:
             self._scalar += 1
             return ["c", self._scalar - 1, dtype_name(value.dtype)]
-        raise Unsupported(f"{self.operator} on the gpupool device does not take a {kind.__name__}")
+        try:
+            return encode_constant(value)
+        except Unsupported:
+            raise Unsupported(
+                f"{self.operator} on the gpupool device does not take a {kind.__name__}"
+            ) from None
+
+
+def encode_constant(value: Any) -> Any:
+    """A value that is the same at every call, as :class:`Definition` tags it. Raises Unsupported."""
+    kind = type(value)
+    if value is None or kind is bool or kind is int or kind is str:
+        return value
+    if kind is torch.dtype:
+        return ["d", dtype_name(value)]
+    if kind is torch.layout:
+        return ["L", str(value)[6:]]
+    if kind is torch.memory_format:
+        return ["m", str(value)[6:]]
+    if kind is complex:
+        return ["z", value.real, value.imag]
+    raise Unsupported(f"a {kind.__name__}")
 
 
 def _wire_results(results: Any) -> Any:

@@ -79,6 +79,15 @@ class DeviceMemory:
             if count > self.peak_count:
                 self.peak_count = count
 
+    def expect(self, nbytes: int) -> None:
+        """Raises torch.OutOfMemoryError if so much could not be allocated now."""
+        with self._lock:
+            used = self._settle()
+            if used + nbytes > self.limit:
+                self.refused += 1
+                raise torch.OutOfMemoryError(out_of_memory(self.index, nbytes, used, self.limit))
+            self.peak = max(self.peak, used + nbytes)
+
     def note(self, nbytes: int) -> None:
         """Account for what the worker has allocated already."""
         with self._lock:

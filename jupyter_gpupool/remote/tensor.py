@@ -285,6 +285,10 @@ class RemoteTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return printing.describe(self)
 
+    def __coerce_same_metadata_as_tangent__(self, meta: Any, kind: Any = None) -> RemoteTensor:
+        """A compiled backward pass takes a remote tensor where it saw a plain one, see capture.py."""
+        return self
+
     def __deepcopy__(self, memo: dict) -> torch.Tensor:
         if id(self) in memo:
             return memo[id(self)]

@@ -79,7 +79,29 @@ definitions = st.fixed_dictionaries(
         "results": st.none() | geometries,
     }
 )
-anything = trees | geometries | definitions | st.integers(1, 3)
+references = st.tuples(st.sampled_from("nlfdDLmz?"), trees | st.integers(-1, 4)).map(list)
+graphs = st.fixed_dictionaries(
+    {
+        "inputs": st.lists(geometries, max_size=2),
+        "held": st.integers(-1, 3),
+        "steps": st.lists(
+            st.tuples(
+                st.tuples(
+                    st.sampled_from(["aten::add.Tensor", "aten::from_file.default", "", "os::system"]),
+                    st.lists(references | trees, max_size=3),
+                    st.dictionaries(st.text(max_size=5), references | trees, max_size=1),
+                ).map(list),
+                st.none() | st.tuples(st.just("r"), st.integers(-1, 4), geometries).map(list) | trees,
+            ).map(list),
+            max_size=3,
+        ),
+        "returned": st.lists(
+            st.tuples(st.integers(-1, 4), geometries, st.integers(-1, 2**40)).map(list), max_size=2
+        ),
+        "inductor": st.none() | st.booleans(),
+    }
+)
+anything = trees | geometries | definitions | graphs | st.integers(1, 3)
 hostile_records = st.lists(
     st.tuples(st.sampled_from([*records.FIELDS, 0, 1, -99]), st.lists(anything, max_size=4)).map(
         lambda t: [t[0], *t[1]]
@@ -274,3 +296,22 @@ def test_no_allowed_operator_takes_a_file_or_a_storage() -> None:
                 f"{name}: {argument}"
             )
     assert allowed > 2500
+
+
+def test_a_graph_of_refused_operators(attached: object) -> None:
+    """It is told when it is called; what came before it is still there."""
+    from jupyter_gpupool.remote import connection
+
+    x = torch.ones(2, device="cuda")
+    stream = connection.dispatcher().stream
+    geom = x._geometry.wire()
+    steps = [[["aten::from_file.default", ["/etc/passwd"], {}], ["r", 1, geom]]]
+    definition = {
+        **{"inputs": [geom], "held": 1, "steps": steps},
+        **{"returned": [[1, geom, 8]], "inductor": None},
+    }
+    stream.push((records.DEFINE_GRAPH, 1 << 20, definition))
+    with pytest.raises(RuntimeError, match="from_file.* is refused"):
+        stream.push((records.CALL_GRAPH, 1 << 20, [x._storage.id], [1 << 30]))
+        stream.wait()
+    assert x.tolist() == [1.0, 1.0]
