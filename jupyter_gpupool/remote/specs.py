@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 #: Raised by one whenever the wire format changes; the handshake refuses a different one.
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 @dataclass(frozen=True)
