@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import names
+from . import names, shapes
 from .tensor import Geometry, RemoteTensor, dtype_name, geometry
 
 
@@ -62,6 +62,9 @@ def predict(func: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]) -
 
     Raises :class:`Unpredictable` where the values decide, or where no meta kernel exists.
     """
+    plain = shapes.geometry_of(func, args, kwargs)
+    if plain is not None:
+        return Prediction(New(plain), (plain,))
     # No closures below: one that calls itself is a cycle, which would keep tensors until the next collection.
     metas: dict[int, torch.Tensor] | None = {} if func._schema.is_mutable else None
     try:
@@ -92,6 +95,10 @@ def on_meta(value: Any, metas: dict[int, torch.Tensor] | None) -> Any:
     if isinstance(value, torch.Generator):
         return None
     return value
+
+
+#: The alias set of a list of views, which has no name in the schema: of the argument that goes into a list.
+_PARTS = ""
 
 
 class _Description:
@@ -125,7 +132,7 @@ class _Description:
             geom = geometry(value.shape, value.stride(), 0, value.dtype, self._index, self._cuda)
             self._new.append(geom)
             return New(geom)
-        k = self._positions.get(next(iter(alias.before_set), ""))
+        k = self._positions.get(next(iter(alias.before_set), _PARTS))
         if k is None:
             raise Unpredictable("aliases an argument that is no tensor")
         if alias.is_write:
@@ -166,6 +173,8 @@ def _aliased(schema: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor]
         if type(value) is RemoteTensor:
             for name in argument.alias_info.before_set:
                 found[name] = order[id(value)]
+            if "*" in argument.alias_info.after_set:
+                found[_PARTS] = order[id(value)]
     return found
 
 
