@@ -118,6 +118,8 @@ class Session:
         elif code == codes.RESET:
             self._previous, self._templates = self._templates, {}
             self._geometries.clear()
+            for slot in self.storages.values():
+                slot.views.clear()
         elif code in self._graphs.records:
             self._graphs.records[code](*fields)
         elif code in handles.ANSWERS:

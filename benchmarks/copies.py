@@ -1,0 +1,176 @@
+"""What moves bytes or waits: copies to the slice and back, one element of a large tensor, a lone operator.
+
+Beside each stands what the same kind of connection does without this package in the same run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from jupyter_gpupool.remote import connection
+from jupyter_gpupool.remote.memory import host_bytes
+
+from .far_worker import far_worker
+
+GOALS = {
+    "to_slice_to_socket": (">=", 0.9),
+    "one_element_bytes": ("<=", 1024),
+    "lone_operator_above_socket_us": ("<=", 150),
+    "overlap": ("<=", 0.8),
+}
+MIB = 1 << 20
+SIZE = 256 * MIB
+ROUNDS = 7
+
+
+def run() -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _Echo() as echo, far_worker() as link:
+            figures = {**_copies(echo), **_lone(echo), **_overlap()}
+            torch.cuda.synchronize()
+            large = torch.zeros(1 << 28, device="cuda")  # 1 GiB
+            torch.cuda.synchronize()
+            link.measure()
+            large[123_456_789].item()
+            traffic = link.measure()
+            figures["one_element_bytes"] = traffic.bytes_up + traffic.bytes_down
+    finally:
+        torch.set_num_threads(threads)
+    return figures
+
+
+def _median(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
+    """Seconds."""
+    times = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def _copies(echo: _Echo) -> dict[str, Any]:
+    """Into memory that is there already, at both ends, and through the same relay."""
+    d = connection.dispatcher()
+    host = torch.zeros(SIZE, dtype=torch.uint8)
+    there = torch.zeros(SIZE, dtype=torch.uint8, device="cuda")
+    ratios, rates = [], []
+
+    def up() -> None:
+        there.copy_(host)
+        d.stream.wait()
+
+    for _ in range(ROUNDS):
+        ours, socket_s = _median(up, 1), _median(lambda: echo.up(host_bytes(host)), 1)
+        ratios.append(socket_s / ours)
+        rates.append(SIZE / ours / 1e9)
+    back = _median(lambda: host.copy_(there), 3)
+    return {
+        "to_slice_gb_per_s": round(statistics.median(rates), 2),
+        "to_slice_to_socket": round(statistics.median(ratios), 3),
+        "from_slice_gb_per_s": round(SIZE / back / 1e9, 2),
+    }
+
+
+def _lone(echo: _Echo) -> dict[str, Any]:
+    x = torch.zeros((), device="cuda")
+    ours = _median(lambda: x.item(), 500) * 1e6
+    bare = _median(echo.ping, 500) * 1e6
+    return {
+        "lone_operator_us": round(ours, 1),
+        "socket_round_trip_us": round(bare, 1),
+        "lone_operator_above_socket_us": round(ours - bare, 1),
+    }
+
+
+def _overlap() -> dict[str, Any]:
+    """A copy and a computation together, as a share of one after the other."""
+    host = torch.zeros(64 * MIB, dtype=torch.uint8)
+    a = torch.randn(1500, 1500, device="cuda")
+
+    def copy() -> torch.Tensor:
+        return host.to("cuda", non_blocking=True)
+
+    def compute() -> torch.Tensor:
+        return a @ a
+
+    def apart() -> None:
+        compute()
+        torch.cuda.synchronize()
+        copy()
+        torch.cuda.synchronize()
+
+    def issue() -> float:
+        """How long the program itself is held up by a copy behind a computation."""
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        compute()
+        copy()
+        held = time.perf_counter() - began
+        torch.cuda.synchronize()
+        return held
+
+    def together() -> None:
+        compute()
+        copy()
+        torch.cuda.synchronize()
+
+    _median(apart, 2)
+    return {
+        "copy_and_compute_ms": round(1e3 * _median(together), 1),
+        "copy_then_compute_ms": round(1e3 * _median(apart), 1),
+        "held_up_ms": round(1e3 * statistics.median(issue() for _ in range(ROUNDS)), 1),
+    }
+
+
+class _Echo:
+    """A process that takes bytes into memory of its own, or answers eight of them; through a link as the worker's."""
+
+    def __enter__(self) -> _Echo:
+        from .link import Link
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_take, args=(listener,), daemon=True
+        )
+        self._process.start()
+        self._link = Link(("127.0.0.1", listener.getsockname()[1]))
+        self._sock = socket.create_connection(("127.0.0.1", self._link.port))
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.close()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._sock.close()
+        self._link.__exit__()
+        self._process.kill()
+        self._process.join()
+
+    def up(self, data: memoryview) -> None:
+        self._sock.sendall(len(data).to_bytes(8, "big"))
+        self._sock.sendall(data)
+        self._sock.recv(8)
+
+    def ping(self) -> None:
+        self._sock.sendall((0).to_bytes(8, "big"))
+        self._sock.recv(8)
+
+
+def _take(listener: socket.socket) -> None:
+    sock, _ = listener.accept()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    memory = memoryview(bytearray(SIZE))
+    while head := sock.recv(8):
+        left = memory[: int.from_bytes(head, "big")]
+        while left:
+            left = left[sock.recv_into(left) :]
+        sock.sendall(head)

@@ -1,0 +1,66 @@
+"""A worker without a pool, reached through a link of a chosen round trip and rate."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator
+
+import torch
+
+from jupyter_gpupool.devices.nvml import nvml_gpus
+from jupyter_gpupool.remote import session
+from jupyter_gpupool.remote.lifeline import Lifeline
+from jupyter_gpupool.remote.specs import AttachSpec, DeviceSpec, WorkerSpec
+
+from .link import Link
+
+_SECRET = "of one benchmark"
+_MEMORY_MIB = 16 * 1024
+
+
+def _serve(listener: socket.socket, spec: WorkerSpec) -> None:
+    from jupyter_gpupool.remote import worker
+
+    torch.set_num_threads(1)
+    os._exit(worker.serve(spec, listener, lambda usage: None))
+
+
+def _device() -> DeviceSpec:
+    """A real GPU where there is one."""
+    for gpu in nvml_gpus("localhost"):
+        return DeviceSpec(0, gpu.uuid, gpu.name, gpu.memory_mib, gpu.memory_mib, False)
+    return DeviceSpec(0, "GPU-emulated", "emulated", _MEMORY_MIB, _MEMORY_MIB, True)
+
+
+@contextlib.contextmanager
+def far_worker() -> Iterator[Link]:
+    """One slice, attached to this process through the link that is given; at first it adds nothing."""
+    devices = (_device(),)
+    spec = WorkerSpec(
+        "benchmark", hashlib.sha256(_SECRET.encode()).hexdigest(), devices, attach_timeout_s=120.0
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(8)
+        near = AttachSpec(spec.lease_id, "127.0.0.1", listener.getsockname()[1], _SECRET, devices, spec.ttl_s)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(listener, spec), daemon=True
+        )
+        process.start()
+    try:
+        lifeline = Lifeline(near, lambda reason: None)
+        with Link(("127.0.0.1", near.port)) as link:
+            session.activate(dataclasses.replace(near, port=link.port))
+            try:
+                yield link
+            finally:
+                session.deactivate()
+        lifeline.release()
+    finally:
+        process.kill()
+        process.join()
