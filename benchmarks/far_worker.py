@@ -38,8 +38,9 @@ def _device() -> DeviceSpec:
 
 
 @contextlib.contextmanager
-def far_worker() -> Iterator[Link]:
-    """One slice, attached to this process through the link that is given; at first it adds nothing."""
+def far_worker(linked: bool = True) -> Iterator[Link]:
+    """One slice, attached to this process through the link that is given; at first it adds nothing.
+    Not ``linked``: straight to the worker."""
     devices = (_device(),)
     spec = WorkerSpec(
         "benchmark", hashlib.sha256(_SECRET.encode()).hexdigest(), devices, attach_timeout_s=120.0
@@ -55,7 +56,7 @@ def far_worker() -> Iterator[Link]:
     try:
         lifeline = Lifeline(near, lambda reason: None)
         with Link(("127.0.0.1", near.port)) as link:
-            session.activate(dataclasses.replace(near, port=link.port))
+            session.activate(dataclasses.replace(near, port=link.port) if linked else near)
             try:
                 yield link
             finally:

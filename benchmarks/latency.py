@@ -151,7 +151,7 @@ def _compare(
     calls, questions = [0], d.stream.questions
     with _counted(calls):
         pairs = [(_seconds(local.step), _seconds(remote.step)) for _ in range(ROUNDS)]
-    traffic = link.measure()
+    traffic, questions = link.measure(), d.stream.questions - questions
     n = ROUNDS * remote.steps
     with _waiting():
         remote.steps, steps = remote.alone, remote.steps  # it may take minutes
@@ -163,7 +163,7 @@ def _compare(
         "remote_to_local": round(statistics.median(b / a for a, b in pairs), 3),
         "waiting_to_local": round(waiting / (statistics.median(a for a, _ in pairs) / local.steps), 2),
         "operators": round(calls[0] / n, 1),
-        "synchronisations": round((d.stream.questions - questions) / n, 2),
+        "synchronisations": round(questions / n, 2),
         "kib_up": round(traffic.bytes_up / n / 1024, 1),
         "kib_down": round(traffic.bytes_down / n / 1024, 1),
         "link_late_ms": [traffic.late_ms_p50, traffic.late_ms_p95],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo import trace_rules
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.variables import builder
 from torch._functorch.aot_autograd import make_boxed_func
@@ -20,7 +21,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.meta_utils import MetaTensorDescriber
 
-from . import names
+from . import names, pinning
 from .graphs import Graph
 from .names import BACKEND
 from .tensor import RemoteTensor, Storage
@@ -130,6 +131,13 @@ def _install() -> None:
     builder.infer_subclass_type = _infer_subclass_type
     MetaTensorDescriber.describe_tensor = _describe_tensor  # type: ignore[method-assign]
     FakeTensor.__new__ = staticmethod(_new_fake)  # type: ignore[assignment, method-assign]
+    # The compiler's table of PyTorch's functions was made with ours in their place, or without.
+    rules = trace_rules.get_torch_obj_rule_map()
+    for name in pinning.FACTORIES:
+        function = getattr(torch, name)
+        function = getattr(function, "__wrapped__", function)
+        ours = pinning.taking_pin_memory(function)
+        rules[function] = rules[ours] = rules.get(function) or rules[ours]
 
 
 _install()

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 _EXPLICIT = "CompositeExplicitAutograd"
 
 #: The worker may as well do these in one piece: nothing but their inputs decides what they give.
-_WHOLE = frozenset({aten.linear.default, aten.matmul.default})
+_WHOLE = frozenset({aten.linear.default, aten.matmul.default, aten.scaled_dot_product_attention.default})
 
 
 def parts(func: Any) -> Callable[[Any, tuple, dict], Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import autocast, backward, connection, generators, names, operators, optimizers, saving
+from . import attention, autocast, backward, connection, generators, names, operators, optimizers, saving
 from . import reshape as _reshape  # noqa: F401  registers its operators
 from .names import BACKEND
 from .records import SEED, SEED_BITS
@@ -198,7 +198,7 @@ def register() -> None:
         library.impl(name, functools.partial(_on_host_first, getattr(torch, name)), "PrivateUse1")
     library.impl("_efficientzerotensor", _zeros, "PrivateUse1")
     library.impl("_local_scalar_dense", _value, "PrivateUse1")
-    _libraries.extend((library, *autocast.register()))
+    _libraries.extend((library, attention.register(), *autocast.register()))
     backward.register()
     saving.register()
     optimizers.register()

@@ -44,7 +44,8 @@ def pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
     return self if is_pinned(self) else pin(self.clone(memory_format=torch.preserve_format))
 
 
-def _taking_pin_memory(function: Any) -> Any:
+@functools.cache  # the same each time: the compiler knows functions by identity
+def taking_pin_memory(function: Any) -> Any:
     """A factory whose argument ``pin_memory`` PyTorch's core would ask CUDA for."""
 
     @functools.wraps(function)
@@ -59,8 +60,11 @@ def _taking_pin_memory(function: Any) -> Any:
     return make
 
 
+FACTORIES = ("empty", "empty_like", "zeros", "zeros_like", "ones", "full", "rand", "randn", "tensor")
+
+
 def alias(patches: Patches) -> None:
     patches.set(torch.Tensor, "pin_memory", pin_memory)
     patches.set(torch.Tensor, "is_pinned", lambda self, device=None: is_pinned(self))
-    for name in ("empty", "empty_like", "zeros", "zeros_like", "ones", "full", "rand", "randn", "tensor"):
-        patches.set(torch, name, _taking_pin_memory(getattr(torch, name)))
+    for name in FACTORIES:
+        patches.set(torch, name, taking_pin_memory(getattr(torch, name)))

@@ -22,7 +22,9 @@ RULES: dict[Any, Rule] = {}
 def geometry_of(func: Any, args: tuple, kwargs: dict) -> Geometry | None:
     """The geometry of the one new tensor that ``func`` gives, or None where only its meta kernel tells."""
     rule = RULES.get(func)
-    return None if rule is None or kwargs else rule(*args)
+    if rule is None or (kwargs and rule is not _attention):
+        return None
+    return rule(*args, **kwargs)
 
 
 def _rule(*funcs: Any) -> Callable[[Rule], Rule]:
@@ -138,3 +140,25 @@ def _matrices(a: Any, b: Any, dims: int) -> Geometry | None:
     if x.size[:-2] != y.size[:-2] or x.size[-1] != y.size[-2]:
         return None
     return _new(a, (*x.size[:-1], y.size[-1]))
+
+
+@_rule(aten.scaled_dot_product_attention.default)
+def _attention(
+    q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, *rest: Any, **named: Any
+) -> Geometry | None:
+    if mask is not None or dropout or named.get("attn_mask") is not None or "enable_gqa" in named:
+        return None
+    if any(type(t) is not RemoteTensor for t in (q, k, v)) or len(rest) > 1:
+        return None
+    x, y, z = q._geometry, k._geometry, v._geometry
+    if (
+        not x.dtype.is_floating_point
+        or not x.dtype == y.dtype == z.dtype
+        or not x.index == y.index == z.index
+    ):
+        return None
+    if len(x.size) != 4 or y.size[:-1] != z.size[:-1] or x.size[:2] != y.size[:2] or x.size[-1] != y.size[-1]:
+        return None
+    if 0 in x.size or 0 in z.size:
+        return None
+    return _new(q, (*x.size[:-1], z.size[-1]))

@@ -64,6 +64,11 @@ def test_rules_and_meta_kernels_agree(attached: object, data: Any) -> None:
         args = (first, data.draw(dims), data.draw(st.booleans()))
     elif func._schema.name == "aten::_safe_softmax":
         args = (first, data.draw(dims))
+    elif func._schema.name == "aten::scaled_dot_product_attention":
+        batch, length, past, width = (data.draw(st.integers(0, 3)) for _ in range(4))
+        args = tuple(
+            data.draw(tensors(st.just([batch, 2, n, width]), torch.float32)) for n in (length, past, past)
+        )
     elif func._schema.name in ("aten::mm", "aten::bmm"):
         args = (first, data.draw(tensors()))
     elif len(func._schema.arguments) > 1 and func._schema.arguments[1].name == "other":
