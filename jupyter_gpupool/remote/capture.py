@@ -137,7 +137,9 @@ def _install() -> None:
         function = getattr(torch, name)
         function = getattr(function, "__wrapped__", function)
         ours = pinning.taking_pin_memory(function)
-        rules[function] = rules[ours] = rules.get(function) or rules[ours]
+        rule = rules.get(function) or rules.get(ours)
+        if rule is not None:
+            rules[function] = rules[ours] = rule
 
 
 _install()
