@@ -73,8 +73,8 @@ class PoolService(LoggingConfigurable):
         self._tasks: set[asyncio.Task] = set()
         self._ticker: asyncio.Task | None = None
         self._stopping = False
-        #: told of every lease whose state changed, in the event loop's thread
-        self.listeners: list[Callable[[Lease], None]] = []
+        self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._states: dict[str, LeaseState] = {}  # of live leases, as listeners were last told
 
     # -- life
 
@@ -89,6 +89,7 @@ class PoolService(LoggingConfigurable):
             await self.engine.start(self._worker_ended)
             servers = await self.engine.servers()
             live = await self._call(self._manager.leases)
+            self._states = {lease.id: lease.state for lease in live}
             adopted = await self.engine.adopt([lease for lease in live if lease.state.holds])
             await self._settled()  # how workers ended while no pool ran is to be known before who is lost
             manager = self._manager
@@ -266,6 +267,14 @@ class PoolService(LoggingConfigurable):
         """Whether nobody holds or waits for anything."""
         return not await self._call(self._need().leases)
 
+    def listen(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """Have every lease's change of state told, in the event loop's thread, until the answer is called.
+
+        A change is ``{"type": "lease", "lease": Lease.to_json(), "previous": its state before, or None}``.
+        """
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback) if callback in self._listeners else None
+
     # -- how it works
 
     def _need(self) -> Manager:
@@ -292,10 +301,20 @@ class PoolService(LoggingConfigurable):
             self.log.info(
                 "Lease %s is %s%s", lease.id, lease.state.value, f": {lease.reason}" if lease.reason else ""
             )
-            for listener in self.listeners:
-                listener(lease)
+            self._tell(lease)
         if change.changed:
             self._wake()
+
+    def _tell(self, lease: Lease) -> None:
+        previous = self._states.pop(lease.id, None)
+        if not lease.state.ended:
+            self._states[lease.id] = lease.state
+        change = {"type": "lease", "lease": lease.to_json(), "previous": previous and previous.value}
+        for listener in list(self._listeners):
+            try:
+                listener(change)
+            except Exception:  # who watches must not disturb what is watched
+                self.log.exception("A listener failed on lease %s", lease.id)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
