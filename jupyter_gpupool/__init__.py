@@ -31,6 +31,19 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext jupyter_gpupool``"""
+    from .notebook import extension
+
+    extension.load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    from .notebook import extension
+
+    extension.unload(shell)
+
+
 def _jupyter_labextension_paths() -> list[dict[str, str]]:
     """Where the built labextension is, and the name under which JupyterLab knows it."""
     return [{"src": "labextension", "dest": "jupyter-gpupool"}]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from . import holder
+from .pool import models
 from .pool.errors import InvalidRequest
 from .pool.models import LeaseState
 from .remote.autoload import VARIABLE
-from .remote.specs import DeviceSpec
+from .remote.specs import AttachSpec, DeviceSpec
 
 __all__ = ["AlreadyAttached", "Lease", "attach"]
 
@@ -36,6 +37,8 @@ def attach(
     url: str | None = None,
     token: str | None = None,
     mode: str = "auto",
+    label: str = "attach()",
+    news: Callable[[models.Lease], None] = lambda lease: None,
 ) -> Lease:
     """Ask the pool for slices of ``num_gpus`` GPUs and make them this process's CUDA devices.
 
@@ -44,6 +47,7 @@ def attach(
     ``uuid``, ``index``, ``emulated``. Waits for its turn, at most ``timeout`` seconds; with ``wait=False`` not
     at all. ``url`` and ``token`` name the pool (default: GPUPOOL_URL and GPUPOOL_TOKEN, else the one this user
     runs, else one is started). ``mode``: "remote", "direct" (GPUs in this machine only) or "auto".
+    ``label`` is what others read of its use; ``news`` is called about once a second while it waits.
 
     It does not matter whether torch has been imported before. The lease ends with :meth:`Lease.release`, at
     the end of a ``with`` block, or with the process, however that ends.
@@ -68,9 +72,9 @@ def attach(
                 memory_mib=memory_mib,
                 filters=filters,
                 wait=wait,
-                label="attach()",
+                label=label,
             )
-            granted = holder.acquire(client, request, timeout_s=timeout)
+            granted = holder.acquire(client, request, news=news, timeout_s=timeout)
             try:
                 spec = holder.attach_spec(granted, secret, holder.attach_mode(mode, granted))
             except BaseException:
@@ -106,6 +110,11 @@ class Lease:
         return self._hold.spec.devices
 
     @property
+    def spec(self) -> AttachSpec:
+        """How its worker is reached."""
+        return self._hold.spec
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """The slices by the names that PyTorch knows them by: ``("gpupool:0", "gpupool:1")``."""
         kind = "cuda" if self._hold.spec.mode == "direct" else "gpupool"
@@ -136,6 +145,11 @@ class Lease:
             f"{name} {device.name} {device.limit_mib} MiB" for name, device in zip(self.devices, self.slices)
         )
         return f"<Lease {self.id} {self.state.value}: {what}>"
+
+
+def current() -> Lease | None:
+    """The lease that this process attached and has not released."""
+    return _current if _current is not None and not _current._hold.lost else None
 
 
 def _refuse_second() -> None:

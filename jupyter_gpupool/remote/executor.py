@@ -16,7 +16,7 @@ from .memory import host_bytes, rounded
 from .program import BadRecord, Geometry, Template, dtype_named, nbytes_of, numel, pair
 from .reports import report_call, report_of
 from .slices import Device, with_generator
-from .storages import Poisoned, Slot, within
+from .storages import Poisoned, Slot, Stray, within
 
 
 class Session:
@@ -61,13 +61,13 @@ class Session:
         self.device(index)
         return self._geometries.setdefault(geom, geom)
 
-    def _slot(self, id: int) -> Slot:
+    def _slot(self, id: Any) -> Slot:
+        if not isinstance(id, int):
+            raise BadRecord(f"a storage numbered {id!r}")
         try:
             return self.storages[id]
-        except (KeyError, TypeError):
-            raise BadRecord(
-                "a tensor that this lease does not hold; is it from a lease that has ended?"
-            ) from None
+        except KeyError:
+            raise Stray() from None
 
     # -- the loop
 

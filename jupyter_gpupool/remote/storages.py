@@ -15,6 +15,19 @@ class Poisoned(Exception):
         self.report = report
 
 
+class Stray(Poisoned):
+    """A tensor that this session does not hold: most likely one of a lease that has ended."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "operator": None,
+                "type": "RuntimeError",
+                "message": "a tensor of a lease that has ended: its elements are lost; make it anew",
+            }
+        )
+
+
 class Slot:
     """A storage: a tensor on all of it, and the views of it that were asked for so far."""
 

@@ -1,0 +1,149 @@
+"""The lease of this kernel, whoever asked for it: the notebook, or who started the kernel."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .. import face, holder
+from ..pool.errors import PoolError
+from ..pool.models import Lease
+from ..remote.autoload import VARIABLE
+from ..remote.specs import AttachSpec
+
+#: See jupyter/kernel_lease.py, which sets them.
+PENDING = "GPUPOOL_PENDING"
+PENDING_LEASE = "GPUPOOL_PENDING_LEASE"
+REFUSED = "GPUPOOL_REFUSED"
+
+
+def spec() -> AttachSpec | None:
+    """How this process reaches its lease; None while it has none."""
+    own = face.current()
+    if own is not None:
+        return own.spec
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return None
+    try:
+        return AttachSpec.from_json(Path(path).read_text())
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def lease_id() -> str | None:
+    """Of the lease that this kernel has or waits for."""
+    found = spec()
+    return found.lease_id if found is not None else os.environ.get(PENDING_LEASE)
+
+
+def known(client: Any) -> Lease | None:
+    """What the pool says of this kernel's lease."""
+    id = lease_id()
+    return client.lease(id) if id else None
+
+
+def release() -> None:
+    """Give back what this kernel has, or leave the queue. Raises PoolError."""
+    own = face.current()
+    if own is not None:
+        own.release()
+        return
+    id = lease_id()
+    for name in (VARIABLE, PENDING, PENDING_LEASE):
+        os.environ.pop(name, None)
+    if id is None:
+        return
+    session = sys.modules.get("jupyter_gpupool.remote.session")
+    if session is not None:
+        session.deactivate()
+    client, _ = holder.find_pool()
+    try:
+        client.release(id)
+    finally:
+        client.close()
+
+
+class Pending:
+    """Waits, beside the notebook, for a lease that was still queued when the kernel started."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._path = Path(os.environ[PENDING])
+        self.attached = threading.Event()
+        self._over = threading.Event()
+        threading.Thread(target=self._wait, name="gpupool-pending", daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _wait(self) -> None:
+        while not self._over.wait(0.25):
+            if PENDING not in os.environ:
+                return  # it was given up
+            if self._path.exists():
+                break
+        else:
+            return
+        try:
+            found = AttachSpec.from_json(self._path.read_text())
+            attach(found, str(self._path))
+        except (OSError, ValueError, RuntimeError) as e:
+            self._tell(f"[gpupool] The slices were granted, but cannot be attached: {e}")
+            return
+        self.attached.set()
+        self._tell(f"[gpupool] Attached: {describe(found)}")
+
+
+def attach(found: AttachSpec, path: str) -> None:
+    """Make a lease that somebody else holds this process's own, before or after ``import torch``."""
+    os.environ.pop(PENDING, None)
+    os.environ.pop(PENDING_LEASE, None)
+    os.environ[VARIABLE] = path
+    if found.mode == "direct":
+        os.environ["CUDA_VISIBLE_DEVICES"] = holder.visible_devices(found)
+    if "torch" in sys.modules:
+        from ..remote import session
+
+        session.activate(found)
+
+
+def describe(found: AttachSpec) -> str:
+    """``2 × Tesla V100-PCIE-32GB (emulated), 26008 MiB each: cuda:0, cuda:1``"""
+    names: dict[tuple[str, int], list[int]] = {}
+    for device in found.devices:
+        names.setdefault((device.name, device.limit_mib), []).append(device.index)
+    parts = []
+    for (name, mib), indices in names.items():
+        each = " each" if len(indices) > 1 else ""
+        devices = ", ".join(f"cuda:{k}" for k in indices)
+        parts.append(f"{len(indices)} × {name}, {mib} MiB{each}: {devices}")
+    return "; ".join(parts)
+
+
+def refusal() -> str:
+    """Why the kernel was started without the slices it was to have."""
+    return os.environ.get(REFUSED, "")
+
+
+def pool() -> tuple[Any, dict[str, Any]]:
+    """A client and what the pool says of itself; close the client. Raises PoolError."""
+    return holder.find_pool(say=lambda line: print(f"[gpupool] {line}"))
+
+
+__all__ = [
+    "Pending",
+    "PoolError",
+    "attach",
+    "describe",
+    "known",
+    "lease_id",
+    "pool",
+    "refusal",
+    "release",
+    "spec",
+]

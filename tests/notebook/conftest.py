@@ -1,0 +1,128 @@
+"""Real kernels, each of its own process, and a pool of this user's that they find."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from jupyter_gpupool.api import discovery
+from jupyter_gpupool.api.client import PoolClient
+
+pytest.importorskip("torch", reason="slices are for PyTorch programs")
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def pool_of_module() -> Iterator[PoolClient]:
+    """For tests that only ask and leave nothing behind."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="gpupool-notebook-") as home:
+        for kind in ("DATA", "RUNTIME", "CONFIG"):
+            os.environ[f"JUPYTER_{kind}_DIR"] = f"{home}/{kind}"
+            os.mkdir(f"{home}/{kind}", 0o700)
+        os.environ["IPYTHONDIR"] = f"{home}/ipython"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"],
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        while (address := discovery.find()) is None:
+            assert process.stderr.readline(), "the pool did not start"
+        with PoolClient(address.url, address.token) as client:
+            yield client
+        process.terminate()
+        process.wait(60)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def one_kernel(pool_of_module: PoolClient) -> Iterator[Kernel]:
+    kernel = Kernel()
+    kernel.run("%load_ext jupyter_gpupool")
+    yield kernel
+    kernel.stop()
+
+
+@pytest.fixture
+def pool(jupyter_home: Any, eventually: Callable[..., Any]) -> Iterator[PoolClient]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"],
+        stderr=subprocess.DEVNULL,
+    )
+    address = eventually(discovery.find, "the pool runs", deadline_s=120)
+    with PoolClient(address.url, address.token) as client:
+        yield client
+    process.terminate()
+    process.wait(60)
+
+
+class Kernel:
+    """A kernel and what its cells say."""
+
+    def __init__(self, **config: Any) -> None:
+        self.manager = KernelManager(kernel_name="gpupool-python3" if config else "python3")
+        if config:
+            metadata = self.manager.kernel_spec.metadata
+            metadata["kernel_provisioner"] = {"provisioner_name": "gpupool-provisioner", "config": config}
+        self.manager.start_kernel()
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def run(self, code: str) -> str:
+        """Everything the cell shows; plain text where there is HTML too."""
+        said: list[str] = []
+
+        def hear(message: dict) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                said.append(content["text"])
+            elif message["msg_type"] in ("execute_result", "display_data"):
+                said.append(content["data"]["text/plain"] + "\n")
+            elif message["msg_type"] == "error":
+                said.append("\n".join(content["traceback"]))
+
+        self.client.execute_interactive(code, timeout=120, output_hook=hear)
+        return _ANSI.sub("", "".join(said)).strip()
+
+    def start(self, code: str) -> str:
+        return self.client.execute(code)
+
+    def stop(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+        self.manager.cleanup_resources()
+
+
+@pytest.fixture
+def start_kernel(pool: PoolClient) -> Iterator[Callable[..., Kernel]]:
+    """Without arguments a plain kernel with %gpupool; with some, one that the provisioner gives those slices."""
+    started: list[Kernel] = []
+
+    def start(**config: Any) -> Kernel:
+        kernel = Kernel(**config)
+        started.append(kernel)
+        if not config:
+            assert kernel.run("%load_ext jupyter_gpupool") == ""
+        return kernel
+
+    yield start
+    for kernel in started:
+        kernel.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_loop_left() -> Iterator[None]:
+    yield
+    asyncio.set_event_loop(None)

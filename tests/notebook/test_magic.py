@@ -1,0 +1,202 @@
+"""%gpupool in a real kernel: slices without a restart, and one readable line for every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jupyter_gpupool.api.client import PoolClient
+
+Kernel = Any
+Start = Callable[..., Kernel]
+PREPARE = "import torch\nnet = torch.nn.Linear(3, 2)\nbefore = net.weight.detach().clone()"
+
+
+def granted(pool: PoolClient) -> list[int]:
+    """MiB of each GPU."""
+    return [gpu["granted_mib"] for server in pool.pool()["servers"] for gpu in server["gpus"]]
+
+
+def test_a_running_kernel_gets_slices_and_gives_them_back_without_losing_anything(
+    start_kernel: Start, pool: PoolClient
+) -> None:
+    kernel = start_kernel()
+    kernel.run(PREPARE)
+    assert "no GPU" in kernel.run("%gpupool")
+    said = kernel.run("%gpupool request -n 2 -p 0.8")
+    assert said == "2 × Tesla V100-PCIE-32GB (emulated), 26008 MiB each: cuda:0, cuda:1"
+    assert granted(pool) == [26008, 26008]
+    assert kernel.run("torch.cuda.device_count(), torch.equal(net.weight, before)") == "(2, True)"
+    kernel.run(
+        "net = net.cuda(); optimizer = torch.optim.Adam(net.parameters())\n"
+        "x = torch.ones(4, 3, device='cuda:1'); row = x[1]\n"
+        "net(x.to('cuda:0')).sum().backward(); optimizer.step()"
+    )
+    status = kernel.run("%gpupool status")
+    assert "Active" in status and "26008" in status and "cuda:1" in status
+    assert "this notebook 26008 MiB" in kernel.run("%gpupool gpus")
+    said = kernel.run("%gpupool release")
+    assert said.startswith("Released; moved to the CPU: ") and "net" in said and "x" in said
+    assert granted(pool) == [0, 0]
+    assert kernel.run("torch.cuda.is_available(), net.weight.device.type, row.device.type") == (
+        "(False, 'cpu', 'cpu')"
+    )
+    assert kernel.run("x.fill_(3); row.tolist()") == "[3.0, 3.0, 3.0]", "a view still is one"
+    assert (
+        kernel.run("net(x).sum().backward(); optimizer.step(); torch.isfinite(net.weight).all().item()")
+        == "True"
+    )
+    assert "26008" not in kernel.run("%gpupool request -m 100") and granted(pool) == [100, 0]
+    assert "RELEASED" in kernel.run("%gpupool history")
+
+
+def test_what_cannot_be_moved_is_named_and_nothing_is_lost_without_force(start_kernel: Start) -> None:
+    kernel = start_kernel()
+    kernel.run("import torch")
+    kernel.run("%gpupool request -p 0.1")
+    kernel.run("w = torch.ones(3, device='cuda', requires_grad=True); y = (w * 2).exp(); loss = y.sum()")
+    said = kernel.run("%gpupool release")
+    assert said.startswith("UsageError: ") and "(y)" in said and "--force" in said and "\n" not in said
+    assert (
+        kernel.run("y.tolist() == [torch.tensor(2.).exp().item()] * 3, torch.cuda.is_available()")
+        == "(True, True)"
+    )
+    assert "Released" in kernel.run("%gpupool release --force")
+
+
+def test_tensors_of_a_lease_that_has_ended_do_not_harm_the_next(start_kernel: Start) -> None:
+    kernel = start_kernel()
+    kernel.run("import torch")
+    kernel.run("%gpupool request -p 0.1")
+    kernel.run("old = torch.ones(3, device='cuda')")
+    assert "lost with it: 1 tensor, 12 bytes (old)" in kernel.run("%gpupool release --drop")
+    kernel.run("%gpupool request -p 0.1")
+    assert "a lease that has ended" in kernel.run("(old + torch.ones(3, device='cuda')).sum().item()")
+    assert kernel.run("torch.ones(2, device='cuda').sum().item()") == "2.0"
+
+
+def test_a_cell_that_holds_its_own_slice(start_kernel: Start, pool: PoolClient) -> None:
+    kernel = start_kernel()
+    said = kernel.run(
+        "%%gpupool -n 1 -p 0.25\nimport torch\nz = torch.ones(2, device='cuda') * 2\n"
+        "print(torch.cuda.get_device_name())\nz"
+    )
+    assert "V100-PCIE-32GB (emulated), 8127 MiB: cuda:0" in said
+    assert "tensor([2., 2.], device='cuda:0')" in said and "Released; moved to the CPU" in said
+    assert granted(pool) == [0, 0]
+    assert kernel.run("z.device.type, z.tolist()") == "('cpu', [2.0, 2.0])"
+    said = kernel.run("%%gpupool -p 0.25\n1 / 0")
+    assert said.count("Traceback") == 1 and "Released" in said
+    assert granted(pool) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("request -n 9", "9 GPUs asked for, but the pool has 2"),
+        ("request -n 0", "at least 1"),
+        ("request -p 1.5", "above 0 and at most 1"),
+        ("request -p nan", "above 0 and at most 1"),
+        ("request -p 0.5 -m 100", "not both"),
+        ("request -m 99999999", "99999999 MiB"),
+        ("request -n two", "invalid int value: 'two'"),
+        ("request --filter V100", "write it as name=V100"),
+        ("request --filter name=H999", "H999"),
+        ("request --frobnicate", "unrecognized arguments: --frobnicate"),
+        ("frobnicate", "no such command; there are request"),
+        ("release", "has no slices and waits for none"),
+        ("wait", "waits for nothing"),
+        ("history -n many", "invalid int value"),
+    ],
+)
+def test_mistakes(one_kernel: Kernel, pool_of_module: PoolClient, line: str, answer: str) -> None:
+    said = one_kernel.run(f"%gpupool {line}")
+    assert said.startswith("UsageError: ") and answer in said
+    assert "\n" not in said and "Traceback" not in said
+    assert pool_of_module.leases() == []
+
+
+def test_help_and_completion(one_kernel: Kernel) -> None:
+    assert "%gpupool request" in one_kernel.run("%gpupool --help")
+    assert "--partial" in one_kernel.run("%gpupool request --help")
+
+    def completed(text: str) -> list[str]:
+        id = one_kernel.client.complete(text)
+        while True:
+            reply = one_kernel.client.get_shell_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") == id:
+                return reply["content"]["matches"]
+
+    assert "request" in completed("%gpupool re") and "release" in completed("%gpupool re")
+    assert "--partial" in completed("%gpupool request --pa")
+
+
+def test_it_waits_for_its_turn_and_an_interrupt_leaves_the_queue(
+    start_kernel: Start, pool: PoolClient, eventually: Callable
+) -> None:
+    first, second = start_kernel(), start_kernel()
+    first.run("%gpupool request -n 2")
+    second.start("%gpupool request -p 0.5")
+    eventually(lambda: [x.position for x in pool.leases() if x.position], "it waits")
+    second.manager.interrupt_kernel()
+    eventually(lambda: len(pool.leases()) == 1, "it has left the queue")
+    second.start("%gpupool request -p 0.5")
+    eventually(lambda: [x.position for x in pool.leases() if x.position], "it waits again")
+    first.run("%gpupool release")
+    eventually(lambda: granted(pool)[0] == 16255, "its turn has come")
+    assert "UsageError: 2 GPUs" in first.run("%gpupool request -n 2 --no-wait")
+    assert "no GPUs within 1 s: position 1" in first.run("%gpupool request -n 2 --timeout 1")
+
+
+def test_the_provisioner_lends_a_kernel_its_slices_for_all_restarts(
+    start_kernel: Start, pool: PoolClient
+) -> None:
+    kernel = start_kernel(num_gpus=1, partial=0.5)
+    lease = pool.leases()[0].id
+    assert "cuda:0" in kernel.run("%gpupool status"), "the magic is there"
+    assert kernel.run("import torch; torch.ones(2, device='cuda').sum().item()") == "2.0"
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    assert [x.id for x in pool.leases()] == [lease]
+    assert kernel.run("import torch; torch.ones(2, device='cuda').sum().item()") == "2.0"
+    assert "UsageError: this notebook has slices already" in kernel.run("%gpupool request")
+    assert "Released" in kernel.run("%gpupool release")
+    assert granted(pool) == [0, 0]
+    kernel.run("%gpupool request -p 0.25")
+    assert granted(pool) == [8127, 0]
+    assert kernel.run("torch.ones(2, device='cuda').sum().item()") == "2.0"
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_kernel_whose_slices_are_not_free_gets_them_in_its_turn(
+    start_kernel: Start, pool: PoolClient, imported: bool
+) -> None:
+    first = start_kernel(num_gpus=2)
+    second = start_kernel(num_gpus=1, partial=0.5)
+    if imported:
+        second.run("import torch")
+    assert "position 1 in the queue" in second.run("%gpupool status")
+    first.stop()
+    said = second.run("%gpupool wait --timeout 60")
+    assert "cuda:0" in said or "Attached" in said
+    assert second.run("import torch; torch.ones(2, device='cuda').sum().item()") == "2.0"
+    assert granted(pool) == [16255, 0]
+
+
+def test_a_kernel_can_leave_the_queue(start_kernel: Start, pool: PoolClient) -> None:
+    start_kernel(num_gpus=2)
+    second = start_kernel(num_gpus=1)
+    assert second.run("%gpupool release") == "Left the queue"
+    assert len(pool.leases()) == 1
+    assert "no GPU" in second.run("%gpupool")
+
+
+def test_a_wish_that_cannot_be_met_starts_the_kernel_and_says_so(
+    start_kernel: Start, pool: PoolClient
+) -> None:
+    kernel = start_kernel(num_gpus=7)
+    assert "7 GPUs asked for, but the pool has 2" in kernel.run("%gpupool")
+    assert pool.leases() == []
+    assert "cuda:0" in kernel.run("%gpupool request -p 0.1")
