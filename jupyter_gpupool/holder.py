@@ -89,11 +89,13 @@ def new_request(
 ) -> tuple[Request, str]:
     """A request with an id of its own, and the secret whose digest it carries.
 
-    Without ``partial`` and ``memory_mib`` it asks for whole GPUs. The pool checks the values.
+    Without ``partial`` and ``memory_mib`` it asks for whole GPUs. The pool checks the rest. Raises InvalidRequest.
     """
     secret = secrets.token_urlsafe(32)
     if partial is None and memory_mib is None:
         partial = 1.0
+    if partial is not None and not 0 < partial <= 1:  # what is no number has no JSON either
+        raise InvalidRequest(f"the fraction of a GPU must be above 0 and at most 1, not {partial:g}")
     request = Request(
         id=str(uuid.uuid4()),
         owner="",  # the pool knows who calls

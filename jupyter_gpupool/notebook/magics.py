@@ -236,7 +236,7 @@ class GPUPoolMagics(Magics):
         if left and not force:
             lost = live.summary(left, _shell(self).user_ns)
             raise UsageError(
-                f"{lost} cannot be moved to the CPU, most likely because autograd still needs them; "
+                f"{lost} cannot be moved to the CPU, because autograd or something else still refers to them; "
                 "delete what holds them, or release with --force and lose them"
             )
         return f"; moved to the CPU: {what}" if not left else f"; {len(left)} tensors were lost of {what}"
