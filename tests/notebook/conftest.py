@@ -99,6 +99,11 @@ class Kernel:
     def start(self, code: str) -> str:
         return self.client.execute(code)
 
+    def finish(self, started: str) -> None:
+        """Return when that cell has ended, however it did."""
+        while self.client.get_shell_msg(timeout=60)["parent_header"].get("msg_id") != started:
+            pass
+
     def stop(self) -> None:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
