@@ -55,10 +55,14 @@ class Lifeline:
 
     def _run(self) -> None:
         interval = max(0.2, self.spec.ttl_s / 4)
+        # Not select(): a Jupyter server with many kernels has more files open than that can name.
+        ready = select.poll()
+        ready.register(self._sock, select.POLLIN)
+        ready.register(self._wake, select.POLLIN)
         try:
             while not self._released.is_set():
-                ready, _, _ = select.select([self._sock, self._wake], [], [], interval)
-                if self._sock in ready:
+                descriptors = [descriptor for descriptor, _ in ready.poll(interval * 1000)]
+                if self._sock.fileno() in descriptors:
                     kind, header, _ = wire.receive(self._sock)
                     if kind is wire.Kind.BYE:
                         self._lose(str(header.get("message", "the worker ended")))
