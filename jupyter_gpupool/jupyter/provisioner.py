@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jupyter_client.provisioning import LocalProvisioner
-from tornado.web import HTTPError
+from jupyter_client.provisioning import KernelProvisionerBase, LocalProvisioner
 from traitlets import Bool, Dict, Float, Int
 
 from ..pool.errors import InvalidRequest, PoolError
-from .kernel_lease import LEASE, PENDING, PENDING_LEASE, REFUSED, KernelLease
-from .wishes import Wish, of_notebook, parse, wishes
+from . import contract
+from .wishes import FIELDS, Wish, of_notebook, parse, wishes
+
+if TYPE_CHECKING:
+    from .kernel_lease import KernelLease
 
 #: Where Jupyter Server says which notebook a kernel is for.
 _SESSION = "JPY_SESSION_NAME"
@@ -29,82 +30,83 @@ class GPUPoolProvisioner(LocalProvisioner):
     has them attached when its turn comes, unless it says ``require``.
     """
 
-    num_gpus = Int(0, help="How many GPUs. 0 (the default): none.", config=True)
+    num_gpus = Int(0, help="How many GPUs. 0 (the default): none.").tag(config=True)
     partial = Float(
         None,
         allow_none=True,
         help="Which share of each GPU's memory, above 0 and at most 1. None (the default): all of it, or memory_mib.",
-        config=True,
-    )
+    ).tag(config=True)
     memory_mib = Int(
         None,
         allow_none=True,
         help="How many MiB of each GPU's memory, instead of a share. None (the default): see partial.",
-        config=True,
-    )
-    filters = Dict(help='Which GPUs, such as {"name": "V100"}. Empty (the default): any.', config=True)
+    ).tag(config=True)
+    filters = Dict(help='Which GPUs, such as {"name": "V100"}. Empty (the default): any.').tag(config=True)
     require = Bool(
         False,
         help="Whether the kernel shall not start without its GPUs. By default it starts, and gets them in its turn.",
-        config=True,
-    )
+    ).tag(config=True)
     grace_s = Float(
-        5.0,
-        help="How long a dead kernel may take to be restarted before its GPUs are given back, in seconds.",
-        config=True,
-    )
+        10.0,
+        min=0.0,
+        help="Seconds that a kernel which died may take to be started again before its GPUs are given back.",
+    ).tag(config=True)
 
-    _lease: KernelLease | None = None
-    _watch: asyncio.Task | None = None
+    def __init__(self, **kwargs: Any) -> None:
+        # The kernelspec's own words come as arguments: what is wrong with them is for the kernel's user to
+        # read at its start, not for whoever happens to make this object.
+        written = {k: kwargs.pop(k) for k in list(kwargs) if k not in _OF_JUPYTER}
+        self._spec_fault: InvalidRequest | None = None
+        try:
+            grace_s = written.pop("grace_s", None)
+            if grace_s is not None:
+                kwargs["grace_s"] = _seconds(grace_s)
+            wish = parse(written, "the kernelspec")
+            if wish is not None:
+                kwargs.update(wish.to_json())
+        except InvalidRequest as e:
+            self._spec_fault = e
+        super().__init__(**kwargs)
+        self._lease: KernelLease | None = None
+        self._wish: Wish | None = None
+        self._notebook = ""
 
     # -- the kernel's life
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        kwargs = await super().pre_launch(**kwargs)
-        environment = kwargs.setdefault("env", dict(os.environ))
-        for name in (LEASE, PENDING, PENDING_LEASE, REFUSED):
-            environment.pop(name, None)  # the server's own are none of the kernel's
-        self._unwatch()
-        if self._lease is not None and self._lease.ended:
-            await self._release()
-        if self._lease is None:
-            try:
-                wish = self._wish(environment)
-            except InvalidRequest as e:
-                environment[REFUSED] = str(e)
-                self.log.warning("No GPU for kernel %s: %s", self.kernel_id, e)
-                if self.require:
-                    raise _unavailable(e) from None
-                wish = None
-            if wish is not None:
-                await self._begin(wish)
-        if self._lease is not None:
-            environment.update(self._lease.environment())
-        if {LEASE, PENDING, REFUSED} & set(environment):
-            kwargs["cmd"] = _with_extension(kwargs.get("cmd"))
+        self._notebook = (kwargs.get("env") or os.environ).get(_SESSION, "")
+        try:
+            environment = await self._prepare()
+            kwargs = await super().pre_launch(**kwargs)
+        except BaseException:
+            await self._release()  # nobody will call cleanup
+            raise
+        for name in contract.ALL:
+            kwargs["env"].pop(name, None)  # the server's own are none of the kernel's
+        if environment:
+            kwargs["env"].update(environment)
+            kwargs["cmd"] = _with_magic(kwargs["cmd"])
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         try:
             connection = await super().launch_kernel(cmd, **kwargs)
         except BaseException:
-            await self._release()  # nobody will call cleanup
+            await self._release()  # as above
             raise
-        if self._lease is not None:
-            self._watch = asyncio.ensure_future(self._watch_process())
+        if self._lease is not None and self.pid is not None:
+            self._lease.watch(self.pid, self.grace_s)
         return connection
 
     async def cleanup(self, restart: bool = False) -> None:
         await super().cleanup(restart=restart)
         if not restart:
             await self._release()
-        elif self._lease is not None and self._watch is None:
-            self._watch = asyncio.ensure_future(self._watch_process())
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         info = await super().get_provisioner_info()
         if self._lease is not None:
-            info["gpupool"] = {"lease": self._lease.id, "wish": self._lease.wish.asked()}
+            info["gpupool"] = {"lease": self._lease.id, "wish": self._lease.wish.to_json()}
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict) -> None:
@@ -113,82 +115,92 @@ class GPUPoolProvisioner(LocalProvisioner):
         saved = provisioner_info.get("gpupool")
         if isinstance(saved, dict):
             try:
-                self._saved = parse(saved.get("wish"), "the kernel's saved state")
+                self._wish = parse(saved.get("wish"), "the kernel's saved state")
             except InvalidRequest as e:
                 self.log.warning("Kernel %s: %s", self.kernel_id, e)
 
     # -- its lease
 
-    _saved: Wish | None = None
+    async def _prepare(self) -> dict[str, str]:
+        """The environment that this start of the kernel is to have. Raises KernelRefused."""
+        lease = self._lease
+        if lease is not None:
+            lease.unwatch()
+            if not lease.ended:
+                await asyncio.to_thread(lease.refresh)
+                return lease.environment()
+            await self._release()
+        try:
+            wish = await self._find_wish()
+            if wish is None:
+                return {}
+            self._wish = wish
+            await self._begin(wish)
+        except PoolError as e:
+            raise _refused(e) from None
+        assert self._lease is not None
+        return self._lease.environment()
 
-    def _wish(self, environment: dict[str, str]) -> Wish | None:
+    async def _find_wish(self) -> Wish | None:
         if self.kernel_id is not None and wishes.knows(self.kernel_id):
             return wishes.take(self.kernel_id)
-        if self._saved is not None:
-            return self._saved
-        notebook = environment.get(_SESSION)
-        wish = of_notebook(notebook) if notebook else None
-        if wish is not None:
-            return wish
-        return parse(
-            {
-                "num_gpus": self.num_gpus,
-                "partial": self.partial,
-                "memory_mib": self.memory_mib,
-                "filters": dict(self.filters),
-                "require": self.require,
-            },
-            "the kernelspec",
-        )
+        if self._wish is not None:
+            return self._wish
+        if self._notebook.endswith(".ipynb"):
+            said, wish = await asyncio.to_thread(of_notebook, self._notebook)
+            if said:
+                return wish
+        if self._spec_fault is not None:
+            raise self._spec_fault
+        return parse({name: getattr(self, name) for name in FIELDS}, "the kernelspec")
 
     async def _begin(self, wish: Wish) -> None:
-        name = os.environ.get(_SESSION) or ""
-        label = f"kernel {self.kernel_id}" + (f" {Path(name).name}" if name else "")
+        from .kernel_lease import KernelLease  # a kernel that asks for nothing does not pay for it
+
+        name = os.path.basename(self._notebook) or f"kernel {str(self.kernel_id)[:8]}"
+        label = "".join(c if c.isprintable() else "?" for c in name)[:80]
         lease = self._lease = KernelLease(wish, label, lambda line: self.log.warning("%s", line))
-        try:
-            await asyncio.to_thread(lease.begin)
-        except BaseException:
-            await self._release()
-            raise
-        refusal = lease.refusal
-        if wish.require and refusal is not None:
-            await self._release()
-            raise _unavailable(refusal)
+        await asyncio.to_thread(lease.begin)
 
     async def _release(self) -> None:
-        self._unwatch()
         lease, self._lease = self._lease, None
         if lease is not None:
             await asyncio.shield(asyncio.to_thread(lease.release))
 
-    async def _watch_process(self) -> None:
-        """A kernel that died and is not started again has no use for its GPUs, and nobody may say so."""
-        missing = 0.0
-        step = min(0.5, self.grace_s / 4)
-        while missing < self.grace_s:
-            await asyncio.sleep(step)
-            alive = self.process is not None and self.process.poll() is None
-            missing = 0.0 if alive else missing + step
-        self._watch = None
-        self.log.info("Kernel %s is gone; its GPUs are given back", self.kernel_id)
-        await self._release()
 
-    def _unwatch(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None and watch is not asyncio.current_task():
-            watch.cancel()
+#: What the factory hands over besides the kernelspec's configuration.
+_OF_JUPYTER = frozenset(KernelProvisionerBase.class_traits()) | {"connection_info"}
 
 
-def _with_extension(command: Any) -> Any:
-    """ipykernel's command, if it is one of this Python's, with %gpupool loaded."""
-    if not isinstance(command, list) or not command or "ipykernel_launcher" not in command:
-        return command
-    ours = os.path.realpath(command[0]) == os.path.realpath(sys.executable)
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6:
+        raise InvalidRequest(f"the kernelspec: grace_s is {str(value)[:40]!r}, not seconds from 0 up")
+    return float(value)
+
+
+def _with_magic(command: list[str]) -> list[str]:
+    """ipykernel's command, if it is one of this Python environment, with %gpupool loaded."""
+    import jupyter_gpupool
+
     flag = "--ext=jupyter_gpupool"
-    return [*command, flag] if ours and flag not in command else command
+    if not hasattr(jupyter_gpupool, "load_ipython_extension"):
+        return command
+    if not {"ipykernel_launcher", "ipykernel"} & set(command[1:3]) or flag in command:
+        return command
+    ours = os.path.dirname(os.path.abspath(command[0])) == os.path.dirname(os.path.abspath(sys.executable))
+    return [*command, flag] if ours else command
 
 
-def _unavailable(why: PoolError) -> HTTPError:
-    """What JupyterLab shows beneath "Error Starting Kernel"."""
-    message = f"The kernel wants a GPU and gets none: {why}"
-    return HTTPError(503, message, reason=message)
+def _refused(why: PoolError) -> Exception:
+    """What JupyterLab shows beneath "Error Starting Kernel", with a status of its own where it can have one."""
+    from tornado.web import HTTPError
+
+    class KernelRefused(HTTPError):
+        # Where sessions are started, this is all that becomes of it.
+        def __str__(self) -> str:
+            return str(self.reason)
+
+    line = f"The kernel was not started, for it cannot have the GPU it asks for: {why}"
+    line = " ".join(line.split()).encode("ascii", "replace").decode().replace("%", " per cent")
+    status = why.status if why.status in (400, 422) else 503
+    return KernelRefused(status, line, reason=line)

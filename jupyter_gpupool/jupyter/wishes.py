@@ -12,7 +12,7 @@ from typing import Any
 from ..pool.errors import InvalidRequest
 
 #: Field of a wish → the JSON types that it may have, in a kernelspec, a notebook or a request.
-_FIELDS: dict[str, tuple[type, ...]] = {
+FIELDS: dict[str, tuple[type, ...]] = {
     "num_gpus": (int,),
     "partial": (int, float),
     "memory_mib": (int,),
@@ -43,8 +43,12 @@ class Wish:
             "num_gpus": self.num_gpus,
             "partial": self.partial,
             "memory_mib": self.memory_mib,
-            "filters": self.filters,
+            "filters": dict(self.filters),
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """What :func:`parse` makes the same wish of."""
+        return {**self.asked(), "require": self.require}
 
 
 def parse(value: Any, source: str) -> Wish | None:
@@ -56,36 +60,38 @@ def parse(value: Any, source: str) -> Wish | None:
         return None
     if not isinstance(value, Mapping):
         raise InvalidRequest(f'{source}: a wish for GPUs looks like {{"num_gpus": 1, "partial": 0.5}}')
-    unknown = sorted(str(k) for k in set(value) - set(_FIELDS))
+    unknown = sorted(str(k) for k in set(value) - set(FIELDS))
     if unknown:
-        raise InvalidRequest(f"{source}: unknown field {unknown[0][:40]!r}; known are {', '.join(_FIELDS)}")
+        raise InvalidRequest(f"{source}: unknown field {unknown[0][:40]!r}; known are {', '.join(FIELDS)}")
     fields: dict[str, Any] = {}
     for name, given in value.items():
         if given is None:
             continue
-        kinds = _FIELDS[name]
+        kinds = FIELDS[name]
         if not isinstance(given, kinds) or (isinstance(given, bool) and bool not in kinds):
             raise InvalidRequest(f"{source}: {name} is a {type(given).__name__}, not {kinds[-1].__name__}")
         fields[name] = given
     filters = fields.get("filters", {})
     if not all(isinstance(k, str) and isinstance(v, str) for k, v in filters.items()):
         raise InvalidRequest(f"{source}: filters maps names to text")
-    if fields.get("num_gpus") == 0:
+    if not fields or fields.get("num_gpus") == 0:
         return None
     return Wish(**fields, source=source)
 
 
-def of_notebook(path: str) -> Wish | None:
-    """What the metadata of the notebook at ``path`` asks for (key ``gpupool``), if it can be read and does."""
+def of_notebook(path: str) -> tuple[bool, Wish | None]:
+    """Whether the metadata of the notebook at ``path`` says anything (key ``gpupool``), and what it asks for.
+
+    Raises InvalidRequest where what it says makes no sense.
+    """
     file = Path(path)
     try:
-        if file.suffix != ".ipynb" or file.stat().st_size > _MAX_NOTEBOOK:
-            return None
-        metadata = json.loads(file.read_text(encoding="utf-8")).get("metadata", {})
-        value = metadata.get("gpupool")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None  # a notebook that nobody can read asks for nothing
-    return parse(value, f"the metadata of {file.name}")
+        if file.stat().st_size > _MAX_NOTEBOOK:
+            return False, None
+        value = json.loads(file.read_text(encoding="utf-8"))["metadata"]["gpupool"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False, None  # a notebook that nobody can read asks for nothing
+    return value is not None, parse(value, f"the metadata of {file.name}")
 
 
 class Wishes:

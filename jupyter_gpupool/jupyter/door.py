@@ -1,0 +1,8 @@
+"""The way into the pool that this very process hosts, for its own threads."""
+
+from __future__ import annotations
+
+from ..api.discovery import PoolAddress
+
+#: Set while a pool is hosted here, whether or not others may find it.
+address: PoolAddress | None = None

@@ -1,0 +1,96 @@
+"""Pools of emulated GPUs and installed kernelspecs, for tests that start kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jupyter_gpupool.api import discovery
+from jupyter_gpupool.api.client import PoolClient
+
+#: Not the name that the package installs it by: an environment's kernelspecs go before a user's.
+KERNEL = "as-installed"
+
+
+@pytest.fixture
+def kernelspec(jupyter_home: Path, project_root: Path) -> Callable[..., str]:
+    """``kernelspec(name=..., **config)`` installs a kernelspec whose provisioner is configured so; its name.
+
+    Without arguments it is the one that the package installs.
+    """
+
+    def install(name: str = KERNEL, **config: Any) -> str:
+        spec = json.loads((project_root / "jupyter_gpupool/jupyter/kernelspec/kernel.json").read_text())
+        if config:
+            spec["metadata"]["kernel_provisioner"]["config"] = config
+        folder = jupyter_home / "data" / "kernels" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "kernel.json").write_text(json.dumps(spec))
+        return name
+
+    return install
+
+
+@pytest.fixture
+def start_pool(eventually: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., PoolClient]]:
+    """Starts a pool in a process of its own that this test's kernels find; returns a client of it."""
+    running: list[tuple[subprocess.Popen, PoolClient]] = []
+
+    def start(*options: str) -> PoolClient:
+        ledger = f"--db-url=sqlite:///{tmp_path / 'pool.sqlite'}"
+        command = [sys.executable, "-m", "jupyter_gpupool.api.server", "--port=0", "--emulate", ledger]
+        process = subprocess.Popen([*command, *options], start_new_session=True)
+
+        def published() -> discovery.PoolAddress | None:
+            assert process.poll() is None, "the pool ended at its start"
+            address = discovery.find()
+            return address if address is not None and address.pid == process.pid else None
+
+        address = eventually(published, "the pool answers")
+        client = PoolClient(address.url, address.token)
+        running.append((process, client))
+        return client
+
+    yield start
+    for process, client in running:
+        client.close()
+        process.terminate()
+    for process, _ in running:
+        process.wait(60)
+
+
+@pytest.fixture
+def pool(start_pool: Callable[..., PoolClient]) -> PoolClient:
+    """A pool of one emulated GPU."""
+    return start_pool("--LocalEngine.emulated_count=1")
+
+
+@pytest.fixture
+def workers_of() -> Callable[[PoolClient], list[int]]:
+    """The processes of a pool's live leases."""
+    return lambda pool: [lease.worker.pid for lease in pool.leases() if lease.worker is not None]
+
+
+@pytest.fixture(autouse=True)
+def no_kernel_is_left(jupyter_home: Path, eventually: Callable[..., Any]) -> Iterator[None]:
+    """Every kernel that a test started has ended with it: they are told by their connection files."""
+    yield
+    runtime = os.fspath(jupyter_home / "runtime")
+
+    def kernels() -> list[psutil.Process]:
+        return [
+            p
+            for p in psutil.process_iter(["cmdline", "status"])
+            if p.info["status"] != psutil.STATUS_ZOMBIE
+            and any(word.startswith(runtime) for word in p.info["cmdline"] or [])
+        ]
+
+    eventually(lambda: not kernels(), "no kernel is left")
