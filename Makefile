@@ -27,7 +27,7 @@ help:
 	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
 	@echo "make lab          JupyterLab with the pool"
 	@echo "make test         every test"
-	@echo "make conformance  every sample of PyTorch's operator suite against the CPU; takes an hour"
+	@echo "make conformance  every sample of PyTorch's operator suite against the CPU, and make programs; half an hour"
 	@echo "make programs     transformers, accelerate, lightning, torchmetrics and skorch on leased GPUs"
 	@echo "make lint         ruff, mypy, prettier, eslint"
 	@echo "make bench        measure, and write what was measured as JSON"
@@ -49,7 +49,7 @@ lint: $(STAMP)
 	jlpm lint
 
 # The libraries of the extra `programs` come with everything they need; PyTorch stays as it is.
-conformance: $(STAMP)
+conformance: programs
 	python -m benchmarks.conformance.sweep $(ARGS)
 
 programs: $(STAMP)

@@ -15,6 +15,7 @@ import torch
 
 from . import handshake, wire
 from .executor import Session
+from .incoming import Frame, Incoming
 from .program import BadRecord
 from .slices import Device
 from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELEASED, EXIT_STOPPED, WorkerSpec
@@ -155,11 +156,12 @@ class Worker:
             answer=lambda header, payload: send(wire.Kind.VALUE, header, payload),
             complain=lambda report: send(wire.Kind.ERROR, report),
         )
+        incoming = Incoming(sock, max(d.limit_mib for d in self.spec.devices) << 20)
         with self._lock:
             self._sessions.add(sock)
         try:
             with torch.inference_mode():
-                self._loop(sock, session)
+                self._loop(sock, session, incoming)
         except (BadRecord, wire.WireError) as e:
             try:
                 send(wire.Kind.BYE, {"message": f"the worker ended this session: {e}"})
@@ -168,31 +170,39 @@ class Worker:
         except (ConnectionError, OSError):
             pass  # the client is gone
         finally:
+            incoming.close()
             session.close()
             with self._lock:
                 self._sessions.discard(sock)
 
-    def _loop(self, sock: socket.socket, session: Session) -> None:
+    def _loop(self, sock: socket.socket, session: Session, incoming: Incoming) -> None:
         while True:
-            kind, header, length = wire.receive(sock)
-            if kind is wire.Kind.RECORDS and not length:
-                session.run(header)
-            elif kind is wire.Kind.UPLOAD:
-                self._upload(sock, session, header, length)
-            elif kind is wire.Kind.BYE:
+            frame = incoming.next()
+            if frame.kind is wire.Kind.RECORDS and not frame.length:
+                with incoming.meanwhile():
+                    session.run(frame.header)
+            elif frame.kind is wire.Kind.UPLOAD:
+                self._upload(sock, session, frame)
+            elif frame.kind is wire.Kind.BYE:
                 return
-            elif kind is not wire.Kind.PING:
-                raise wire.WireError(f"unexpected {kind.name}")
+            elif frame.kind is not wire.Kind.PING:
+                raise wire.WireError(f"unexpected {frame.kind.name}")
 
-    def _upload(self, sock: socket.socket, session: Session, header: Any, length: int) -> None:
+    def _upload(self, sock: socket.socket, session: Session, frame: Frame) -> None:
+        """Straight into the tensor where the elements are still in the connection."""
         try:
-            id, geom = header
+            id, geom = frame.header
         except (TypeError, ValueError):
             raise BadRecord("an upload that names no tensor") from None
-        limit = max(d.limit_mib for d in self.spec.devices) << 20
-        if length > limit:
-            raise BadRecord(f"an upload of {length} bytes to a slice of {limit}")
-        session.upload(id, geom, length, lambda view: wire.receive_into(sock, view))
+        payload = frame.payload
+
+        def receive(view: memoryview) -> None:
+            if payload is None:
+                wire.receive_into(sock, view)
+            elif len(view):
+                torch.frombuffer(view, dtype=torch.uint8).copy_(payload)
+
+        session.upload(id, geom, frame.length, receive)
 
     # -- what others are told
 

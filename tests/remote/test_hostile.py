@@ -192,7 +192,11 @@ class TestWhatTheWorkerRefuses:
         with connected(worker.spec) as other:  # type: ignore[attr-defined]
             wire.send(other, wire.Kind.RECORDS, [records.ALLOCATE, 1, 16, 0, records.WAIT, -1])
             wire.receive(other)
-            self.refused(worker, [records.READ, 1, [[1], [1], 0, "uint8", 0]], "does not hold")
+            with connected(worker.spec) as sock:  # type: ignore[attr-defined]
+                wire.send(sock, wire.Kind.RECORDS, [records.READ, 1, [[1], [1], 0, "uint8", 0]])
+                kind, header, length = wire.receive(sock)
+        assert kind is wire.Kind.VALUE and not length
+        assert "a lease that has ended" in header["failed"]["message"]
 
     def test_a_file_is_not_opened(self, worker: object, tmp_path: Path) -> None:
         secret = tmp_path / "secret"
