@@ -74,5 +74,15 @@ class Sites:
 def _shown(code: CodeType, at: int) -> str:
     line = next((n for start, end, n in code.co_lines() if start <= at < end and n), code.co_firstlineno)
     text = linecache.getline(code.co_filename, line).strip()
-    where = f'  File "{code.co_filename}", line {line}, in {code.co_name}'
+    cell = _cell(code.co_filename)
+    where = f"  {cell}" if cell else f'  File "{code.co_filename}"'
+    where += f", line {line}, in {code.co_name}"
     return f"{where}\n    {text}" if text else where
+
+
+def _cell(file: str) -> str:
+    """``Cell In[3]`` for the file that stands for a notebook's cell, as IPython's own tracebacks say."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    number = getattr(getattr(shell, "compile", None), "_filename_map", {}).get(file)
+    return f"Cell In[{number}]" if number is not None else ""

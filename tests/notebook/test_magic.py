@@ -205,3 +205,15 @@ def test_a_wish_that_cannot_be_met_starts_the_kernel_and_says_so(
     assert "7 GPUs asked for, but the pool has 2" in kernel.run("%gpupool")
     assert pool.leases() == []
     assert "cuda:0" in kernel.run("%gpupool request -p 0.1")
+
+
+def test_an_error_names_the_cell_and_the_line_that_called_the_operator(start_kernel: Start) -> None:
+    kernel = start_kernel()
+    kernel.run("import torch")
+    kernel.run("%gpupool request -p 0.1")
+    kernel.run(
+        "table = torch.nn.Embedding(3, 2).cuda()\nrows = torch.tensor([5], device='cuda')\nfound = table(rows)"
+    )
+    said = kernel.run("found.sum().item()")
+    assert "aten::embedding.default(float32[3, 2], int64[1]) on the gpupool device, called at" in said
+    assert "Cell In[4], line 3, in <module>\n    found = table(rows)" in said
