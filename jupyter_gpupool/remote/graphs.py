@@ -84,6 +84,8 @@ class Graph:
 class Kind:
     """A graph for one combination of inputs, as the worker knows it."""
 
+    id: int | None = None
+
     def __init__(self, gm: GraphModule, args: tuple, stream: Stream, inductor: bool | None) -> None:
         walk = _Walk(gm, args)
         self._stream = stream
@@ -93,11 +95,13 @@ class Kind:
         self._returned = walk.returned
         self._index = walk.index
         self.peak = walk.peak
-        self.id = next(_numbers)
-        stream.push((DEFINE_GRAPH, self.id, {**walk.wire(), "inductor": inductor}))
+        number = next(_numbers)
+        stream.push((DEFINE_GRAPH, number, {**walk.wire(), "inductor": inductor}))
+        self.id = number
 
     def __del__(self) -> None:
-        self._stream.buffer.extend((FREE_GRAPH, self.id))
+        if self.id is not None:
+            self._stream.buffer.extend((FREE_GRAPH, self.id))
 
     def call(self, args: tuple) -> list[Any]:
         stream = self._stream
