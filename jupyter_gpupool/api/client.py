@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -94,6 +95,13 @@ class PoolClient:
 
     def release(self, lease_id: str) -> Lease:
         return _lease(self._call("DELETE", f"/leases/{lease_id}"))
+
+    def history(
+        self, since: float | None = None, step: int | None = None, gpus: Sequence[str] | None = ()
+    ) -> dict[str, Any]:
+        """Utilisation over time, see docs/architecture.md; of ``gpus`` too, None for all."""
+        query = {"since": since, "step": step, "gpu": "all" if gpus is None else list(gpus)}
+        return self._call("GET", "/history", {k: v for k, v in query.items() if v is not None})
 
     def health(self) -> dict[str, Any]:
         """``{"status", "checks"}``; a pool that is failing answers too."""

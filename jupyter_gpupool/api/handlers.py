@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import re
 from dataclasses import asdict
 from typing import Any
@@ -84,6 +85,19 @@ class Calls(web.RequestHandler):
             raise InvalidRequest(f"{name}={text[:40]}: give seconds from 0 up")
         return min(value, MAX_WAIT_S)
 
+    def number(self, name: str) -> float | None:
+        """A query argument that is a finite number; None without it."""
+        text = self.get_query_argument(name, None)
+        if text is None:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) < 1e12:
+            raise InvalidRequest(f"{name}={text[:40]}: give a number of seconds")
+        return value
+
     def flag(self, name: str) -> bool:
         return self.get_query_argument(name, "0") in ("1", "true")
 
@@ -156,6 +170,19 @@ class HeartbeatCall(Calls):
         self.reply((await self.service.heartbeat(lease_id, self.scope())).to_json())
 
 
+class HistoryCall(Calls):
+    async def read(self) -> None:
+        gpus = self.get_query_arguments("gpu")
+        step = self.number("step")
+        self.reply(
+            await self.service.history(
+                self.number("since"),
+                None if step is None else math.ceil(step),
+                None if "all" in gpus else gpus[:64],
+            )
+        )
+
+
 class HealthCall(Calls):
     async def read(self) -> None:
         checks = await self.service.health()
@@ -179,6 +206,7 @@ _LEASE_ID = r"([0-9A-Za-z-]{1,64})"
 #: Path below PREFIX → the call.
 ROUTES: list[tuple[str, type[Calls]]] = [
     ("/pool", PoolCall),
+    ("/history", HistoryCall),
     ("/leases", LeasesCall),
     (f"/leases/{_LEASE_ID}", LeaseCall),
     (f"/leases/{_LEASE_ID}/heartbeat", HeartbeatCall),

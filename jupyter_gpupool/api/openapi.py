@@ -78,6 +78,34 @@ _LEASE = {
     },
 }
 
+
+def _column(kind: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": [kind, "null"]}}
+
+
+_COLUMNS = {
+    "memory_mib": _column("integer"),
+    "granted_mib": _column("integer"),
+    "used_mib": _column("integer"),
+    "busy": _column("number"),
+}
+
+_HISTORY = {
+    "type": "object",
+    "required": ["since", "until", "step", "times", "gpus", *_COLUMNS],
+    "properties": {
+        "since": {"type": "number"},
+        "until": {"type": "number"},
+        "step": {"type": "integer", "minimum": 1},
+        "times": {"type": "array", "items": {"type": "integer"}},
+        **_COLUMNS,
+        "gpus": {
+            "type": "object",
+            "additionalProperties": {"type": "object", "properties": _COLUMNS},
+        },
+    },
+}
+
 _ERROR = {
     "type": "object",
     "required": ["error", "message"],
@@ -136,6 +164,26 @@ def document() -> dict[str, Any]:
                     "operationId": "getPool",
                     "summary": "Servers, GPUs, slices, queue",
                     "responses": _answers("The pool", None, 503),
+                }
+            },
+            "/history": {
+                "get": {
+                    "operationId": "getHistory",
+                    "summary": "Utilisation over time, for a chart: columns over a regular grid, null in gaps",
+                    "parameters": [
+                        _query("since", {"type": "number"}, "Seconds since the epoch; default: an hour ago."),
+                        _query(
+                            "step",
+                            {"type": "number", "minimum": 1},
+                            "Seconds; more where samples are coarser.",
+                        ),
+                        _query(
+                            "gpu",
+                            {"type": "array", "items": _TEXT},
+                            "Of these GPUs as well, by uuid; `all` for all.",
+                        ),
+                    ],
+                    "responses": _answers("The series", "History", 400, 503),
                 }
             },
             "/leases": {
@@ -199,6 +247,12 @@ def document() -> dict[str, Any]:
         },
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Request": _REQUEST, "Slice": _SLICE, "Lease": _LEASE, "Error": _ERROR},
+            "schemas": {
+                "History": _HISTORY,
+                "Request": _REQUEST,
+                "Slice": _SLICE,
+                "Lease": _LEASE,
+                "Error": _ERROR,
+            },
         },
     }

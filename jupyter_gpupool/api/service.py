@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from traitlets.config import LoggingConfigurable
 from .. import __version__
 from ..engines.local import LocalEngine
 from ..pool.errors import EngineFailure, PoolError
+from ..pool.history import History, Use
 from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
@@ -69,6 +70,7 @@ class PoolService(LoggingConfigurable):
         self._lock: LedgerLock | None = None
         self._ledger: Ledger | None = None
         self._manager: Manager | None = None
+        self._history: History | None = None
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._ticker: asyncio.Task | None = None
@@ -124,6 +126,7 @@ class PoolService(LoggingConfigurable):
 
     def _open(self) -> Manager:
         self._ledger = Ledger(self.db_url)
+        self._history = History(self._ledger)
         return Manager(self._ledger, ttl_s=self.ttl_s)
 
     async def _close(self) -> None:
@@ -230,6 +233,15 @@ class PoolService(LoggingConfigurable):
             lease.id if owner is None or lease.request.owner == owner else None for lease in snapshot.queue
         ]
         return {"version": __version__, "servers": servers, "queue": queue, "healthy": True}
+
+    async def history(
+        self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
+    ) -> dict[str, Any]:
+        """Utilisation since then (default: for an hour), as :meth:`History.series` has it."""
+        self._need()
+        assert self._history is not None
+        now = time.time()
+        return await self._call(self._history.series, now, now - 3600 if since is None else since, step, gpus)
 
     async def health(self) -> list[Check]:
         """Each check by name; a pool with one that is not ok should grant nothing important."""
@@ -357,11 +369,25 @@ class PoolService(LoggingConfigurable):
                 self.log.error("The end of lease %s cannot be recorded yet: %s", lease_id, e)
                 await asyncio.sleep(1.0)
 
+    async def _sample(self) -> None:
+        """Keep what the chart is drawn from, when its time has come."""
+        assert self._history is not None
+        now = time.time()
+        if self._history.due(now):
+            said = await self.pool(None)
+            uses = {
+                gpu["uuid"]: Use(gpu["memory_mib"], gpu["granted_mib"], gpu["used_mib"], gpu["busy"])
+                for server in said["servers"]
+                for gpu in server["gpus"]
+            }
+            await self._call(self._history.record, now, uses)
+
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             try:
                 self._follow(await self._call(self._need().tick))
+                await self._sample()
             except PoolError as e:
                 self.log.error("The pool cannot look after its leases: %s", e)
 

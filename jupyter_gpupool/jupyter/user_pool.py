@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -132,6 +132,11 @@ class UserPool(LoggingConfigurable):
     async def release(self, lease_id: str, owner: str | None) -> Lease:
         return await self._ask(lambda p: p.release(lease_id, self._owner(owner)))
 
+    async def history(
+        self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
+    ) -> dict[str, Any]:
+        return await self._ask(lambda p: p.history(since, step, gpus))
+
     async def health(self) -> list[Check]:
         return await self._ask(lambda p: p.health())
 
@@ -208,6 +213,11 @@ class _Joined:
 
     async def release(self, lease_id: str, owner: str | None) -> Lease:
         return await asyncio.to_thread(self._client.release, lease_id)
+
+    async def history(
+        self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
+    ) -> dict[str, Any]:
+        return await asyncio.to_thread(self._client.history, since, step, gpus)
 
     async def health(self) -> list[Check]:
         answer = await asyncio.to_thread(self._client.health)

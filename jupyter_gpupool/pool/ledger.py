@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Update, create_engine, make_url
+from sqlalchemy import URL, Connection, CursorResult, Engine, Executable, Update, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from . import sqlite
@@ -111,6 +111,10 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._execute = connection.execute
+
+    def execute(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
+        """For tables that are not about leases."""
+        return self._execute(statement, values)
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     CheckConstraint,
     Column,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -27,6 +29,7 @@ from sqlalchemy import (
 from .models import Lease, LeaseState, Request, Slice, WorkerAddress
 
 #: Raised by one with every change of the tables below, together with a step that brings older ones here.
+#: A new table needs neither: it is created where it is missing, and an older version leaves it alone.
 SCHEMA_VERSION = 1
 
 metadata = MetaData()
@@ -94,6 +97,19 @@ slices = Table(
     Column("total_mib", Integer, nullable=False),
     Column("emulated", Boolean, nullable=False),
     CheckConstraint("memory_mib >= 1 AND memory_mib <= total_mib", name="within_its_gpu"),
+)
+
+#: How much of the pool was in use, see history.py; ``gpus`` holds the same of each GPU, compressed.
+samples = Table(
+    "samples",
+    metadata,
+    Column("step_s", Integer, primary_key=True, autoincrement=False),
+    Column("at", Integer, primary_key=True, autoincrement=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("granted_mib", BigInteger, nullable=False),
+    Column("used_mib", BigInteger, nullable=False),
+    Column("busy", Double, nullable=False),
+    Column("gpus", LargeBinary, nullable=False),
 )
 
 
