@@ -80,7 +80,7 @@ def attach(
             except BaseException:
                 client.release(granted.id)
                 raise
-            hold = holder.Hold(client, granted, spec, on_lost=remote.lose)
+            hold = holder.Hold(client, granted, spec, on_lost=remote.lose, on_resized=remote.resize)
             if spec.mode == "direct":
                 os.environ["CUDA_VISIBLE_DEVICES"] = holder.visible_devices(spec)
             remote.activate(spec)
@@ -124,6 +124,16 @@ class Lease:
     def state(self) -> LeaseState:
         """ACTIVE, or how the lease ended."""
         return self._hold.state()
+
+    def resize(self, partial: float | None = None, *, memory_mib: int | None = None) -> None:
+        """Have another share of the same GPUs' memory; tensors stay where they are.
+
+        Raises :mod:`jupyter_gpupool.pool.errors` when there is no room to grow, or more is in use than the
+        slices would have; then everything is as it was.
+        """
+        remote = _import_remote()
+        holder.refuse_smaller(self.spec, remote.settle(self.spec), partial, memory_mib)
+        remote.resize(self._hold.resize(partial, memory_mib))
 
     def release(self) -> None:
         """Give the slices back; tensors on them are gone. Harmless when it has ended already."""

@@ -16,14 +16,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .api import discovery
 from .api.client import PoolClient
 from .devices.nvml import nvml_gpus
-from .pool.errors import InvalidRequest, LeaseEnded, NoCapacity, PoolError, PoolUnreachable, UnknownLease
+from .pool.errors import (
+    InUse,
+    InvalidRequest,
+    LeaseEnded,
+    NoCapacity,
+    PoolError,
+    PoolUnreachable,
+    UnknownLease,
+)
 from .pool.models import Lease, LeaseState, Request
+from .pool.validation import check_memory
 from .remote.handshake import Refused
 from .remote.lifeline import Lifeline
 from .remote.specs import AttachSpec, DeviceSpec
@@ -94,8 +104,7 @@ def new_request(
     secret = secrets.token_urlsafe(32)
     if partial is None and memory_mib is None:
         partial = 1.0
-    if partial is not None and not 0 < partial <= 1:  # what is no number has no JSON either
-        raise InvalidRequest(f"the fraction of a GPU must be above 0 and at most 1, not {partial:g}")
+    check_memory(partial, memory_mib)  # what is no number has no JSON either
     request = Request(
         id=str(uuid.uuid4()),
         owner="",  # the pool knows who calls
@@ -193,6 +202,35 @@ def attach_spec(lease: Lease, secret: str, mode: str) -> AttachSpec:
     return AttachSpec(lease.id, lease.worker.host, lease.worker.port, secret, devices, lease.ttl_s, mode)
 
 
+def resized_spec(spec: AttachSpec, lease: Lease) -> AttachSpec:
+    """The same attachment with the limits that the lease has now."""
+    mib = {piece.gpu_uuid: piece.memory_mib for piece in lease.slices}
+    devices = tuple(replace(d, limit_mib=mib.get(d.uuid, d.limit_mib)) for d in spec.devices)
+    return replace(spec, devices=devices)
+
+
+def write_config(path: Path, spec: AttachSpec) -> None:
+    """Put the file that GPUPOOL_LEASE names in its place, whole at once. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+        f.write(spec.to_json())
+    os.replace(draft, path)
+
+
+def refuse_smaller(
+    spec: AttachSpec, in_use: list[int], partial: float | None, memory_mib: int | None
+) -> None:
+    """Raise InUse where a slice has more in use than it is to have; ``in_use`` is in MiB, in device order."""
+    check_memory(partial, memory_mib)
+    for device, used in zip(spec.devices, in_use):
+        wanted = memory_mib if memory_mib is not None else int((partial or 0) * device.total_mib)
+        if used > wanted:
+            raise InUse(
+                f"cuda:{device.index} has {used} MiB in use and cannot be made smaller than that; "
+                "delete tensors, or move them to the CPU"
+            )
+
+
 def visible_devices(spec: AttachSpec) -> str:
     """What CUDA_VISIBLE_DEVICES has to be for a direct attachment."""
     return ",".join(device.uuid for device in spec.devices)
@@ -208,18 +246,26 @@ def new_config() -> Path:
 class Hold:
     """An ACTIVE lease with this process as its holder, until :meth:`release` or the end of the process.
 
-    ``on_lost`` is called once, from another thread, with one line, when the lease ends without us.
+    ``on_lost`` is called once, from another thread, with one line, when the lease ends without us;
+    ``on_resized`` with the new limits, from another thread too, when somebody else has resized it.
     Raises PoolError, after giving the lease back, when its worker cannot be reached.
     """
 
     def __init__(
-        self, client: PoolClient, lease: Lease, spec: AttachSpec, on_lost: Callable[[str], None] | None = None
+        self,
+        client: PoolClient,
+        lease: Lease,
+        spec: AttachSpec,
+        on_lost: Callable[[str], None] | None = None,
+        on_resized: Callable[[AttachSpec], None] | None = None,
     ) -> None:
         self.lease = lease
         self.spec = spec
         self._client = client
         self._on_lost = on_lost
+        self._on_resized = on_resized
         self._lock = threading.Lock()
+        self._resizing = threading.Lock()
         self._lost = ""
         self._over = threading.Event()
         self._released = False
@@ -254,6 +300,13 @@ class Hold:
             self._client.release(self.lease.id)
         self._client.close()
 
+    def resize(self, partial: float | None = None, memory_mib: int | None = None) -> AttachSpec:
+        """Another share of the same GPUs. Raises PoolError; then everything is as it was."""
+        with self._resizing:
+            lease = self._client.resize(self.lease.id, partial, memory_mib)
+            self.spec = resized_spec(self.spec, lease)
+            return self.spec
+
     def reason(self, patience_s: float = 2.0) -> str:
         """What the pool knows of the end of a lost lease: more than its lifeline does."""
         deadline = time.monotonic() + patience_s
@@ -280,13 +333,22 @@ class Hold:
     def _beat(self) -> None:
         while not self._over.wait(self.lease.ttl_s / 4):
             try:
-                self._client.heartbeat(self.lease.id)
+                self._follow(self._client.heartbeat(self.lease.id))
             except (LeaseEnded, UnknownLease) as e:
                 self._lose(str(e))
             except PoolError:
                 pass  # away, perhaps just restarting; the worker goes on as long as the lifeline stands
             except RuntimeError:
                 return  # the client was closed: released meanwhile
+
+    def _follow(self, lease: Lease) -> None:
+        with self._resizing:
+            spec = resized_spec(self.spec, lease)
+            if spec == self.spec:
+                return
+            self.spec = spec
+        if self._on_resized is not None:
+            self._on_resized(spec)
 
     def _lose(self, reason: str) -> None:
         with self._lock:

@@ -18,7 +18,14 @@ import jupyter_gpupool
 from jupyter_gpupool.api import discovery
 from jupyter_gpupool.api.client import PoolClient
 from jupyter_gpupool.face import AlreadyAttached
-from jupyter_gpupool.pool.errors import InvalidRequest, NoCapacity, PoolError, PoolUnreachable
+from jupyter_gpupool.pool.errors import (
+    ImpossibleRequest,
+    InUse,
+    InvalidRequest,
+    NoCapacity,
+    PoolError,
+    PoolUnreachable,
+)
 from jupyter_gpupool.pool.models import LeaseState
 
 torch = pytest.importorskip("torch", reason="leases are for PyTorch programs")
@@ -66,6 +73,44 @@ def test_beyond_the_slice_is_out_of_memory_with_the_sizes_and_the_lease_goes_on(
         assert kept.sum().item() == 10 << 20
         del kept
         assert torch.ones(20 << 20, device="cuda").sum().item() == 20 << 20
+
+
+def test_a_lease_is_resized_where_it_is(pool: PoolClient) -> None:
+    with jupyter_gpupool.attach(memory_mib=100) as lease:
+        kept = torch.ones(10 << 20, device="cuda")  # 40 MiB
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(20 << 20, device="cuda")
+        lease.resize(memory_mib=200)
+        assert granted(pool) == [200, 0] and lease.slices[0].limit_mib == 200
+        assert torch.cuda.mem_get_info() == (160 << 20, 200 << 20)
+        assert torch.cuda.get_device_properties(0).total_memory == 200 << 20
+        more = torch.ones(20 << 20, device="cuda")
+        for too_little in (100, 1):
+            with pytest.raises(
+                InUse, match="cuda:0 has 120 MiB in use and cannot be made smaller"
+            ) as refused:
+                lease.resize(memory_mib=too_little)
+            assert "\n" not in str(refused.value)
+        with pytest.raises(InUse, match="has 120 MiB in use"):
+            pool.resize(lease.id, memory_mib=50)  # the worker says so too
+        with pytest.raises(ImpossibleRequest):
+            lease.resize(memory_mib=99999)
+        assert granted(pool) == [200, 0]
+        del more
+        lease.resize(memory_mib=50)
+        assert granted(pool) == [50, 0] and kept.sum().item() == 10 << 20
+        with pytest.raises(torch.OutOfMemoryError, match=r"50\.00 MiB"):
+            torch.empty(20 << 20, device="cuda")
+        lease.resize(0.5)
+        assert granted(pool) == [16255, 0]
+
+
+def test_a_lease_that_somebody_else_resizes(pool: PoolClient, eventually: Callable[..., Any]) -> None:
+    with jupyter_gpupool.attach(memory_mib=100) as lease:
+        assert torch.ones(2, device="cuda").sum().item() == 2
+        pool.resize(lease.id, memory_mib=300)
+        eventually(lambda: lease.slices[0].limit_mib == 300, "a heartbeat has brought the news")
+        eventually(lambda: torch.cuda.mem_get_info()[1] == 300 << 20, "and PyTorch knows")
 
 
 def test_a_pool_is_started_for_it_and_ends_with_it(eventually: Callable[..., Any]) -> None:

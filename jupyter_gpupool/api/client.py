@@ -10,6 +10,7 @@ import httpx
 
 from ..pool import errors
 from ..pool.models import Lease, LeaseState, Request, Slice, WorkerAddress
+from ..pool.validation import check_memory
 
 _PATH = "/gpupool/api/v1"
 
@@ -102,6 +103,12 @@ class PoolClient:
         """Utilisation over time, see docs/architecture.md; of ``gpus`` too, None for all."""
         query = {"since": since, "step": step, "gpu": "all" if gpus is None else list(gpus)}
         return self._call("GET", "/history", {k: v for k, v in query.items() if v is not None})
+
+    def resize(self, lease_id: str, partial: float | None = None, memory_mib: int | None = None) -> Lease:
+        """Another share of the lease's GPUs; when this returns its worker keeps to it."""
+        check_memory(partial, memory_mib)
+        body = {"partial": partial} if memory_mib is None else {"memory_mib": memory_mib}
+        return _lease(self._call("PATCH", f"/leases/{lease_id}", None, body, wait_s=20.0))
 
     def health(self) -> dict[str, Any]:
         """``{"status", "checks"}``; a pool that is failing answers too."""

@@ -7,6 +7,7 @@ import getpass
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -37,6 +38,10 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "label": (str,),
     "client": (str,),
 }
+
+
+#: The same of a body that resizes a lease.
+_RESIZABLE = {name: _FIELDS[name] for name in ("num_gpus", "partial", "memory_mib")}
 
 
 class Calls(web.RequestHandler):
@@ -115,20 +120,25 @@ class Calls(web.RequestHandler):
 
 def parse_request(body: dict[str, Any], owner: str) -> Request:
     """The request that a body asks for; ``owner`` never comes from it. Raises InvalidRequest."""
-    unknown = sorted(set(body) - set(_FIELDS))
-    if unknown:
-        raise InvalidRequest(f"unknown field {unknown[0][:40]!r}; known are {', '.join(_FIELDS)}")
-    for name, value in body.items():
-        kinds = _FIELDS[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-            raise InvalidRequest(f"{name} is a {type(value).__name__}, not {wanted}")
+    check_types(body, _FIELDS)
     filters = body.get("filters", {})
     if not all(isinstance(v, str) for v in filters.values()):
         raise InvalidRequest("filters maps names to text")
     if "id" not in body:
         raise InvalidRequest("id is missing: choose a uuid, so that the request can be repeated safely")
     return Request(**{**body, "owner": owner})
+
+
+def check_types(body: dict[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise InvalidRequest unless a body has those fields only, with values of their types."""
+    unknown = sorted(set(body) - set(fields))
+    if unknown:
+        raise InvalidRequest(f"unknown field {unknown[0][:40]!r}; known are {', '.join(fields)}")
+    for name, value in body.items():
+        kinds = fields[name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+            raise InvalidRequest(f"{name} is a {type(value).__name__}, not {wanted}")
 
 
 class PoolCall(Calls):
@@ -160,6 +170,21 @@ class LeaseCall(Calls):
             int(position) if position else None,
         )
         self.reply(lease.to_json())
+
+    async def change(self, lease_id: str) -> None:
+        body = self.body()
+        check_types(body, _RESIZABLE)
+        if "num_gpus" in body:
+            count = (await self.service.wait(lease_id, self.scope(), 0.0)).request.num_gpus
+            if body["num_gpus"] != count:
+                raise InvalidRequest(
+                    f"a lease keeps its number of GPUs ({count}), only their memory can change; "
+                    f"to have {body['num_gpus']}, release it and make a new request"
+                )
+        resized = await self.service.resize(
+            lease_id, self.scope(), body.get("partial"), body.get("memory_mib")
+        )
+        self.reply(resized.to_json())
 
     async def remove(self, lease_id: str) -> None:
         self.reply((await self.service.release(lease_id, self.scope())).to_json())
@@ -280,7 +305,7 @@ def _plain(method: Any) -> Any:
     return call
 
 
-_VERBS = {"get": "read", "post": "create", "delete": "remove"}
+_VERBS = {"get": "read", "post": "create", "patch": "change", "delete": "remove"}
 
 
 def standalone_handlers(service: PoolService, tokens: TokenStore) -> list[tuple]:

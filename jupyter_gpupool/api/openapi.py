@@ -10,7 +10,7 @@ _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
 
-_REQUEST = {
+_REQUEST: dict[str, Any] = {
     "type": "object",
     "required": ["id"],
     "additionalProperties": False,
@@ -39,6 +39,13 @@ _REQUEST = {
         "label": _TEXT,
         "client": _TEXT,
     },
+}
+
+_RESIZE = {
+    "type": "object",
+    "additionalProperties": False,
+    "description": "Exactly one of partial and memory_mib; num_gpus may repeat what the lease has.",
+    "properties": {name: _REQUEST["properties"][name] for name in ("num_gpus", "partial", "memory_mib")},
 }
 
 _SLICE = {
@@ -216,6 +223,12 @@ def document() -> dict[str, Any]:
                     ],
                     "responses": _answers("The lease", "Lease", 404, 503),
                 },
+                "patch": {
+                    "operationId": "resizeLease",
+                    "summary": "Another share of the same GPUs; the answer comes when the worker keeps to it",
+                    "requestBody": {"required": True, "content": _schema("Resize")},
+                    "responses": _answers("The lease", "Lease", 400, 404, 409, 410, 422, 503),
+                },
                 "delete": {
                     "operationId": "releaseLease",
                     "summary": "Release or cancel",
@@ -250,6 +263,7 @@ def document() -> dict[str, Any]:
             "schemas": {
                 "History": _HISTORY,
                 "Request": _REQUEST,
+                "Resize": _RESIZE,
                 "Slice": _SLICE,
                 "Lease": _LEASE,
                 "Error": _ERROR,

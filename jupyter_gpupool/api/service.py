@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import psutil
 from jupyter_core.paths import jupyter_data_dir
@@ -75,6 +76,7 @@ class PoolService(LoggingConfigurable):
         self._tasks: set[asyncio.Task] = set()
         self._ticker: asyncio.Task | None = None
         self._stopping = False
+        self._resizing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._states: dict[str, LeaseState] = {}  # of live leases, as listeners were last told
 
@@ -182,6 +184,33 @@ class PoolService(LoggingConfigurable):
         """End a lease; when this returns its worker is gone."""
         lease = await self._run(self._need().release, lease_id, owner, reason)
         await self.engine.stop_worker(lease_id)
+        return lease
+
+    async def resize(
+        self, lease_id: str, owner: str | None, partial: float | None, memory_mib: int | None
+    ) -> Lease:
+        """Another share of the same GPUs; when this returns the worker keeps to it. Nothing is lost if it fails.
+
+        The worker keeps to the smaller share first, then the ledger changes, then it may use the larger one:
+        at no instant is there more in use than is granted.
+        """
+        manager = self._need()
+        async with self._resizing.setdefault(lease_id, asyncio.Lock()):
+            before = await self._call(manager.lease, lease_id, owner)
+            after = await self._call(manager.resized, lease_id, partial, memory_mib, owner)
+            now = {piece.gpu_uuid: piece.memory_mib for piece in before.slices}
+            then = {piece.gpu_uuid: piece.memory_mib for piece in after}
+            least = {uuid: min(mib, then[uuid]) for uuid, mib in now.items()}
+            if least != now:
+                await self.engine.limit_worker(lease_id, least)
+            try:
+                lease = await self._run(manager.resize, lease_id, partial, memory_mib, owner)
+            except PoolError:
+                if least != now:
+                    await self.engine.limit_worker(lease_id, now)
+                raise
+            if least != then or now == then:  # repeated: perhaps the worker did not hear it
+                await self.engine.limit_worker(lease_id, then)
         return lease
 
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:

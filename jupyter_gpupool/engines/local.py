@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,7 +21,7 @@ from traitlets.config import LoggingConfigurable
 
 from ..devices import discover
 from ..devices.emulated import DEFAULT_COUNT, DEFAULT_MEMORY_MIB, DEFAULT_NAME
-from ..pool.errors import EngineFailure
+from ..pool.errors import EngineFailure, InUse
 from ..pool.interfaces import WorkerExit
 from ..pool.models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
 from ..remote import specs
@@ -40,6 +40,8 @@ _ENDS = {
 
 #: How long a worker that is told to end may take to say goodbye, in seconds.
 _GRACE_S = 2.0
+#: How long a worker may take to keep to other limits, in seconds; it looks several times a second.
+_OBEY_S = 10.0
 
 
 def end_of(code: int | None) -> tuple[LeaseState, str]:
@@ -156,6 +158,29 @@ class LocalEngine(LoggingConfigurable):
             except (TimeoutError, asyncio.TimeoutError):
                 continue
         self.log.error("The worker of lease %s (pid %d) cannot be killed", lease_id, worker.pid)
+
+    async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
+        gone = self._gone.get(lease_id)
+        if gone is None:
+            raise EngineFailure(f"lease {lease_id} has no worker that could be told")
+        file = records.path(self.run_dir, lease_id)
+        try:
+            order = records.order(file, limits)
+        except OSError as e:
+            raise EngineFailure(f"{file.parent} cannot be written: {e.strerror}") from None
+        deadline = asyncio.get_running_loop().time() + _OBEY_S
+        while not gone.is_set() and asyncio.get_running_loop().time() < deadline:
+            obeyed = (records.read(file) or {}).get("obeyed", {})
+            if obeyed.get("order") == order:
+                uuids = list(limits)
+                for uuid, mib in obeyed["in_use"].items():
+                    raise InUse(
+                        f"slice {uuids.index(uuid)} (cuda:{uuids.index(uuid)}) has {mib} MiB in use and cannot be "
+                        f"made smaller than that; delete tensors, or move them to the CPU"
+                    )
+                return
+            await asyncio.sleep(0.02)
+        raise EngineFailure(f"the worker of lease {lease_id} does not answer; ask again")
 
     async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
         """Also says (on_exit) how those ended that ended while no pool ran. Raises EngineFailure."""

@@ -3,6 +3,10 @@
 ``<folder>/<lease>.json`` holds ``{"lease", "pid", "created", "port"}``, then also ``usage`` as the worker
 last reported it, and at last ``code``, the worker's exit code.
 
+``<lease>.order`` beside it holds ``{"order": a new name, "limits": {GPU uuid: MiB}}``: what the pool wants the
+worker to keep to. It looks there a few times a second, and answers in its state file with ``obeyed``:
+``{"order", "in_use": {GPU uuid: MiB in use that are more}}``; where something is, it changed nothing.
+
 A worker is forked under a lock that it gives back once its file is written, and none is forked for a pool
 that is gone. So whoever takes the lock after that pool's end sees every worker that it ever had.
 """
@@ -14,8 +18,9 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +49,28 @@ def write(file: Path, content: dict[str, Any]) -> None:
     os.replace(draft, file)
 
 
+def order(file: Path, limits: Mapping[str, int]) -> str:
+    """Have the worker with that state file keep to those limits; the order's name. Raises OSError."""
+    name = secrets.token_hex(8)
+    write(_order_of(file), {"order": name, "limits": dict(limits)})
+    return name
+
+
+def read_order(file: Path) -> dict[str, Any] | None:
+    """The last order to the worker with that state file, if there is one."""
+    try:
+        return json.loads(_order_of(file).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _order_of(file: Path) -> Path:
+    return file.with_suffix(".order")
+
+
 def remove(file: Path) -> None:
-    for name in (file, Path(f"{file}.new")):
+    order = _order_of(file)
+    for name in (file, Path(f"{file}.new"), order, Path(f"{order}.new")):
         with contextlib.suppress(OSError):
             name.unlink()
 

@@ -168,13 +168,21 @@ def _work(spec: WorkerSpec, listener: socket.socket, folder: str, lock: int) -> 
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(real)
     from ..remote import worker
 
+    known: dict[str, Any] = dict(identity)
+
     def note(**more: Any) -> None:
+        known.update(more)
         try:
-            records.write(file, {**identity, **more})
+            records.write(file, known)
         except OSError:
             pass  # a full disk: the worker is recorded, only its news are not
 
-    code = worker.serve(spec, listener, lambda usage: note(usage=usage))
+    def look(limit: worker.Limit) -> None:
+        order = records.read_order(file)
+        if order is not None and order["order"] != known.get("obeyed", {}).get("order"):
+            note(obeyed={"order": order["order"], "in_use": limit(order["limits"])})
+
+    code = worker.serve(spec, listener, lambda usage: note(usage=usage), look)
     note(code=code)
     return code
 

@@ -68,6 +68,28 @@ def release() -> None:
         client.close()
 
 
+def resize(partial: float | None, memory_mib: int | None) -> AttachSpec:
+    """Give this kernel's slices another share of their GPUs. Raises PoolError; then nothing has changed."""
+    own = face.current()
+    if own is not None:
+        own.resize(partial, memory_mib=memory_mib)
+        return own.spec
+    found = spec()
+    assert found is not None, "there is something to resize"
+    session = sys.modules.get("jupyter_gpupool.remote.session")
+    if session is not None:
+        holder.refuse_smaller(found, session.settle(found), partial, memory_mib)
+    client, _ = holder.find_pool()
+    try:
+        found = holder.resized_spec(found, client.resize(found.lease_id, partial, memory_mib))
+    finally:
+        client.close()
+    holder.write_config(Path(os.environ[VARIABLE]), found)  # its holder would do so with its next heartbeat
+    if session is not None:
+        session.resize(found)
+    return found
+
+
 class Pending:
     """Waits, beside the notebook, for a lease that was still queued when the kernel started."""
 

@@ -82,6 +82,23 @@ def gpus(magics: GPUPoolMagics, line: str) -> None:
     display(tables.of_pool(pool, here.lease_id()))
 
 
+@magic_arguments("%gpupool resize")
+@_sized
+def resize(magics: GPUPoolMagics, line: str) -> None:
+    """Change the memory of this notebook's slices where they are; tensors on them stay."""
+    args = parse_argstring(resize, line)
+    found = here.spec()
+    if found is None:
+        raise UsageError("this notebook has no slices to resize; %gpupool request asks for some")
+    count = len(found.devices)
+    if args.num_gpus not in (None, count):
+        raise UsageError(
+            f"the number of GPUs of a lease stays ({count} here), only their memory changes; "
+            f"%gpupool release, then %gpupool request -n {args.num_gpus}"
+        )
+    print(here.describe(here.resize(args.partial, args.memory)))
+
+
 @magic_arguments("%gpupool release")
 @argument("--drop", action="store_true", help="do not move tensors to the CPU; they are lost")
 @argument("--force", action="store_true", help="release even if some tensors cannot be moved")
@@ -142,11 +159,12 @@ def wait(magics: GPUPoolMagics, line: str) -> None:
         client.close()
 
 
-COMMANDS: dict[str, Any] = {f.__name__: f for f in (request, status, gpus, release, history, wait)}
+COMMANDS: dict[str, Any] = {f.__name__: f for f in (request, status, gpus, resize, release, history, wait)}
 SUMMARIES = {
     "request": "Ask for slices and attach them to this kernel.",
     "status": "Show what this notebook has or waits for.",
     "gpus": "Show the pool's GPUs and who has which part of them.",
+    "resize": "Change the memory of this notebook's slices where they are.",
     "release": "Give the slices back, or leave the queue; tensors are moved to the CPU.",
     "history": "Show the leases you have and had.",
     "wait": "Wait until the slices that this kernel was started for are attached.",
@@ -159,7 +177,7 @@ class GPUPoolMagics(Magics):
 
     @line_cell_magic
     def gpupool(self, line: str, cell: str | None = None) -> None:
-        """``%gpupool request -n 2 -p 0.8`` · status · gpus · release · history · wait; each takes ``--help``.
+        """``%gpupool request -n 2 -p 0.8`` · status · gpus · resize · release · history · wait; each takes ``--help``.
 
         ``%%gpupool -n 1 -p 0.5`` holds a slice for the cell only.
         """
@@ -239,7 +257,7 @@ class GPUPoolMagics(Magics):
                 f"{lost} cannot be moved to the CPU, because autograd or something else still refers to them; "
                 "delete what holds them, or release with --force and lose them"
             )
-        return f"; moved to the CPU: {what}" if not left else f"; {len(left)} tensors were lost of {what}"
+        return f"; moved to the CPU: {what}" if not left else f"; {live.summary(left, {})} of {what} lost"
 
     def allocated(self, lease: Lease) -> dict[str, int]:
         """Bytes that this process has allocated, by GPU."""

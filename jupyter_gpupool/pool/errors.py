@@ -27,6 +27,12 @@ class NoCapacity(PoolError):
     status = 409
 
 
+class InUse(PoolError):
+    """A slice cannot be made smaller than what is on it."""
+
+    status = 409
+
+
 class UnknownLease(PoolError):
     """No lease has that id, or it is not the caller's."""
 

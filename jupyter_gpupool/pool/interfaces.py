@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from .models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
@@ -27,6 +27,10 @@ class Engine(Protocol):
 
     async def stop_worker(self, lease_id: str) -> None:
         """End that worker and return when it is gone; without such a worker, do nothing."""
+
+    async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
+        """Have a worker keep to so many MiB by GPU uuid. Raises :class:`~.errors.InUse` if it uses more, and
+        :class:`~.errors.EngineFailure` if it does not answer; then it keeps to what it kept to."""
 
     async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
         """After a restart: find the workers of ``leases`` that still run, end all other workers."""

@@ -192,6 +192,21 @@ class Transaction:
         """GRANTED (or ACTIVE, with a worker found again) to ACTIVE."""
         self._once(sql.ACTIVATE, f"lease {lease_id} that holds anything", lease_id=lease_id, **asdict(worker))
 
+    def resize(self, lease: Lease, pieces: Sequence[Slice]) -> None:
+        """Give a lease that holds slices other amounts of the same GPUs' memory."""
+        for before, piece in zip(lease.slices, pieces, strict=True):
+            if piece == before:
+                continue
+            self._once(
+                sql.SET_SLICE,
+                f"slice of {piece.gpu_uuid} for lease {lease.id}",
+                lease_id=lease.id,
+                gpu=piece.gpu_uuid,
+                before=before.memory_mib,
+                memory=piece.memory_mib,
+            )
+            self._use(piece.gpu_uuid, piece.memory_mib - before.memory_mib)
+
     def end(self, lease: Lease, state: LeaseState, reason: str, at: float) -> None:
         """From any live state to one that has ended; its slices are free from here on."""
         self._once(

@@ -22,6 +22,7 @@ from .models import (
     LeaseState,
     Request,
     Server,
+    Slice,
     Snapshot,
     StartWorker,
     StopWorker,
@@ -177,6 +178,40 @@ class Manager:
                 self._end(tx, plan, lease, state, reason)
                 self._grant_waiting(tx, plan, self._servers)
         return self._done(plan, lease)
+
+    def resized(
+        self, lease_id: str, partial: float | None, memory_mib: int | None, owner: str | None = None
+    ) -> tuple[Slice, ...]:
+        """What :meth:`resize` would make of the lease's slices; raises what it would raise."""
+        with self._ledger.reading() as tx:
+            return self._resized(tx, self._owned(tx, lease_id, owner), partial, memory_mib)
+
+    def resize(
+        self, lease_id: str, partial: float | None, memory_mib: int | None, owner: str | None = None
+    ) -> Change:
+        """Give an ACTIVE lease another share of the same GPUs; what is freed is granted to those who wait.
+
+        Its worker must keep to the smaller of both shares until this has returned, see PoolService.resize.
+        Raises UnknownLease, LeaseEnded, InvalidRequest, ImpossibleRequest, NoCapacity; then nothing has changed.
+        """
+        plan = _Plan()
+        with self._ledger.transaction() as tx:
+            lease = self._owned(tx, lease_id, owner)
+            pieces = self._resized(tx, lease, partial, memory_mib)
+            if pieces != lease.slices:
+                tx.resize(lease, pieces)
+                plan.changed[lease.id] = replace(lease, slices=pieces)
+                self._grant_waiting(tx, plan, self._servers)
+        return self._done(plan, lease)
+
+    def _resized(
+        self, tx: Transaction, lease: Lease, partial: float | None, memory_mib: int | None
+    ) -> tuple[Slice, ...]:
+        if lease.state.ended:
+            raise LeaseEnded(f"lease {lease.id} has ended ({lease.state.value}): {lease.reason}")
+        if lease.state is not LeaseState.ACTIVE:
+            raise NoCapacity(f"lease {lease.id} has no slices yet that could be resized")
+        return placement.resized(lease, self._servers, tx.granted_mib(), partial, memory_mib)
 
     # -- what engines report ------------------------------------------------------------------
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
-from .models import GPU, Request, Server, Slice
-from .validation import validate
+from .errors import ImpossibleRequest, NoCapacity
+from .models import GPU, Lease, Request, Server, Slice
+from .validation import check_memory, validate
 
-__all__ = ["equivalents", "impossible", "matches", "place", "share_mib", "validate"]
+__all__ = ["equivalents", "impossible", "matches", "place", "resized", "share_mib", "validate"]
 
 
 def share_mib(request: Request, gpu: GPU) -> int:
@@ -56,6 +58,34 @@ def place(request: Request, servers: Sequence[Server], used: Mapping[str, int]) 
     if best is None:
         return None
     return tuple(_slice(request, gpu) for gpu in sorted(best[1], key=lambda gpu: gpu.index))
+
+
+def resized(
+    lease: Lease, servers: Sequence[Server], used: Mapping[str, int], partial: float | None, mib: int | None
+) -> tuple[Slice, ...]:
+    """The lease's slices with another share of their GPUs. Raises InvalidRequest, ImpossibleRequest for more than
+    a GPU has, and NoCapacity for more than is free on it."""
+    check_memory(partial, mib)
+    wanted = replace(lease.request, partial=partial, memory_mib=mib)
+    gpus = {gpu.uuid: gpu for server in servers for gpu in server.gpus}
+    pieces = []
+    for piece in lease.slices:
+        gpu = gpus.get(piece.gpu_uuid) or _gpu(piece)
+        share = share_mib(wanted, gpu)
+        if share < 1:
+            raise ImpossibleRequest(f"{partial} of a GPU with {gpu.memory_mib} MiB is less than 1 MiB")
+        if share > gpu.memory_mib:
+            raise ImpossibleRequest(
+                f"{share} MiB per GPU asked for, but GPU {gpu.index} has {gpu.memory_mib} MiB"
+            )
+        free = max(0, gpu.memory_mib - used.get(gpu.uuid, 0))
+        if share > piece.memory_mib and share - piece.memory_mib > free:
+            raise NoCapacity(
+                f"GPU {gpu.index} of {gpu.server} has {free} MiB free: the slice of {piece.memory_mib} MiB there "
+                f"can grow to {piece.memory_mib + free} MiB, not to {share}; it stays as it is"
+            )
+        pieces.append(replace(piece, memory_mib=share))
+    return tuple(pieces)
 
 
 def impossible(request: Request, servers: Sequence[Server]) -> str | None:
@@ -125,6 +155,11 @@ def _passes(key: str, value: str, gpu: GPU) -> bool:
     if key == "emulated":
         return (value.lower() == "true") == gpu.emulated
     return False
+
+
+def _gpu(piece: Slice) -> GPU:
+    """The GPU of a slice, when its server is not there to be asked."""
+    return GPU(piece.gpu_uuid, piece.server, piece.index, piece.name, piece.total_mib, piece.emulated)
 
 
 def _slice(request: Request, gpu: GPU) -> Slice:

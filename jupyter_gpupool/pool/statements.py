@@ -44,6 +44,17 @@ SET_GPU = (
     .where(gpus.c.uuid == bindparam("gpu"))
     .values(server=bindparam("at_server"), memory_mib=bindparam("memory"))
 )
+SET_SLICE = (
+    update(slices)
+    .where(
+        slices.c.gpu_uuid == bindparam("gpu"),
+        slices.c.memory_mib == bindparam("before"),
+        slices.c.lease.in_(
+            select(leases.c.seq).where(leases.c.id == bindparam("lease_id"), _in_state(HOLDING))
+        ),
+    )
+    .values(memory_mib=bindparam("memory"))
+)
 USE_GPU = (
     update(gpus)
     .where(gpus.c.uuid == bindparam("gpu"))

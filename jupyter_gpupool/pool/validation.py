@@ -54,18 +54,24 @@ def _check_size(request: Request) -> None:
     count = request.num_gpus
     if not _is_int(count) or count < 1:
         raise InvalidRequest(f"the number of GPUs must be 1 or more, not {_shown(count)}")
-    if request.partial is not None and request.memory_mib is not None:
+    check_memory(request.partial, request.memory_mib)
+
+
+def check_memory(partial: object, memory_mib: object) -> None:
+    """Raise InvalidRequest unless exactly one of them is there and says a share of a GPU."""
+    if partial is not None and memory_mib is not None:
         raise InvalidRequest("give either a fraction of each GPU or its memory in MiB, not both")
-    if request.memory_mib is not None:
-        memory = request.memory_mib
-        if not _is_int(memory) or memory < 1:
-            raise InvalidRequest(f"the memory per GPU must be 1 MiB or more, not {_shown(memory)}")
+    if memory_mib is not None:
+        if isinstance(memory_mib, bool) or not isinstance(memory_mib, int) or memory_mib < 1:
+            raise InvalidRequest(f"the memory per GPU must be 1 MiB or more, not {_shown(memory_mib)}")
         return
-    if request.partial is None:
+    if partial is None:
         raise InvalidRequest("give a fraction of each GPU (1 for whole ones) or its memory in MiB")
-    partial = request.partial
-    number = isinstance(partial, (int, float)) and not isinstance(partial, bool)
-    if not number or not math.isfinite(partial) or not 0 < partial <= 1:
+    if isinstance(partial, bool) or not isinstance(partial, (int, float)):
+        number = False
+    else:
+        number = math.isfinite(partial) and 0 < partial <= 1
+    if not number:
         raise InvalidRequest(f"the fraction of a GPU must be above 0 and at most 1, not {_shown(partial)}")
 
 

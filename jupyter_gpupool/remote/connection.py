@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from . import handshake
 from .dispatch import Dispatcher
 from .records import SEED, SEED_BITS
-from .specs import AttachSpec
+from .specs import AttachSpec, DeviceSpec
 from .stream import Stream
 
 
@@ -46,6 +47,14 @@ class Session:
         """What the worker says of itself and its devices."""
         self.dispatcher()
         return self._welcome
+
+    def resize(self, devices: tuple[DeviceSpec, ...]) -> None:
+        """The slices have other limits from here on."""
+        with self._connecting:
+            self.spec = replace(self.spec, devices=devices)
+            if self._dispatcher is not None:
+                for memory, device in zip(self._dispatcher.stream.memory, devices):
+                    memory.resize(device.limit_mib << 20)
 
     def close(self) -> None:
         if self._dispatcher is not None:

@@ -20,6 +20,7 @@ from .refusals import Ranges, alone, refusals
 from .specs import AttachSpec, DeviceSpec
 
 _patches = Patches()
+_answering: list[Queries] = []
 
 
 def cap_memory(spec: AttachSpec) -> None:
@@ -34,9 +35,16 @@ def cap_memory(spec: AttachSpec) -> None:
         torch.cuda.set_per_process_memory_fraction(d.limit_mib / d.total_mib, d.index)
 
 
+def resize(devices: Sequence[DeviceSpec]) -> None:
+    """What is said of the slices' memory follows their new limits."""
+    for queries in _answering:
+        queries.resize(devices)
+
+
 def alias(devices: Sequence[DeviceSpec]) -> None:
     """Let ``cuda`` mean the lease's slices, unless the process has CUDA devices of its own."""
     own = Queries(devices, cuda=False)
+    _answering[:] = [own]
     for name, answer in own.by_name().items():
         if not hasattr(gpupool, name):
             _patches.set(gpupool, name, answer)
@@ -51,7 +59,8 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
     # DeviceContext compares against PyTorch's own functions: let it collect them before they are wrapped.
     torch.utils._device._device_constructors()
     names.cuda_is_ours = True
-    answers = {**refusals(), **Queries(devices, cuda=True).by_name()}
+    _answering.append(Queries(devices, cuda=True))
+    answers = {**refusals(), **_answering[-1].by_name()}
     for owner in (torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams, torch.cuda.graphs):
         for name, function in answers.items():
             if (owner is torch.cuda and hasattr(owner, name)) or name in vars(owner):

@@ -41,9 +41,20 @@ def bring_home(tensors: list[RemoteTensor]) -> list[RemoteTensor]:
     graph that autograd has not yet gone back through.
     """
     homes = _Homes()
-    left: list[RemoteTensor] = []
     # Views first: what they are views of is in use until they are gone.
-    for t in sorted(tensors, key=lambda t: not t._is_view()):
+    left = sorted(tensors, key=lambda t: not t._is_view())
+    while left:
+        again = _swap(left, homes)
+        if len(again) == len(left):
+            break
+        left = again  # what went home may have been all that kept another one
+    return left
+
+
+def _swap(tensors: list[RemoteTensor], homes: _Homes) -> list[RemoteTensor]:
+    """One round of that; those that could not be moved."""
+    left: list[RemoteTensor] = []
+    for t in tensors:
         home = homes.of(t)
         if t.is_leaf:
             home = torch.nn.Parameter(home, t.requires_grad) if isinstance(t, torch.nn.Parameter) else home

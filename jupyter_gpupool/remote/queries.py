@@ -71,6 +71,10 @@ class Queries:
         self._properties: dict[int, Any] = {}
         self._generators = tuple(generators.default(i) for i in range(len(devices)))
 
+    def resize(self, devices: Sequence[DeviceSpec]) -> None:
+        self._devices = devices
+        self._properties.clear()
+
     # -- what they are
 
     def name(self, device: Any = None) -> str:

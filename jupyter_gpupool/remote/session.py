@@ -8,10 +8,11 @@ import torch
 
 from . import compiling, connection, cuda, device, handshake, names
 from .connection import NotAttached, Session
+from .records import MEMORY
 from .specs import AttachSpec
 from .tensor import RemoteTensor
 
-__all__ = ["NotAttached", "Session", "activate", "deactivate", "lose"]
+__all__ = ["NotAttached", "Session", "activate", "deactivate", "lose", "resize", "settle"]
 
 #: PyTorch releases whose internals this device is known to fit.
 SUPPORTED = (("2", "11"), ("2", "12"), ("2", "13"))
@@ -53,6 +54,29 @@ def deactivate(reason: str = "the lease was released") -> None:
     names.count = 0
     cuda.unalias()
     session.close()
+
+
+def settle(spec: AttachSpec) -> list[int]:
+    """MiB in use on each slice, once everything that this process has freed is free there too."""
+    if spec.mode == "direct":
+        torch.cuda.empty_cache()
+        return [-(-torch.cuda.memory_reserved(d.index) >> 20) for d in spec.devices]
+    session = connection.current()
+    if session is None or not session.connected:
+        return [0 for _ in spec.devices]
+    stream = session.dispatcher().stream
+    return [-(-stream.ask((MEMORY, d.index)) >> 20) for d in spec.devices]
+
+
+def resize(spec: AttachSpec) -> None:
+    """The lease that is attached to this process has the limits of ``spec`` from here on."""
+    if spec.mode == "direct":
+        cuda.cap_memory(spec)
+        return
+    session = connection.current()
+    if session is not None and session.spec.lease_id == spec.lease_id:
+        session.resize(spec.devices)
+        cuda.resize(spec.devices)
 
 
 def lose(reason: str) -> None:

@@ -26,6 +26,20 @@ class Device:
         self.lock = threading.Lock()
         self.generator = torch.Generator(self.torch_device).manual_seed(DEFAULT_SEED)
 
+    def cap(self) -> None:
+        """Let CUDA itself know the limit; an emulated GPU has nobody to tell."""
+        if not self.spec.emulated:
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(
+                self.spec.limit_mib / self.spec.total_mib, self.torch_device
+            )
+
+    def resize(self, spec: DeviceSpec) -> None:
+        """The slice is smaller or larger from here on; the caller holds the lock, and what is on it fits."""
+        self.spec = spec
+        self.limit = spec.limit_mib << 20
+        self.cap()
+
     def take(self, nbytes: int) -> None:
         with self.lock:
             if self.allocated + nbytes > self.limit:

@@ -53,7 +53,7 @@ class DeviceMemory:
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.index = spec.index
-        self.limit = spec.limit_mib << 20
+        self.limit = self.whole = spec.limit_mib << 20
         self.freed: list[int] = []
         self.allocated_total = 0
         self.peak = 0
@@ -95,6 +95,12 @@ class DeviceMemory:
             self.peak = max(self.peak, self.allocated_total)
             self.count += 1
             self.peak_count = max(self.peak_count, self.count)
+
+    def resize(self, limit: int) -> None:
+        """The slice has ``limit`` bytes now; a part of it that the program keeps to stays the same part."""
+        with self._lock:
+            self.limit = self.limit * limit // self.whole
+            self.whole = limit
 
     def reset_peak(self) -> None:
         with self._lock:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,22 +26,38 @@ from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELE
 _BEAT = 0.25
 
 
-def serve(spec: WorkerSpec, listener: socket.socket, report: Callable[[dict[str, Any]], None]) -> int:
+#: Has the worker keep to so many MiB by GPU uuid; answers what is in use where that is more (then nothing changes).
+Limit = Callable[[Mapping[str, int]], dict[str, int]]
+
+
+def serve(
+    spec: WorkerSpec,
+    listener: socket.socket,
+    report: Callable[[dict[str, Any]], None],
+    look: Callable[[Limit], None] = lambda limit: None,
+) -> int:
     """Serve one lease on a listening socket until it ends; returns one of the EXIT_* codes.
 
     ``report`` is told about once a second, when it has changed, what the lease uses:
     ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n}``.
+    ``look`` is called a few times a second with what resizes the lease, should its pool want that.
     A thread may still be inside an operator then: leave the process by ``os._exit``.
     """
-    return Worker(spec, report).run(listener)
+    return Worker(spec, report, look).run(listener)
 
 
 class Worker:
     """Admits connections, and decides when the lease is over."""
 
-    def __init__(self, spec: WorkerSpec, report: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        report: Callable[[dict[str, Any]], None],
+        look: Callable[[Limit], None] = lambda limit: None,
+    ) -> None:
         self.spec = spec
         self._report = report
+        self._look = look
         self._devices: list[Device] | None = None
         self._lock = threading.Lock()
         self._over = False
@@ -66,6 +84,7 @@ class Worker:
                     self.end(EXIT_NEVER_ATTACHED)
             elif holders and now - max(holders.values()) > self.spec.ttl_s:
                 self.end(EXIT_FENCED)
+            self._look(self.limit)
             if now - beat >= 1.0:
                 self._tell(now - beat)
                 beat = now
@@ -85,11 +104,29 @@ class Worker:
             if self._devices is None:
                 self._devices = [Device(d) for d in self.spec.devices]
                 for d in self._devices:
-                    if not d.spec.emulated:
-                        torch.cuda.set_per_process_memory_fraction(
-                            d.spec.limit_mib / d.spec.total_mib, d.spec.index
-                        )
+                    d.cap()
             return self._devices
+
+    def limit(self, limits: Mapping[str, int]) -> dict[str, int]:
+        """Keep to so many MiB by GPU uuid from now on; with more in use somewhere, change nothing and say how
+        many MiB, by GPU."""
+        with self._lock, contextlib.ExitStack() as locked:
+            devices = self._devices or []
+            for d in devices:
+                locked.enter_context(d.lock)
+            in_use = {
+                d.spec.uuid: -(-d.allocated >> 20)
+                for d in devices
+                if d.allocated > limits.get(d.spec.uuid, d.spec.limit_mib) << 20
+            }
+            if not in_use:
+                resized = tuple(
+                    replace(d, limit_mib=limits.get(d.uuid, d.limit_mib)) for d in self.spec.devices
+                )
+                self.spec = replace(self.spec, devices=resized)
+                for device, spec in zip(devices, resized):
+                    device.resize(spec)
+            return in_use
 
     # -- connections
 

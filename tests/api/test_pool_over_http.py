@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,6 +206,25 @@ class TestRefusals:
         for nonsense in ("not a url", "ftp://x", "http://"):
             with pytest.raises(errors.PoolUnreachable, match="no address of a GPU pool"):
                 PoolClient(nonsense)
+
+
+def test_a_lease_is_resized(pool: Pool) -> None:
+    lease, lifeline = pool.hold(ask(0.5))
+    resized = pool.client.resize(lease.id, memory_mib=300)
+    assert [piece.memory_mib for piece in resized.slices] == [300] and pool.granted_mib() == [300, 0]
+    with pytest.raises(errors.UnknownLease):
+        pool.client.resize(str(uuid.uuid4()), 0.5)
+    for body, reason in (
+        ({}, "give a fraction"),
+        ({"partial": 2}, "at most 1, not 2"),
+        ({"partial": "all"}, "partial is a str"),
+        ({"partial": 0.5, "owner": "eve"}, "unknown field"),
+        ({"partial": 0.5, "num_gpus": 2}, "keeps its number of GPUs (1)"),
+    ):
+        answer = TestRefusals().call(pool, "PATCH", f"/leases/{lease.id}", json=body)
+        assert answer.status_code == 400 and reason in answer.json()["message"], answer.text
+    assert pool.granted_mib() == [300, 0]
+    lifeline.release()
 
 
 def test_the_description_is_valid_openapi(pool: Pool) -> None:

@@ -57,17 +57,18 @@ def test_what_cannot_be_moved_is_named_and_nothing_is_lost_without_force(start_k
     kernel.run("import torch")
     kernel.run("%gpupool request -p 0.1")
     kernel.run("w = torch.ones(3, device='cuda', requires_grad=True); y = w * w; free = y.detach() + 1")
+    kernel.run("recorded = y.grad_fn")
     said = kernel.run("%gpupool release")
     assert said.startswith("UsageError: ") and "(w)" in said and "--force" in said and "\n" not in said
     assert kernel.run("w.tolist(), free.tolist(), torch.cuda.is_available()") == (
         "([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], True)"
     )
-    kernel.run("del y")
+    kernel.run("del recorded")
     assert "Released; moved to the CPU" in kernel.run("%gpupool release")
     assert kernel.run("w.tolist(), w.device.type") == "([1.0, 1.0, 1.0], 'cpu')"
     kernel.run("%gpupool request -p 0.1")
-    kernel.run("w = torch.ones(3, device='cuda', requires_grad=True); y = w * w")
-    assert "Released" in kernel.run("%gpupool release --force")
+    kernel.run("w = torch.ones(3, device='cuda', requires_grad=True); recorded = (w * w).grad_fn")
+    assert "1 tensor, 12 bytes of 1 tensor, 12 bytes (w) lost" in kernel.run("%gpupool release --force")
 
 
 def test_tensors_of_a_lease_that_has_ended_do_not_harm_the_next(start_kernel: Start) -> None:
@@ -79,6 +80,40 @@ def test_tensors_of_a_lease_that_has_ended_do_not_harm_the_next(start_kernel: St
     kernel.run("%gpupool request -p 0.1")
     assert "a lease that has ended" in kernel.run("(old + torch.ones(3, device='cuda')).sum().item()")
     assert kernel.run("torch.ones(2, device='cuda').sum().item()") == "2.0"
+
+
+def test_slices_grow_and_shrink_with_tensors_on_them(start_kernel: Start, pool: PoolClient) -> None:
+    kernel = start_kernel()
+    kernel.run("import torch")
+    kernel.run("%gpupool request -m 100")
+    kernel.run("x = torch.ones(10 << 20, device='cuda')")
+    assert "Out of memory" in kernel.run("y = torch.ones(30 << 20, device='cuda')").replace("out", "Out", 1)
+    assert kernel.run("%gpupool resize -m 300") == "1 × Tesla V100-PCIE-32GB (emulated), 300 MiB: cuda:0"
+    kernel.run("y = torch.ones(30 << 20, device='cuda')")
+    assert kernel.run("%gpupool resize -m 100") == (
+        "UsageError: cuda:0 has 160 MiB in use and cannot be made smaller than that; "
+        "delete tensors, or move them to the CPU"
+    )
+    assert kernel.run("%gpupool resize -n 2").startswith("UsageError: the number of GPUs of a lease stays (1")
+    assert kernel.run("%gpupool resize") == (
+        "UsageError: give a fraction of each GPU (1 for whole ones) or its memory in MiB"
+    )
+    assert granted(pool) == [300, 0]
+    kernel.run("del y")
+    assert "100 MiB" in kernel.run("%gpupool resize -m 100")
+    assert granted(pool) == [100, 0] and kernel.run("x.sum().item() == 10 << 20") == "True"
+
+
+def test_slices_from_the_provisioner_are_resized_too(start_kernel: Start, pool: PoolClient) -> None:
+    kernel = start_kernel(num_gpus=1, memory_mib=100)
+    kernel.run("import torch; x = torch.ones(10 << 20, device='cuda')")
+    assert "40 MiB in use" in kernel.run("%gpupool resize -m 20")
+    assert "300 MiB" in kernel.run("%gpupool resize -m 300")
+    assert granted(pool) == [300, 0]
+    assert kernel.run("torch.cuda.mem_get_info()[1] >> 20") == "300"
+    kernel.manager.restart_kernel()
+    kernel.client.wait_for_ready(timeout=60)
+    assert kernel.run("import torch; torch.cuda.mem_get_info()[1] >> 20") == "300", "through a restart"
 
 
 def test_a_cell_that_holds_its_own_slice(start_kernel: Start, pool: PoolClient) -> None:
@@ -113,6 +148,8 @@ def test_a_cell_that_holds_its_own_slice(start_kernel: Start, pool: PoolClient) 
         ("release", "has no slices and waits for none"),
         ("wait", "waits for nothing"),
         ("history -n many", "invalid int value"),
+        ("resize -p 0.5", "has no slices to resize"),
+        ("resize -m lots", "invalid int value"),
     ],
 )
 def test_mistakes(one_kernel: Kernel, pool_of_module: PoolClient, line: str, answer: str) -> None:

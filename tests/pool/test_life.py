@@ -27,7 +27,13 @@ from hypothesis.stateful import (
 )
 
 from jupyter_gpupool.devices import emulated_gpus
-from jupyter_gpupool.pool.errors import ImpossibleRequest, LeaseEnded, NoCapacity, RequestConflict
+from jupyter_gpupool.pool.errors import (
+    ImpossibleRequest,
+    LeaseEnded,
+    NoCapacity,
+    PoolError,
+    RequestConflict,
+)
 from jupyter_gpupool.pool.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
 from jupyter_gpupool.pool.models import (
@@ -169,6 +175,32 @@ class Life(RuleBasedStateMachine):
         lease = data.draw(st.sampled_from(sorted(self.beats.keys() - self.ended.keys())))
         self.carry_out(self.manager.release(lease, self.requests[lease].owner))
         assert self.manager.lease(lease).state.ended
+
+    @precondition(lambda self: self.slices)
+    @rule(data=st.data(), size=st.sampled_from([{"partial": 0.2}, {"partial": 1.0}, {"memory_mib": 300}]))
+    def resize(self, data: st.DataObject, size: dict[str, Any]) -> None:
+        id = data.draw(st.sampled_from(sorted(self.slices)))
+        before, snapshot = self.manager.lease(id), self.manager.snapshot()
+        wanted = [
+            size.get("memory_mib") or int(size["partial"] * piece.total_mib + 1e-6) for piece in before.slices
+        ]
+        free = {gpu: MEMORY[gpu] - mib for gpu, mib in snapshot.granted_mib.items()}
+        try:
+            change = self.manager.resize(id, size.get("partial"), size.get("memory_mib"))
+        except PoolError as error:
+            assert not isinstance(error, LeaseEnded) or before.state.ended
+            if before.state is LeaseState.ACTIVE:
+                assert any(
+                    mib > piece.total_mib or mib - piece.memory_mib > free[piece.gpu_uuid]
+                    for mib, piece in zip(wanted, before.slices)
+                ), "what fits was refused"
+            assert self.manager.snapshot() == snapshot, "a refusal changes nothing"
+            return
+        assert before.state is LeaseState.ACTIVE and change.lease is not None
+        assert [piece.memory_mib for piece in change.lease.slices] == wanted
+        assert [piece.gpu_uuid for piece in change.lease.slices] == [p.gpu_uuid for p in before.slices]
+        self.slices[id] = change.lease.slices
+        self.carry_out(change)
 
     @rule(lease=ids)
     def release_again(self, lease: str) -> None:
