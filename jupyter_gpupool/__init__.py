@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._version import __version__
     from .face import Lease, attach
+    from .notebook.monitor import Monitor
+    from .notebook.picker import Picker
 
-__all__ = ["Lease", "__version__", "attach"]
+__all__ = ["Lease", "Monitor", "Picker", "__version__", "attach"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +22,14 @@ def __getattr__(name: str) -> Any:
         from . import face
 
         return getattr(face, name)
+    if name == "Picker":
+        from .notebook import picker
+
+        return picker.Picker
+    if name == "Monitor":
+        from .notebook import monitor
+
+        return monitor.Monitor
     if name == "__version__":
         from ._version import __version__
 

@@ -177,6 +177,11 @@ def _refuse_second() -> None:
         )
 
 
+def check_torch() -> None:
+    """Raise RuntimeError, saying what to do, where there is no PyTorch to attach slices to."""
+    _import_remote()
+
+
 def _import_remote() -> ModuleType:
     """The data plane, which needs PyTorch."""
     try:

@@ -88,6 +88,13 @@ def _greet(client: PoolClient) -> dict[str, Any]:
         raise
 
 
+def running_pool(patience_s: float = 2.0) -> PoolClient | None:
+    """A client of the pool that :func:`find_pool` would find running; None where it would start one."""
+    if not os.environ.get(URL_VARIABLE) and discovery.find() is None:
+        return None
+    return find_pool(patience_s=patience_s)[0]
+
+
 def new_request(
     *,
     num_gpus: int = 1,

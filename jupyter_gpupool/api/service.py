@@ -238,6 +238,7 @@ class PoolService(LoggingConfigurable):
                         "label": lease.request.label if mine else "",
                         "memory_mib": piece.memory_mib,
                         "used_mib": allocated >> 20,
+                        "busy": round(share, 2),
                         "state": lease.state.value,
                     }
                 )

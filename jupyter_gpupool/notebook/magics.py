@@ -15,7 +15,7 @@ from IPython.display import display
 from .. import face
 from ..pool.errors import PoolError
 from ..pool.models import Lease, LeaseState
-from . import here, tables
+from . import here, tables, tensors
 
 
 def _sized(function: Callable) -> Callable:
@@ -239,25 +239,8 @@ class GPUPoolMagics(Magics):
         return lease
 
     def clear(self, drop: bool, force: bool) -> str:
-        """See to the tensors on the slices before they go; what became of them, for people."""
-        if "jupyter_gpupool.remote.tensor" not in sys.modules:
-            return ""  # PyTorch has not been imported
-        from ..remote import live
-
-        found = live.live()
-        if not found:
-            return ""
-        what = live.summary(found, _shell(self).user_ns)
-        if drop:
-            return f"; lost with it: {what}"
-        left = live.bring_home(found)
-        if left and not force:
-            lost = live.summary(left, _shell(self).user_ns)
-            raise UsageError(
-                f"{lost} cannot be moved to the CPU, because autograd or something else still refers to them; "
-                "delete what holds them, or release with --force and lose them"
-            )
-        return f"; moved to the CPU: {what}" if not left else f"; {live.summary(left, {})} of {what} lost"
+        told = tensors.clear(_shell(self).user_ns, drop=drop, force=force)
+        return f"; {told}" if told else ""
 
     def allocated(self, lease: Lease) -> dict[str, int]:
         """Bytes that this process has allocated, by GPU."""

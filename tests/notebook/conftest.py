@@ -127,6 +127,19 @@ def start_kernel(pool: PoolClient) -> Iterator[Callable[..., Kernel]]:
         kernel.stop()
 
 
+@pytest.fixture
+def start_kernel_without_pool(jupyter_home: Any) -> Iterator[Callable[[], Kernel]]:
+    started: list[Kernel] = []
+
+    def start() -> Kernel:
+        started.append(Kernel())
+        return started[-1]
+
+    yield start
+    for kernel in started:
+        kernel.stop()
+
+
 @pytest.fixture(autouse=True)
 def no_loop_left() -> Iterator[None]:
     yield
