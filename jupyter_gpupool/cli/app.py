@@ -22,6 +22,7 @@ COMMANDS = {
     "run": (f"{_HERE}.run.RunApp", "run a command on slices of pooled GPUs"),
     "request": (f"{_HERE}.request.RequestApp", "take a lease and keep it for a shell"),
     "release": (f"{_HERE}.leases.ReleaseApp", "give a lease back"),
+    "resize": (f"{_HERE}.leases.ResizeApp", "change the memory of a lease"),
     "leases": (f"{_HERE}.leases.LeasesApp", "list leases"),
     "gpus": (f"{_HERE}.gpus.GPUsApp", "list the pool's GPUs"),
     "smi": (f"{_HERE}.smi.SmiApp", "show what every GPU does and who holds it"),

@@ -35,6 +35,32 @@ class LeasesApp(Command):
         return 0
 
 
+class ResizeApp(Command):
+    name = "resize"
+    usage = "[options] LEASE"
+    description = "Change the memory of a lease's slices where they are. What is on them stays."
+    examples = (
+        "  gpupool resize -p 0.8 60475feb-34c2-46e1-9b90-5ded85ed96bf\n  gpupool resize -m 4096 60475feb"
+    )
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("lease", metavar="LEASE", help="a lease's id, or how it begins")
+        parser.add_argument(
+            "-p", "--partial", type=float, metavar="F", help="share of each GPU's memory, 0 to 1"
+        )
+        parser.add_argument("-m", "--memory", type=int, metavar="MiB", help="memory of each GPU in MiB")
+
+    def act(self) -> int:
+        if not self.names_pool() and discovery.find() is None:
+            raise UnknownLease("no GPU pool is running, so there is no lease to resize")
+        client, _ = self.pool()
+        lease = find_lease(self.args.lease, client.leases())
+        resized = client.resize(lease.id, self.args.partial, self.args.memory)
+        sizes = ", ".join(f"GPU {piece.index}: {piece.memory_mib} MiB" for piece in resized.slices)
+        print(f"Lease {resized.id} has {sizes}")
+        return 0
+
+
 class ReleaseApp(Command):
     name = "release"
     usage = "[options] (LEASE ... | --all)"
@@ -60,7 +86,7 @@ class ReleaseApp(Command):
             raise UnknownLease("no GPU pool is running, so there is no lease to release")
         client, _ = self.pool()
         live = client.leases()
-        chosen = live if self.args.all else [self._find(text, live) for text in self.args.leases]
+        chosen = live if self.args.all else [find_lease(text, live) for text in self.args.leases]
         for lease in dict.fromkeys(lease.id for lease in chosen):
             ended = client.release(lease)
             print(f"Lease {ended.id} is {ended.state.value}")
@@ -71,13 +97,15 @@ class ReleaseApp(Command):
     def _no_pool(self) -> bool:
         return not self.names_pool() and discovery.find() is None
 
-    def _find(self, text: str, live: list[Lease]) -> Lease:
-        found = [lease for lease in live if lease.id.startswith(text.lower())]
-        if len(found) > 1:
-            raise UsageError(f"{len(found)} leases begin with {text!r}; give more of the id")
-        if not found:
-            raise LeaseEnded(f"no lease of yours that lives begins with {text!r}; see gpupool leases --all")
-        return found[0]
+
+def find_lease(text: str, live: list[Lease]) -> Lease:
+    """The one that is called so, or whose id begins so."""
+    found = [lease for lease in live if lease.id.startswith(text.lower())]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} leases begin with {text!r}; give more of the id")
+    if not found:
+        raise LeaseEnded(f"no lease of yours that lives begins with {text!r}; see gpupool leases --all")
+    return found[0]
 
 
 def _row(lease: Lease) -> list[str]:

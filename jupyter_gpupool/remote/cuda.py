@@ -32,7 +32,22 @@ def cap_memory(spec: AttachSpec) -> None:
             f"{torch.cuda.device_count()}; use --attach remote"
         )
     for d in spec.devices:
+        found = str(getattr(torch.cuda.get_device_properties(d.index), "uuid", ""))
+        if d.uuid.startswith("GPU-") and len(found) == 36 and found not in d.uuid:
+            # CUDA reads CUDA_VISIBLE_DEVICES once in a process.
+            raise RuntimeError(
+                f"this process has used another GPU than the granted one ({d.uuid}), and CUDA keeps to the first; "
+                "start a new process (restart the kernel), or attach remotely"
+            )
+    for d in spec.devices:
         torch.cuda.set_per_process_memory_fraction(d.limit_mib / d.total_mib, d.index)
+
+
+def close_memory(spec: AttachSpec) -> None:
+    """Direct attachment, released: this process allocates nothing more on GPUs that may be somebody else's now."""
+    torch.cuda.empty_cache()
+    for d in spec.devices:
+        torch.cuda.set_per_process_memory_fraction(0.0, d.index)
 
 
 def resize(devices: Sequence[DeviceSpec]) -> None:

@@ -18,9 +18,14 @@ __all__ = ["NotAttached", "Session", "activate", "deactivate", "lose", "resize",
 SUPPORTED = (("2", "11"), ("2", "12"), ("2", "13"))
 
 
+#: The lease that is attached directly: there is no session then.
+_direct: AttachSpec | None = None
+
+
 def activate(spec: AttachSpec) -> Session:
     """Make the lease's slices this process's ``gpupool`` devices, and its ``cuda`` devices where it
     has none of its own. Raises RuntimeError for a PyTorch that is not supported, or when a lease is attached."""
+    global _direct
     attached = connection.current()
     if attached is not None:
         raise RuntimeError(
@@ -28,6 +33,7 @@ def activate(spec: AttachSpec) -> Session:
         )
     if spec.mode == "direct":
         cuda.cap_memory(spec)
+        _direct = spec
         return Session(spec)
     if handshake.release(torch.__version__) not in SUPPORTED:
         known = ", ".join(".".join(r) for r in SUPPORTED)
@@ -47,6 +53,10 @@ def activate(spec: AttachSpec) -> Session:
 
 def deactivate(reason: str = "the lease was released") -> None:
     """End the session; tensors left on the device can no longer be used."""
+    global _direct
+    direct, _direct = _direct, None
+    if direct is not None:
+        cuda.close_memory(direct)
     session = connection.current()
     if session is None:
         return

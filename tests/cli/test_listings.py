@@ -73,6 +73,21 @@ def test_a_lease_for_a_shell(gpupool: Callable[..., Any], pool: Any, eventually:
     eventually(pool.idle, "the lease ends with its shell")
 
 
+def test_resize(gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any) -> None:
+    held(start, eventually, "-p", 0.25)
+    (lease,) = pool.client.leases()
+    assert gpupool("resize", "-m", 300, lease.id[:8]).stdout == f"Lease {lease.id} has GPU 0: 300 MiB\n"
+    assert pool.client.lease(lease.id).slices[0].memory_mib == 300
+    for options, answer in (
+        (("-p", 2), "at most 1, not 2"),
+        ((), "give a fraction"),
+        (("-m", 99999), "but GPU 0 has 32510 MiB"),
+    ):
+        refused = gpupool("resize", *options, lease.id)
+        assert refused.returncode == 1 and answer in refused.stderr and refused.stderr.count("\n") == 1
+    assert pool.client.lease(lease.id).slices[0].memory_mib == 300
+
+
 def test_release(
     gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any, last_line: Any
 ) -> None:
