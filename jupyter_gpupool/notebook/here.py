@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import face, holder
-from ..pool.errors import PoolError
+from ..pool.errors import PoolError, UnknownLease
 from ..pool.models import Lease
 from ..remote.autoload import VARIABLE
 from ..remote.specs import AttachSpec
@@ -54,18 +55,39 @@ def release() -> None:
         own.release()
         return
     id = lease_id()
-    for name in (VARIABLE, PENDING, PENDING_LEASE):
-        os.environ.pop(name, None)
+    _detach("the lease was released")
     if id is None:
         return
-    session = sys.modules.get("jupyter_gpupool.remote.session")
-    if session is not None:
-        session.deactivate()
     client, _ = holder.find_pool()
     try:
         client.release(id)
     finally:
         client.close()
+
+
+def forget_ended() -> bool:
+    """Make room for another lease if the one that somebody else holds for this kernel has ended. Raises PoolError."""
+    if face.current() is not None:
+        return False
+    client, _ = holder.find_pool()
+    try:
+        lease = known(client)
+    except UnknownLease:  # of a pool that is gone
+        lease = None
+    finally:
+        client.close()
+    if lease is not None and not lease.state.ended:
+        return False
+    _detach(f"the lease has ended: {lease.reason}" if lease is not None else "the lease has ended")
+    return True
+
+
+def _detach(why: str) -> None:
+    for name in (VARIABLE, PENDING, PENDING_LEASE):
+        os.environ.pop(name, None)
+    session = sys.modules.get("jupyter_gpupool.remote.session")
+    if session is not None:
+        session.deactivate(why)
 
 
 def resize(partial: float | None, memory_mib: int | None) -> AttachSpec:
@@ -129,9 +151,13 @@ def attach(found: AttachSpec, path: str) -> None:
     if found.mode == "direct":
         os.environ["CUDA_VISIBLE_DEVICES"] = holder.visible_devices(found)
     if "torch" in sys.modules:
-        from ..remote import session
+        # An import that is under way in the notebook's own thread attaches by itself at its end: wait for that.
+        importlib.import_module("torch")
+        from ..remote import connection, session
 
-        session.activate(found)
+        attached = connection.current()
+        if attached is None or attached.spec.lease_id != found.lease_id:
+            session.activate(found)
 
 
 def describe(found: AttachSpec) -> str:

@@ -217,7 +217,7 @@ class GPUPoolMagics(Magics):
                     flush=True,
                 )
 
-        if here.lease_id() is not None:
+        if here.lease_id() is not None and not here.forget_ended():
             found = here.spec()
             what = f"has slices already ({here.describe(found)})" if found else "waits for slices already"
             raise UsageError(f"this notebook {what}; %gpupool release gives them up")

@@ -76,7 +76,7 @@ class Picker(Showing):
 
         Raises PoolError, also when there is something to give back first.
         """
-        if self._asking is not None or here.lease_id() is not None:
+        if self._asking is not None or (here.lease_id() is not None and not here.forget_ended()):
             raise PoolError("this notebook has slices, or waits for some; release them first")
         # PyTorch is imported here, in the notebook's own thread; other threads only wait and attach.
         face.check_torch()

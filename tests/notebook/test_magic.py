@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +211,47 @@ def test_the_provisioner_lends_a_kernel_its_slices_for_all_restarts(
     kernel.run("%gpupool request -p 0.25")
     assert granted(pool) == [8127, 0]
     assert kernel.run("torch.ones(2, device='cuda').sum().item()") == "2.0"
+
+
+def test_after_a_lease_from_the_provisioner_is_lost_another_can_be_had(
+    start_kernel: Start, pool: PoolClient, eventually: Callable
+) -> None:
+    kernel = start_kernel(num_gpus=1, partial=0.5)
+    kernel.run("import torch; x = torch.ones(2, device='cuda'); x.sum().item()")
+    (lease,) = pool.leases()
+    assert lease.worker is not None
+    os.kill(lease.worker.pid, signal.SIGKILL)
+    eventually(lambda: not pool.leases(), "the pool knows it")
+    assert "its last lease has ended: its worker was killed by SIGKILL" in kernel.run("%gpupool")
+    assert "8127 MiB: cuda:0" in kernel.run("%gpupool request -p 0.25")
+    assert kernel.run("torch.ones(2, device='cuda').sum().item()") == "2.0"
+
+
+TRAIN = """
+import torch
+torch.manual_seed(5)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).to(device)
+x = torch.randn(64, 8); y = x.sum(1, keepdim=True).sin()
+optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+losses = []
+for _ in range(20):
+    loss = torch.nn.functional.mse_loss(net(x.to(device)), y.to(device))
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    losses.append(loss.item())
+print(net[0].weight.device.type, *losses)
+"""
+
+
+def test_a_seed_gives_the_same_numbers_with_and_without_the_pool(
+    start_kernel: Start, pool: PoolClient
+) -> None:
+    kernel, lent = start_kernel(), start_kernel(num_gpus=1, partial=0.25)
+    here = kernel.run(TRAIN).split()
+    kernel.run("%gpupool request -p 0.25")
+    there, lent_there = kernel.run(TRAIN).split(), lent.run(TRAIN).split()
+    assert [here[0], there[0], lent_there[0]] == ["cpu", "cuda", "cuda"] and len(here) == 21
+    assert here[1:] == there[1:] == lent_there[1:]
 
 
 @pytest.mark.parametrize("imported", [False, True])
