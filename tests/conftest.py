@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,15 @@ pytest_plugins = ["pytest_jupyter.jupyter_server"]
 
 #: What a user's shell may hold that would lead a test to the user's own pool.
 USERS_OWN = ("GPUPOOL_LEASE", "GPUPOOL_URL", "GPUPOOL_TOKEN", "GPUPOOL_CONFIG_DIR", "NUM_GPUS", "PARTIAL_GPU")
+
+
+def pytest_configure() -> None:
+    """What a shell in the background or nohup ignores, the processes of tests are to notice."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ignored in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(ignored) is signal.SIG_IGN:
+            signal.signal(ignored, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
