@@ -18,6 +18,8 @@ from tornado import web
 from ..pool.errors import InvalidRequest, PoolError
 from ..pool.models import Request
 from .auth import TokenStore
+from .events import EventsInJupyter, EventsWithToken
+from .feed import Feed
 from .openapi import document
 from .service import PoolService
 
@@ -311,9 +313,11 @@ _VERBS = {"get": "read", "post": "create", "patch": "change", "delete": "remove"
 def standalone_handlers(service: PoolService, tokens: TokenStore) -> list[tuple]:
     """Handlers for a tornado application of the pool's own."""
     arguments = {"service": service, "tokens": tokens}
-    return [(f"{PREFIX}{path}", _standalone(call), arguments) for path, call in ROUTES]
+    events = (f"{PREFIX}/events", EventsWithToken, {"feed": Feed(service), "tokens": tokens})
+    return [events, *((f"{PREFIX}{path}", _standalone(call), arguments) for path, call in ROUTES)]
 
 
 def jupyter_handlers(service: PoolService) -> list[tuple]:
     """Handlers for Jupyter Server, which adds its base URL."""
-    return [(f"{PREFIX}{path}", _in_jupyter(call), {"service": service}) for path, call in ROUTES]
+    events = (f"{PREFIX}/events", EventsInJupyter, {"feed": Feed(service)})
+    return [events, *((f"{PREFIX}{path}", _in_jupyter(call), {"service": service}) for path, call in ROUTES)]

@@ -193,6 +193,17 @@ def document() -> dict[str, Any]:
                     "responses": _answers("The series", "History", 400, 503),
                 }
             },
+            "/events": {
+                "get": {
+                    "operationId": "watch",
+                    "summary": "A WebSocket: the state, then deltas, at the latest each second",
+                    "parameters": [
+                        _query("feed", _TEXT, "After a lost connection: the feed of the last state."),
+                        _query("seq", _COUNT, "And the number of the last message."),
+                    ],
+                    "responses": {"101": {"description": "Switching to WebSocket"}},
+                }
+            },
             "/leases": {
                 "get": {
                     "operationId": "listLeases",

@@ -51,6 +51,7 @@ class UserPool(LoggingConfigurable):
         self._joined: _Joined | None = None
         self._settling = asyncio.Lock()
         self._stopped = False
+        self._listeners: list[Callable[[dict[str, Any]], None]] = []
 
     # -- life
 
@@ -83,7 +84,17 @@ class UserPool(LoggingConfigurable):
             host = _Host(PoolService(parent=self), self.share)
             await host.start()
             self._host = host
+            host.service.listen(self._tell)
             return host.service
+
+    def listen(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        """As :meth:`PoolService.listen`; of a pool that another process hosts nothing is told."""
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback) if callback in self._listeners else None
+
+    def _tell(self, change: dict[str, Any]) -> None:
+        for listener in list(self._listeners):
+            listener(change)
 
     def _leave(self) -> None:
         if self._joined is not None:

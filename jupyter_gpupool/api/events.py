@@ -1,0 +1,106 @@
+"""``WS events``: the pool's state and its changes over a WebSocket, in both kinds of server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized, ws_authenticated
+from jupyter_server.base.handlers import JupyterHandler
+from jupyter_server.base.websocket import WebSocketMixin
+from tornado import web
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from ..pool.errors import PoolError
+from .auth import TokenStore
+from .feed import Feed, View
+
+#: RFC 6455: "service restart"; who is told so may come back.
+_TRY_AGAIN = 1012
+#: Who has so many messages unread has lost the connection, or is too slow for it.
+_MOST_UNSENT = 60
+
+
+class _Events(WebSocketHandler):
+    """One watcher. Query: ``feed`` and ``seq`` of the last message that it has, after a lost connection."""
+
+    feed: Feed
+    view: View | None = None
+    unsent = 0
+
+    def owner(self) -> str | None:
+        raise NotImplementedError
+
+    async def open(self, *args: str, **kwargs: str) -> None:
+        seq = self.get_query_argument("seq", "-1")
+        self.view = self.feed.view(self.owner())
+        try:
+            await self.view.join(
+                self, self.get_query_argument("feed", ""), int(seq) if seq.isascii() and seq.isdigit() else -1
+            )
+        except (PoolError, RuntimeError) as e:
+            self.end(str(e))
+            return
+        if self.ws_connection is None:  # it was closed meanwhile
+            self.on_close()
+
+    def on_message(self, message: str | bytes) -> None:
+        pass  # nobody has anything to say here; requests are HTTP's
+
+    def on_close(self) -> None:
+        if self.view is not None:
+            self.view.leave(self)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        if self.unsent >= _MOST_UNSENT:
+            self.close(_TRY_AGAIN, "too slow")
+            return
+        try:
+            sent = self.write_message(json.dumps(message, separators=(",", ":")))
+        except WebSocketClosedError:
+            return
+        self.unsent += 1
+        sent.add_done_callback(self._sent)
+
+    def _sent(self, future: Any) -> None:
+        self.unsent -= 1
+        future.exception()  # a connection that is lost is noticed by on_close
+
+    def end(self, reason: str) -> None:
+        # A close frame has room for 123 bytes.
+        self.close(_TRY_AGAIN, reason.encode()[:120].decode(errors="ignore"))
+
+
+class EventsWithToken(_Events):
+    """In a pool's own server: the token comes in a header, which no page of another site can send."""
+
+    def initialize(self, feed: Feed, tokens: TokenStore) -> None:
+        self.feed = feed
+        self.tokens = tokens
+
+    def prepare(self) -> None:
+        if not self.tokens.admits(self.request.headers.get("Authorization", "")):
+            raise web.HTTPError(401, "this pool wants its token: Authorization: Bearer <token>")
+
+    def check_origin(self, origin: str) -> bool:
+        return True
+
+    def owner(self) -> str | None:
+        return None
+
+
+class EventsInJupyter(WebSocketMixin, _Events, JupyterHandler):
+    """In Jupyter Server: its identity, its authorizer (``execute`` on ``gpupool``), its rules on origins."""
+
+    auth_resource = "gpupool"
+
+    def initialize(self, feed: Feed) -> None:
+        self.feed = feed
+
+    @ws_authenticated
+    @authorized("execute")
+    async def get(self, *args: str, **kwargs: str) -> None:
+        await super().get(*args, **kwargs)
+
+    def owner(self) -> str | None:
+        return self.current_user.username
