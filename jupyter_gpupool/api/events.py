@@ -99,7 +99,7 @@ class EventsInJupyter(WebSocketMixin, _Events, JupyterHandler):
 
     @ws_authenticated
     @authorized("execute")
-    async def get(self, *args: str, **kwargs: str) -> None:
+    async def get(self, *args: str, **kwargs: str) -> None:  # type: ignore[override]  # the decorators are untyped
         await super().get(*args, **kwargs)
 
     def owner(self) -> str | None:

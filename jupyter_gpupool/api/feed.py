@@ -29,6 +29,7 @@ _MOST_VIEWS = 200
 class Pool(Protocol):
     """The calls of a pool that a feed is made of."""
 
+    def scope(self, owner: str) -> str | None: ...
     async def pool(self, owner: str | None) -> dict[str, Any]: ...
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]: ...
     async def wait(self, lease_id: str, owner: str | None, wait_s: float) -> Lease: ...
@@ -52,7 +53,9 @@ class Feed:
         self._pool = pool
         self._views: dict[str | None, View] = {}
 
-    def view(self, scope: str | None) -> View:
+    def view(self, owner: str | None) -> View:
+        """What ``owner`` sees, or (None) everything."""
+        scope = None if owner is None else self._pool.scope(owner)
         view = self._views.pop(scope, None) or View(self._pool, scope)
         self._views[scope] = view  # the newest last
         for old in [s for s, v in self._views.items() if not v.watched][: len(self._views) - _MOST_VIEWS]:

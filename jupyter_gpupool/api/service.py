@@ -141,6 +141,10 @@ class PoolService(LoggingConfigurable):
 
     # -- what clients ask for
 
+    def scope(self, owner: str) -> str | None:
+        """Whose leases ``owner`` sees: None for everybody's."""
+        return owner
+
     async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
         """Grant, queue or refuse; with ``wait_s`` answer when its worker is up, or that much later."""
         lease = await self._run(self._need().request, request)

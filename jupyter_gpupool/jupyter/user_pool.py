@@ -116,6 +116,10 @@ class UserPool(LoggingConfigurable):
 
     # -- what the handlers call
 
+    def scope(self, owner: str) -> str | None:
+        """Whose leases ``owner`` sees: None for everybody's."""
+        return self._owner(owner)
+
     async def pool(self, owner: str | None) -> dict[str, Any]:
         return await self._ask(lambda p: p.pool(self._owner(owner)))
 
@@ -142,6 +146,11 @@ class UserPool(LoggingConfigurable):
 
     async def release(self, lease_id: str, owner: str | None) -> Lease:
         return await self._ask(lambda p: p.release(lease_id, self._owner(owner)))
+
+    async def resize(
+        self, lease_id: str, owner: str | None, partial: float | None, memory_mib: int | None
+    ) -> Lease:
+        return await self._ask(lambda p: p.resize(lease_id, self._owner(owner), partial, memory_mib))
 
     async def history(
         self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
@@ -224,6 +233,11 @@ class _Joined:
 
     async def release(self, lease_id: str, owner: str | None) -> Lease:
         return await asyncio.to_thread(self._client.release, lease_id)
+
+    async def resize(
+        self, lease_id: str, owner: str | None, partial: float | None, memory_mib: int | None
+    ) -> Lease:
+        return await asyncio.to_thread(self._client.resize, lease_id, partial, memory_mib)
 
     async def history(
         self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import hashlib
 import json
@@ -34,6 +35,17 @@ def jp_server_config() -> dict[str, Any]:
         "ServerApp": {"jpserver_extensions": {"jupyter_gpupool": True}},
         "LocalEngine": {"emulate": "always"},
     }
+
+
+#: Long enough for a worker to be up.
+WAIT = {"wait": "30"}
+
+
+async def hear(socket: Any) -> dict[str, Any]:
+    """The next message of a feed."""
+    message = await asyncio.wait_for(socket.read_message(), 30)
+    assert message is not None, "the pool closed the connection"
+    return json.loads(message)
 
 
 def body(**fields: Any) -> str:
@@ -71,6 +83,33 @@ class TestUnderJupytersRules:
         assert said["error"] == "InvalidRequest"
         assert "1.5" in said["message"] and "\n" not in said["message"]
 
+    async def test_a_lease_is_resized(self, jp_fetch: Callable[..., Any]) -> None:
+        made = json.loads((await jp_fetch(*API, "leases", method="POST", body=body(), params=WAIT)).body)
+        path = (*API, "leases", made["id"])
+        resized = await jp_fetch(*path, method="PATCH", body=json.dumps({"partial": 0.25}))
+        assert [s["memory_mib"] for s in json.loads(resized.body)["slices"]] == [8127]
+        await jp_fetch(*path, method="DELETE")
+
+    async def test_changes_are_told_as_they_happen(
+        self, jp_fetch: Callable[..., Any], jp_ws_fetch: Callable[..., Any]
+    ) -> None:
+        socket = await jp_ws_fetch(*API, "events")
+        state = await hear(socket)
+        assert state["type"] == "state" and len(state["gpus"]) == 2 and not state["leases"]
+        made = json.loads((await jp_fetch(*API, "leases", method="POST", body=body())).body)
+        while made["id"] not in (delta := await hear(socket)).get("leases", {}):
+            assert delta["type"] == "delta"
+        socket.close()
+        again = await jp_ws_fetch(*API, "events", params={"feed": state["feed"], "seq": state["seq"]})
+        assert (await hear(again))["type"] == "resumed"
+        again.close()
+        await jp_fetch(*API, "leases", made["id"], method="DELETE")
+
+    async def test_nobody_watches_without_the_servers_token(self, jp_ws_fetch: Callable[..., Any]) -> None:
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_ws_fetch(*API, "events", headers={"Authorization": "token wrong"})
+        assert refused.value.code == 403
+
 
 class ReadOnly(Authorizer):
     def is_authorized(self, handler: Any, user: User, action: str, resource: str) -> bool:
@@ -99,6 +138,11 @@ class TestWithOtherRules:
         assert refused.value.code == 403
         assert not json.loads((await jp_fetch(*API, "leases", headers=ada)).body)["leases"]
 
+    async def test_and_over_who_may_watch(self, jp_ws_fetch: Callable[..., Any]) -> None:
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_ws_fetch(*API, "events", headers={"X-Name": "ada"})  # a socket is execute, not read
+        assert refused.value.code == 403
+
 
 class TestWithNamedUsers:
     @pytest.fixture
@@ -115,6 +159,14 @@ class TestWithNamedUsers:
             await jp_fetch(*API, "leases", made["id"], method="DELETE", headers=bob)
         assert refused.value.code == 404
         await jp_fetch(*API, "leases", made["id"], method="DELETE", headers=ada)
+
+    async def test_no_page_of_another_site_watches(self, jp_ws_fetch: Callable[..., Any]) -> None:
+        from_here = await jp_ws_fetch(*API, "events", headers={"X-Name": "ada"})
+        assert (await hear(from_here))["type"] == "state"
+        from_here.close()
+        with pytest.raises(HTTPClientError) as refused:
+            await jp_ws_fetch(*API, "events", headers={"X-Name": "ada", "Origin": "http://elsewhere.example"})
+        assert refused.value.code == 403
 
 
 @pytest.fixture
