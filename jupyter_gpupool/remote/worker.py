@@ -17,6 +17,7 @@ import torch
 
 from . import handshake, wire
 from .executor import Session
+from .heap import keep_freed_memory
 from .incoming import Frame, Incoming
 from .program import BadRecord
 from .slices import Device
@@ -43,6 +44,8 @@ def serve(
     ``look`` is called a few times a second with what resizes the lease, should its pool want that.
     A thread may still be inside an operator then: leave the process by ``os._exit``.
     """
+    if any(d.emulated for d in spec.devices):
+        keep_freed_memory()
     return Worker(spec, report, look).run(listener)
 
 
