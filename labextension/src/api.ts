@@ -1,67 +1,103 @@
-/** What the pool says over HTTP; the names are those of docs/architecture.md. */
+/** The pool over HTTP. */
 
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
-/** A share of one GPU that a lease holds; whose it is stays unsaid (null) where it is another user's. */
-export interface ISlice {
-  lease: string | null;
-  owner: string | null;
-  memory_mib: number;
+import { IHistory, ILease } from './wire';
+
+/** What a user may ask for: GPUs, and of each one `partial` (0 to 1) or `memory_mib`. */
+export interface IWish {
+  num_gpus: number;
+  partial?: number;
+  memory_mib?: number;
+  filters?: Record<string, string>;
 }
 
-/** One GPU, and what is granted on it. `memory_mib` is all that the pool may grant of it. */
-export interface IGPU {
-  uuid: string;
-  server: string;
-  index: number;
-  name: string;
-  memory_mib: number;
-  emulated: boolean;
-  healthy: boolean;
-  granted_mib: number;
-  slices: ISlice[];
+/** What a wish would come to now: granted, a place in the queue, or a reason why never. */
+export interface IForecast {
+  outcome: 'granted' | 'queued' | 'impossible';
+  position: number | null;
+  reason: string;
 }
 
-/** A machine that holds GPUs. */
-export interface IServer {
-  name: string;
-  host: string;
-  gpus: IGPU[];
-}
-
-/** The pool at one instant; `queue` holds the ids of the leases that wait, in their order. */
-export interface IPool {
-  version: string;
-  servers: IServer[];
-  queue: (string | null)[];
-  healthy: boolean;
-}
-
-/** The pool did not answer as it should; `message` is one line for people. */
-export class PoolError extends Error {}
-
-/** Read the pool. Rejects with a `PoolError`. */
-export async function fetchPool(settings: ServerConnection.ISettings): Promise<IPool> {
-  return (await get('pool', settings)) as IPool;
-}
-
-async function get(path: string, settings: ServerConnection.ISettings): Promise<unknown> {
-  const url = URLExt.join(settings.baseUrl, 'gpupool/api/v1', path);
-  let response: Response;
-  try {
-    response = await ServerConnection.makeRequest(url, {}, settings);
-  } catch (reason) {
-    throw new PoolError(reason instanceof Error ? reason.message : String(reason));
+/** The pool did not do what it was asked; `message` is one line for people. */
+export class PoolError extends Error {
+  constructor(
+    message: string,
+    readonly status = 0
+  ) {
+    super(message);
   }
-  const body: unknown = await response.json().catch(() => null);
-  if (!response.ok) {
-    throw new PoolError(refusal(body) ?? `${response.status} ${response.statusText}`);
+}
+
+/** The calls of docs/architecture.md. Every one rejects with a `PoolError`. */
+export class PoolAPI {
+  constructor(private _settings: ServerConnection.ISettings) {}
+
+  /** Why the pool cannot be asked; empty if it can. */
+  async trouble(): Promise<string> {
+    try {
+      await this._call('pool');
+      return '';
+    } catch (reason) {
+      return reason instanceof Error ? reason.message : String(reason);
+    }
   }
-  if (body === null) {
-    throw new PoolError(`${url}: not JSON`);
+
+  /** Since then, of the whole pool and of the GPUs that are named. */
+  history(since: number, step: number, gpus: readonly string[] = []): Promise<IHistory> {
+    const query = new URLSearchParams({ since: String(since), step: String(step) });
+    gpus.forEach(uuid => query.append('gpu', uuid));
+    return this._call<IHistory>(`history?${query}`);
   }
-  return body;
+
+  /** The user's leases of the last days, those that have ended too. */
+  async pastLeases(): Promise<ILease[]> {
+    return (await this._call<{ leases: ILease[] }>('leases?all=1')).leases;
+  }
+
+  /** What a wish would come to if it were asked for now. */
+  forecast(wish: IWish): Promise<IForecast> {
+    return this._call<IForecast>('forecast', 'POST', wish);
+  }
+
+  /** End a lease, or leave the queue. What is on its slices is lost. */
+  release(id: string): Promise<ILease> {
+    return this._call<ILease>(`leases/${encodeURIComponent(id)}`, 'DELETE');
+  }
+
+  /** Another share of the same GPUs; what is on them stays. */
+  resize(id: string, share: { partial: number } | { memory_mib: number }): Promise<ILease> {
+    return this._call<ILease>(`leases/${encodeURIComponent(id)}`, 'PATCH', share);
+  }
+
+  /** The feed of the pool; see feed.ts. */
+  events(query: string): WebSocket {
+    const { wsUrl, token, appendToken, WebSocket } = this._settings;
+    const url = URLExt.join(wsUrl, 'gpupool/api/v1/events') + query;
+    const secret = appendToken && token ? `token=${encodeURIComponent(token)}` : '';
+    return new WebSocket(secret ? `${url}${query ? '&' : '?'}${secret}` : url);
+  }
+
+  private async _call<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
+    const url = URLExt.join(this._settings.baseUrl, 'gpupool/api/v1', path);
+    const init = { method, body: body === undefined ? undefined : JSON.stringify(body) };
+    let response: Response;
+    try {
+      response = await ServerConnection.makeRequest(url, init, this._settings);
+    } catch (reason) {
+      throw new PoolError(reason instanceof Error ? reason.message : String(reason));
+    }
+    const answer: unknown = await response.json().catch(() => null);
+    if (!response.ok) {
+      const line = refusal(answer) ?? `${response.status} ${response.statusText}`;
+      throw new PoolError(line, response.status);
+    }
+    if (answer === null) {
+      throw new PoolError(`${url}: not JSON`, response.status);
+    }
+    return answer as T;
+  }
 }
 
 /** The line that the pool gave as its reason, if it gave one. */

@@ -1,39 +1,32 @@
-/** What the panel knows of the pool, read again from time to time. */
+/** The pool, watched for as long as somebody looks. */
 
-import { ServerConnection } from '@jupyterlab/services';
-import { IDisposable } from '@lumino/disposable';
-import { Poll } from '@lumino/polling';
+import { DisposableDelegate, IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
 
-import { fetchPool, IGPU, IPool } from './api';
+import { PoolAPI } from './api';
+import { Feed, IConnection } from './feed';
+import { IPoolState } from './state';
+import { IGPUPool } from './tokens';
 
-/** A lease as the pool's GPUs show it: who holds it (null: somebody else), and how much of which GPUs. */
-export interface IHolding {
-  lease: string | null;
-  owner: string | null;
-  shares: { gpu: IGPU; memory_mib: number }[];
-}
-
-/** The last reading of the pool, and a poll that renews it while `wanted()` says so. */
-export class PoolModel implements IDisposable {
-  constructor(options: PoolModel.IOptions) {
-    this._poll = new Poll<IPool>({
-      auto: true,
-      name: 'jupyter-gpupool:pool',
-      factory: () => this._read(options.serverSettings),
-      frequency: { interval: options.interval, backoff: true, max: 30 * 1000 },
-      standby: () => (options.wanted() ? 'when-hidden' : true)
+export class PoolModel implements IGPUPool, IDisposable {
+  constructor(api: PoolAPI) {
+    this.api = api;
+    this._feed = new Feed({
+      connect: query => api.events(query),
+      why: () => api.trouble(),
+      onChange: () => this._later()
     });
+    document.addEventListener('visibilitychange', this._settle);
   }
 
-  /** The pool as last read; null before the first reading and while it cannot be read. */
-  get pool(): IPool | null {
-    return this._pool;
+  readonly api: PoolAPI;
+
+  get state(): IPoolState | null {
+    return this._feed.state;
   }
 
-  /** Why the pool cannot be read, in one line; empty when it can. */
-  get error(): string {
-    return this._error;
+  get connection(): IConnection {
+    return this._feed.connection;
   }
 
   get changed(): ISignal<this, void> {
@@ -41,74 +34,55 @@ export class PoolModel implements IDisposable {
   }
 
   get isDisposed(): boolean {
-    return this._poll.isDisposed;
+    return this._isDisposed;
   }
 
-  /** Milliseconds between two readings. */
-  set interval(milliseconds: number) {
-    this._poll.frequency = { ...this._poll.frequency, interval: milliseconds };
+  watch(): IDisposable {
+    this._watchers += 1;
+    this._settle();
+    return new DisposableDelegate(() => {
+      this._watchers -= 1;
+      this._settle();
+    });
   }
 
-  /** Read now. */
-  refresh(): void {
-    void this._poll.refresh();
+  retry(): void {
+    this._feed.retry();
   }
 
   dispose(): void {
-    this._poll.dispose();
+    if (this._isDisposed) {
+      return;
+    }
+    this._isDisposed = true;
+    document.removeEventListener('visibilitychange', this._settle);
+    this._settle();
+    cancelAnimationFrame(this._frame);
     Signal.clearData(this);
   }
 
-  private async _read(settings: ServerConnection.ISettings): Promise<IPool> {
-    try {
-      this._pool = await fetchPool(settings);
-      this._error = '';
-      return this._pool;
-    } catch (reason) {
-      // An old reading would pass for a present one.
-      this._pool = null;
-      this._error = reason instanceof Error ? reason.message : String(reason);
-      // The poll waits longer after a failure when it is told of it.
-      throw reason;
-    } finally {
-      this._changed.emit();
+  /** Connected while somebody looks, and only then. */
+  private _settle = (): void => {
+    if (this._watchers > 0 && !document.hidden && !this._isDisposed) {
+      this._feed.start();
+    } else {
+      this._feed.stop();
+    }
+  };
+
+  /** What comes together is told together. */
+  private _later(): void {
+    if (this._frame === 0 && !this._isDisposed) {
+      this._frame = requestAnimationFrame(() => {
+        this._frame = 0;
+        this._changed.emit();
+      });
     }
   }
 
   private _changed = new Signal<this, void>(this);
-  private _error = '';
-  private _poll: Poll<IPool>;
-  private _pool: IPool | null = null;
-}
-
-export namespace PoolModel {
-  export interface IOptions {
-    serverSettings: ServerConnection.ISettings;
-    /** Milliseconds between two readings. */
-    interval: number;
-    /** Whether anybody looks; without that nothing is read. */
-    wanted: () => boolean;
-  }
-}
-
-/**
- * The leases that hold slices now, in the order in which the GPUs name them. What others hold comes
- * last and as one, since their leases cannot be told apart.
- */
-export function holdings(pool: IPool): IHolding[] {
-  const byLease = new Map<string, IHolding>();
-  const others: IHolding = { lease: null, owner: null, shares: [] };
-  for (const gpu of pool.servers.flatMap(server => server.gpus)) {
-    for (const { lease, owner, memory_mib } of gpu.slices) {
-      const share = { gpu, memory_mib };
-      if (lease === null) {
-        others.shares.push(share);
-        continue;
-      }
-      const holding = byLease.get(lease) ?? { lease, owner, shares: [] };
-      holding.shares.push(share);
-      byLease.set(lease, holding);
-    }
-  }
-  return others.shares.length > 0 ? [...byLease.values(), others] : [...byLease.values()];
+  private _feed: Feed;
+  private _frame = 0;
+  private _isDisposed = false;
+  private _watchers = 0;
 }

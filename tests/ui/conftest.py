@@ -8,13 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from ..conftest import USERS_OWN
 
 #: Quiet, and content with a container: no sandbox of its own, no shared GPU, nothing fetched by itself.
 BROWSER_OPTIONS = [
@@ -30,64 +33,156 @@ BROWSER_OPTIONS = [
 ]
 
 
-# One for each test: while Playwright's own event loop lives, no other test can run one.
+# Playwright's own event loop runs through all tests of a module; pytest-jupyter would close it after each.
 @pytest.fixture
+def jp_asyncio_loop() -> None:
+    pass
+
+
+@pytest.fixture
+def jp_server_cleanup() -> None:
+    pass
+
+
+# One for each module at most: while Playwright's own event loop lives, no other test can run one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("Chromium is not installed (apt-get install chromium)")
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_OPTIONS)
         yield browser
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(120_000)
-    yield context.new_page()
-    context.close()
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Callable[[], Page]:
+    """Opens a window of its own: another user's, as far as a browser can tell."""
+
+    def open() -> Page:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+        context.set_default_timeout(120_000)
+        return context.new_page()
+
+    return open
 
 
 @pytest.fixture
-def lab(jupyter_home: Path, tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[str]:
-    """The URL, token and all, of a `jupyter lab` whose pool has the two emulated GPUs."""
-    log = tmp_path / "lab.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
-                *("--ip=127.0.0.1", "--port=0", "--ServerApp.port_retries=0"),
-                "--LabApp.news_url=",
-                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-                f"--ServerApp.root_dir={tmp_path}",
-                "--LocalEngine.emulate=always",
-            ],
-            cwd=tmp_path,
-            env={**os.environ, "HOME": str(jupyter_home)},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    info = jupyter_home / "runtime" / f"jpserver-{server.pid}.json"
+def page(window: Callable[[], Page]) -> Iterator[Page]:
+    page = window()
+    yield page
+    page.context.close()
 
-    def url() -> str | None:
-        assert server.poll() is None, log.read_text()
+
+class Lab:
+    """A `jupyter lab` with a home of its own, which can be ended and started again at the same address."""
+
+    TOKEN = "of-the-tests"
+
+    def __init__(self, home: Path, root: Path, built: Path, *options: str) -> None:
+        self.root = root
+        self.port = 0
+        self._log = root.parent / f"{root.name}.log"
+        self._options = options
+        # What was built from these sources goes before what is installed.
+        (home / "built" / "labextensions").mkdir(parents=True, exist_ok=True)
+        if built.is_dir():
+            (home / "built" / "labextensions" / "jupyter-gpupool").symlink_to(built)
+        folders = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("data", "runtime", "config")}
+        for folder in folders.values():
+            Path(folder).mkdir(mode=0o700, exist_ok=True)
+        self.env = {**os.environ, **folders, "HOME": str(home), "JUPYTER_PATH": str(home / "built")}
+        for name in USERS_OWN:
+            self.env.pop(name, None)
+        self._runtime = home / "runtime"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/lab?token={self.TOKEN}"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        with self._log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                    *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
+                    f"--IdentityProvider.token={self.TOKEN}",
+                    "--LabApp.news_url=",
+                    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+                    f"--ServerApp.root_dir={self.root}",
+                    "--LocalEngine.emulate=always",
+                    *self._options,
+                ],
+                cwd=self.root,
+                env=self.env,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while not self._answers():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, f"JupyterLab did not start: {self._log.read_text()[-4000:]}"
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        info = self._runtime / f"jpserver-{self._process.pid}.json"
         try:
             said = json.loads(info.read_text())
             httpx.get(f"{said['url']}api")
         except (OSError, ValueError, httpx.TransportError):  # not there, half written, or not listening yet
-            return None
-        return f"{said['url']}lab?token={said['token']}"
+            return False
+        self.port = said["port"]
+        return True
 
-    try:
-        yield eventually(url, "JupyterLab is up", deadline_s=120)
-    finally:
-        server.send_signal(signal.SIGTERM)
+    def run(self, code: str) -> subprocess.Popen[str]:
+        """A program beside it, which finds its pool."""
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGTERM)
         try:
-            server.wait(60)
+            process.wait(60)
         except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-            pytest.fail(f"JupyterLab did not end: {log.read_text()[-4000:]}")
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            pytest.fail(f"JupyterLab did not end: {self._log.read_text()[-4000:]}")
+
+
+@pytest.fixture
+def lab(jupyter_home: Path, tmp_path: Path, project_root: Path) -> Iterator[str]:
+    """The URL, token and all, of a `jupyter lab` whose pool has the two emulated GPUs."""
+    server = Lab(jupyter_home, tmp_path, project_root / "jupyter_gpupool/labextension")
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def one_lab(project_root: Path) -> Iterator[Lab]:
+    """One `jupyter lab` for all tests of a module, which leave no lease behind."""
+    home = Path(tempfile.mkdtemp(prefix="gpupool-test-"))
+    (home / "notebooks").mkdir()
+    server = Lab(home, home / "notebooks", project_root / "jupyter_gpupool/labextension")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(home, ignore_errors=True)

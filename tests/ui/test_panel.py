@@ -3,63 +3,103 @@
 from __future__ import annotations
 
 import getpass
+import re
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from playwright.sync_api import Page, expect
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from .conftest import Lab
 
 #: Holds two slices until its standard input ends.
 HOLDER = """
 import jupyter_gpupool
-with jupyter_gpupool.attach(num_gpus=2, partial=0.8):
+with jupyter_gpupool.attach(num_gpus=2, partial=0.8, label="a program"):
     print("attached", flush=True)
     input()
 """
 
 
-def test_the_panel_lists_the_gpus(page: Page, lab: str) -> None:
-    page.goto(lab)
+@contextmanager
+def holder(lab: Lab) -> Iterator[subprocess.Popen[str]]:
+    with lab.run(HOLDER) as program:
+        assert program.stdout is not None
+        try:
+            assert program.stdout.readline() == "attached\n"
+            yield program
+        finally:
+            program.communicate("\n", timeout=60)
+
+
+@pytest.fixture(scope="module")
+def page(window: Callable[[], Page], one_lab: Lab) -> Iterator[Page]:
+    """JupyterLab with the panel open, for all of these tests."""
+    page = window()
+    page.goto(one_lab.url)
     page.get_by_role("tab", name="GPU Pool").click()
-    panel = page.get_by_role("region", name="GPU Pool")
+    yield page
+    page.context.close()
+
+
+@pytest.fixture
+def panel(page: Page) -> Locator:
+    return page.get_by_role("region", name="GPU Pool", exact=True)
+
+
+def tile(panel: Locator, name: str) -> Locator:
+    return (
+        panel.locator(".jp-GPUPool-tile").filter(has=panel.page.get_by_text(name, exact=True)).locator("dd")
+    )
+
+
+def test_the_gpus_by_server(panel: Locator) -> None:
     gpus = panel.get_by_role("listitem").filter(has_text="Tesla V100-PCIE-32GB")
     expect(gpus).to_have_count(2)
     for gpu in gpus.all():
         expect(gpu).to_contain_text("emulated")
-        expect(gpu).to_contain_text("0 of 32510 MiB granted")
+        expect(gpu).to_contain_text("0 of 32,510 MiB granted")
         meter = gpu.get_by_role("meter")
         expect(meter).to_have_attribute("aria-valuenow", "0")
         expect(meter).to_have_attribute("aria-valuemax", "32510")
-    expect(panel).to_contain_text("No GPU is in use.")
+    expect(panel).to_contain_text("You hold no GPU.")
+    expect(tile(panel, "GPUs free")).to_have_text("2 of 2")
+    expect(tile(panel, "memory free")).to_have_text("63.5 GiB")
 
 
-def test_the_panel_follows_a_lease(page: Page, lab: str) -> None:
-    page.goto(lab)
-    page.get_by_role("tab", name="GPU Pool").click()
-    panel = page.get_by_role("region", name="GPU Pool")
+def test_what_a_program_holds_is_there_while_it_runs(panel: Locator, one_lab: Lab) -> None:
     meters = panel.get_by_role("meter")
-    expect(meters).to_have_count(2)
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "attached\n"
+    with holder(one_lab):
         for meter in meters.all():
-            expect(meter).to_have_attribute("aria-valuenow", "26008", timeout=60_000)
-        lease = panel.get_by_role("region", name="Leases").get_by_role("listitem")
-        expect(lease).to_have_count(1)
-        expect(lease).to_contain_text(getpass.getuser())
-        expect(lease).to_contain_text("GPU 0: 26008 MiB · GPU 1: 26008 MiB")
-        holder.communicate("\n")
-    assert holder.returncode == 0
+            expect(meter).to_have_attribute("aria-valuenow", "26008")
+        lease = panel.get_by_role("article", name="a program")
+        expect(lease).to_contain_text("GPU 0: 26,008 MiB · GPU 1: 26,008 MiB")
+        expect(tile(panel, "partly used")).to_have_text("2")
+        expect(tile(panel, "largest slice now")).to_have_text("6.3 GiB")
+        piece = panel.locator(".jp-GPUPool-piece.jp-mod-mine").first
+        piece.hover()
+        expect(piece).to_have_attribute(
+            "title", re.compile(rf"{getpass.getuser()}\na program\n0 of 26,008 MiB used, 0% busy\nfor \d+ s")
+        )
+    expect(panel).to_contain_text("You hold no GPU.")
     for meter in meters.all():
-        expect(meter).to_have_attribute("aria-valuenow", "0", timeout=60_000)
-    expect(panel).to_contain_text("No GPU is in use.")
+        expect(meter).to_have_attribute("aria-valuenow", "0")
 
 
-def test_the_palette_opens_the_panel(page: Page, lab: str) -> None:
-    page.goto(lab)
-    page.wait_for_selector("#jp-main-dock-panel")
+def test_the_palette_opens_the_panel(page: Page, panel: Locator) -> None:
+    page.get_by_role("tab", name="GPU Pool").click()
+    expect(panel).to_be_hidden()
     page.keyboard.press("Control+Shift+C")
     page.get_by_role("textbox", name="SEARCH").fill("GPU Pool")
     page.get_by_role("menuitem", name="Open GPU Pool").click()
-    expect(page.get_by_role("region", name="GPU Pool")).to_be_visible()
+    expect(panel).to_be_visible()
+
+
+def test_a_server_that_restarts_is_seen_to_be_gone_and_then_back(panel: Locator, one_lab: Lab) -> None:
+    one_lab.stop()
+    expect(panel.get_by_role("status")).to_contain_text("Connection lost")
+    one_lab.start()
+    expect(panel.get_by_role("status")).not_to_contain_text("Connection lost")
+    with holder(one_lab):
+        expect(panel.get_by_role("article", name="a program")).to_be_visible()

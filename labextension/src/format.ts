@@ -1,0 +1,55 @@
+/** Figures and times as people read them, in their language. */
+
+import { TranslationBundle } from '@jupyterlab/translation';
+
+/** `780 MiB` or `25.4 GiB`: three digits are enough to choose by. */
+export function size(mib: number, trans: TranslationBundle): string {
+  if (mib < 1024) {
+    return trans.__('%1 MiB', figure(mib, 0));
+  }
+  const gib = mib / 1024;
+  return trans.__('%1 GiB', figure(gib, gib < 100 ? 1 : 0));
+}
+
+/** `26,008 MiB`, exactly. */
+export function exactly(mib: number, trans: TranslationBundle): string {
+  return trans.__('%1 MiB', figure(mib, 0));
+}
+
+/** `26,008`, where the unit follows. */
+export function plain(mib: number): string {
+  return figure(mib, 0);
+}
+
+/** `0.8` of something as `80 %`, in the user's manner. */
+export function share(part: number): string {
+  return part.toLocaleString(undefined, { style: 'percent', maximumFractionDigits: 0 });
+}
+
+/** `45 s`, `12 min`, `3 h`, `2 d`. */
+export function age(seconds: number, trans: TranslationBundle): string {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) {
+    return trans.__('%1 s', s);
+  }
+  if (s < 3600) {
+    return trans.__('%1 min', Math.floor(s / 60));
+  }
+  if (s < 86400) {
+    return trans.__('%1 h', figure(s / 3600, s < 36000 ? 1 : 0));
+  }
+  return trans.__('%1 d', figure(s / 86400, 0));
+}
+
+/** The hour, and the day where it is not today's; seconds since the epoch. */
+export function moment(at: number): string {
+  const date = new Date(at * 1000);
+  const today = date.toDateString() === new Date().toDateString();
+  return today
+    ? date.toLocaleTimeString()
+    : date.toLocaleString(undefined, { dateStyle: 'short', timeStyle: 'short' });
+}
+
+function figure(value: number, digits: number): string {
+  return value.toLocaleString(undefined, { maximumFractionDigits: digits });
+}

@@ -1,0 +1,14 @@
+/** The pool itself, for every plugin that shows it or asks something of it. */
+
+import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+
+import { PoolAPI } from '../api';
+import { PoolModel } from '../model';
+import { IGPUPool } from '../tokens';
+
+export const poolPlugin: JupyterFrontEndPlugin<IGPUPool> = {
+  id: 'jupyter-gpupool:pool',
+  description: 'The pool of GPUs that this Jupyter server offers.',
+  provides: IGPUPool,
+  activate: (app: JupyterFrontEnd) => new PoolModel(new PoolAPI(app.serviceManager.serverSettings))
+};

@@ -1,0 +1,69 @@
+/** Who waits, and the user's own place. */
+
+import { Notification } from '@jupyterlab/apputils';
+import { Button } from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+import { IViewProps } from './context';
+import { age, exactly, share } from './format';
+import { split } from './state';
+import { ILease } from './wire';
+
+export function Queue({ state, pool, trans }: IViewProps): JSX.Element | null {
+  const { waiting } = React.useMemo(() => split(state.leases), [state.leases]);
+  const others = state.queue.length - waiting.length;
+  if (state.queue.length === 0) {
+    return null;
+  }
+  const leave = async (lease: ILease) => {
+    try {
+      await pool.api.release(lease.id);
+    } catch (reason) {
+      Notification.error(trans.__('The queue cannot be left: %1', (reason as Error).message));
+    }
+  };
+  return (
+    <section aria-label={trans.__('Queue')}>
+      <h3>{trans.__('Queue')}</h3>
+      <ul className="jp-GPUPool-list">
+        {waiting.map(lease => (
+          <li key={lease.id}>
+            <div className="jp-GPUPool-name">
+              <span className="jp-GPUPool-model" title={lease.id}>
+                {lease.request.label || lease.id.slice(0, 8)}
+              </span>
+              <span className="jp-GPUPool-badge">
+                {trans.__('place %1 of %2', lease.position ?? '…', state.queue.length)}
+              </span>
+            </div>
+            <div className="jp-GPUPool-figures">
+              <span>
+                {trans.__(
+                  '%1 × %2',
+                  lease.request.num_gpus,
+                  lease.request.partial === null
+                    ? exactly(lease.request.memory_mib ?? 0, trans)
+                    : share(lease.request.partial)
+                )}
+              </span>
+              <span>{trans.__('for %1', age(state.at - lease.created_at, trans))}</span>
+            </div>
+            <Button
+              className="jp-mod-styled"
+              small
+              aria-label={trans.__('Leave the queue: %1', lease.request.label || lease.id)}
+              onClick={() => void leave(lease)}
+            >
+              {trans.__('Leave the queue')}
+            </Button>
+          </li>
+        ))}
+      </ul>
+      {others > 0 && (
+        <p className="jp-GPUPool-note">
+          {trans._n('%1 request of others waits.', '%1 requests of others wait.', others)}
+        </p>
+      )}
+    </section>
+  );
+}

@@ -1,0 +1,29 @@
+/** What this extension offers to others, and its parts to each other. */
+
+import { Token } from '@lumino/coreutils';
+import { IDisposable } from '@lumino/disposable';
+import { ISignal } from '@lumino/signaling';
+
+import { PoolAPI } from './api';
+import { IConnection } from './feed';
+import { IPoolState } from './state';
+
+/** The pool that this Jupyter server offers. */
+export interface IGPUPool {
+  /** As last told, or null; it is as of now only while `connection.status` is `live`. */
+  readonly state: IPoolState | null;
+  readonly connection: IConnection;
+  /** `state` or `connection` changed; at most once in a frame, and not while the page is hidden. */
+  readonly changed: ISignal<IGPUPool, void>;
+  /** What can be asked of the pool. */
+  readonly api: PoolAPI;
+  /** Have the pool watched until the answer is disposed of. Nothing is read while nobody watches. */
+  watch(): IDisposable;
+  /** When the connection is lost: try now. */
+  retry(): void;
+}
+
+export const IGPUPool = new Token<IGPUPool>(
+  'jupyter-gpupool:IGPUPool',
+  'The pool of GPUs: its state, live, and what can be asked of it.'
+);
