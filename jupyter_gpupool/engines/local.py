@@ -23,36 +23,16 @@ from ..devices import discover
 from ..devices.emulated import DEFAULT_COUNT, DEFAULT_MEMORY_MIB, DEFAULT_NAME
 from ..pool.errors import EngineFailure, InUse
 from ..pool.interfaces import WorkerExit
-from ..pool.models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
+from ..pool.models import Lease, Server, WorkerAddress, WorkerUsage
 from ..remote import specs
 from . import process, records
-from .zygote import EXIT_UNRECORDED
-
-#: How each exit code of a worker ends its lease.
-_ENDS = {
-    specs.EXIT_RELEASED: (LeaseState.RELEASED, "released by its holder"),
-    specs.EXIT_HOLDER_LOST: (LeaseState.RELEASED, "its holder went away"),
-    specs.EXIT_NEVER_ATTACHED: (LeaseState.EXPIRED, "nobody attached to it"),
-    specs.EXIT_FENCED: (LeaseState.EXPIRED, "nothing was heard of its holder"),
-    specs.EXIT_STOPPED: (LeaseState.RELEASED, "ended by the pool"),
-    EXIT_UNRECORDED: (LeaseState.LOST, "its worker could not write its state file"),
-}
+from .data_port import DataPort
+from .ends import end_of
 
 #: How long a worker that is told to end may take to say goodbye, in seconds.
 _GRACE_S = 2.0
 #: How long a worker may take to keep to other limits, in seconds; it looks several times a second.
 _OBEY_S = 10.0
-
-
-def end_of(code: int | None) -> tuple[LeaseState, str]:
-    """What a worker's exit code (minus a signal's number; None if unknown) means for its lease."""
-    if code in _ENDS:
-        return _ENDS[code]
-    if code is None:
-        return LeaseState.LOST, "its worker died"
-    if code < 0:
-        return LeaseState.LOST, f"its worker was killed by {signal.Signals(-code).name}"
-    return LeaseState.LOST, f"its worker failed with exit code {code}"
 
 
 class LocalEngine(LoggingConfigurable):
@@ -62,6 +42,16 @@ class LocalEngine(LoggingConfigurable):
     host = Unicode("127.0.0.1", help="Address that workers listen on and clients reach them by.").tag(
         config=True
     )
+    certfile = Unicode(
+        help="Certificate (PEM) of this GPU server. With it workers speak TLS 1.3 only, all behind `data_port`."
+    ).tag(config=True)
+    keyfile = Unicode(help="The certificate's private key (PEM).").tag(config=True)
+    data_host = Unicode(help="Address that the data port listens on. Default: all of this machine.").tag(
+        config=True
+    )
+    data_port = Int(
+        0, min=0, max=65535, help="The one port of all workers with TLS; 0 takes a free one."
+    ).tag(config=True)
     emulate = Enum(
         ["auto", "always", "never"],
         "auto",
@@ -97,6 +87,7 @@ class LocalEngine(LoggingConfigurable):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._door: DataPort | None = None
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[int] | None = None
@@ -119,6 +110,9 @@ class LocalEngine(LoggingConfigurable):
             Path(self.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
             raise EngineFailure(f"{self.run_dir} cannot be made for the workers: {e.strerror}") from None
+        if self.certfile:
+            self._door = DataPort(self.data_host, self.data_port, self.run_dir, self.persistent, self.log)
+            await self._door.start()
         self._start_parent()
 
     async def servers(self) -> Sequence[Server]:
@@ -193,7 +187,7 @@ class LocalEngine(LoggingConfigurable):
                 records.remove(file)
                 continue
             lease_id = state["lease"]
-            worker = WorkerAddress(self.host, state["port"], state["pid"], state["created"])
+            worker = self._address(state)
             lease = wanted.get(lease_id)
             if not process.lives(worker.pid, worker.created):
                 records.remove(file)
@@ -234,6 +228,8 @@ class LocalEngine(LoggingConfigurable):
             self._unwatch(lease_id)
         if self._control is not None:
             self._hang_up(self._control)
+        if self._door is not None:
+            await self._door.stop()
         if self._process is not None and not self.persistent:
             child, self._process = self._process, None
             try:
@@ -319,7 +315,7 @@ class LocalEngine(LoggingConfigurable):
             self._ready.set_exception(EngineFailure(self._failure))
         elif "started" in message:
             lease_id = message["started"]
-            worker = WorkerAddress(self.host, message["port"], message["pid"], message["created"])
+            worker = self._address(message)
             self._remember(lease_id, worker)
             waiting = self._starting.get(lease_id)
             if waiting is not None and not waiting.done():
@@ -370,8 +366,19 @@ class LocalEngine(LoggingConfigurable):
             for n, s in enumerate(lease.slices)
         )
         return specs.WorkerSpec(
-            lease.id, lease.request.secret_sha256, devices, self.attach_timeout_s, lease.ttl_s
+            lease.id,
+            lease.request.secret_sha256,
+            devices,
+            self.attach_timeout_s,
+            lease.ttl_s,
+            self.certfile,
+            self.keyfile,
         )
+
+    def _address(self, state: Mapping[str, Any]) -> WorkerAddress:
+        """Of a worker that said so of itself; one behind the data port has no port of its own."""
+        port = self._door.port if self._door is not None else state["port"]
+        return WorkerAddress(self.host, port, state["pid"], state["created"])
 
     def _remember(self, lease_id: str, worker: WorkerAddress) -> None:
         self._workers[lease_id] = worker

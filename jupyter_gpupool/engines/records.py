@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 _LOCK = "forking.lock"
+#: ``<lease>.door``: the socket to which connections for that lease's worker are handed, where one port serves all.
+DOOR = ".door"
 
 
 def path(folder: str, lease_id: str) -> Path:
@@ -70,7 +72,7 @@ def _order_of(file: Path) -> Path:
 
 def remove(file: Path) -> None:
     order = _order_of(file)
-    for name in (file, Path(f"{file}.new"), order, Path(f"{order}.new")):
+    for name in (file, Path(f"{file}.new"), order, Path(f"{order}.new"), file.with_suffix(DOOR)):
         with contextlib.suppress(OSError):
             name.unlink()
 

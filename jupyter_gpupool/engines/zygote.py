@@ -7,7 +7,7 @@ touches CUDA, so that its forks are whole.
 
 In: ``{"start": WorkerSpec, "host": where to listen}``. Out: ``{"ready": pid}`` or ``{"unusable": why}``
 once; ``{"started": lease, "pid", "created", "port"}`` or ``{"failed": lease, "why"}``;
-``{"ended": lease, "code": exit code, or minus the signal}``.
+``{"ended": lease, "code": exit code, or minus the signal}``. A worker with a certificate has a door, not a port.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Zygote:
     def _start(self, message: dict[str, Any]) -> None:
         spec = WorkerSpec.from_json(message["start"])
         try:
-            listener = _listen(message["host"])
+            listener = _door(self._folder, spec.lease_id) if spec.certfile else _listen(message["host"])
         except OSError as e:
             self.tell({"failed": spec.lease_id, "why": f"{message['host']}: {e.strerror or e}"})
             return
@@ -114,7 +114,7 @@ class Zygote:
             self.tell({"failed": spec.lease_id, "why": e.strerror or str(e)})
             return
         finally:
-            port = listener.getsockname()[1]
+            port = _port(listener)
             listener.close()
         self._children[pid] = spec.lease_id
         # It is not reaped yet, so that even a dead one is there to be looked at; then its end follows.
@@ -150,11 +150,30 @@ def _listen(host: str) -> socket.socket:
     return listener
 
 
+def _door(folder: str, lease_id: str) -> socket.socket:
+    """Where the acceptor hands over this lease's connections."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    parent = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # The folder's own path may be longer than that of a Unix socket can be.
+        door.bind(f"/proc/self/fd/{parent}/{lease_id}{records.DOOR}")
+    except OSError:
+        door.close()
+        raise
+    finally:
+        os.close(parent)
+    return door
+
+
+def _port(listener: socket.socket) -> int:
+    """0 where there is only a door."""
+    return 0 if listener.family == socket.AF_UNIX else listener.getsockname()[1]
+
+
 def _work(spec: WorkerSpec, listener: socket.socket, folder: str, lock: int) -> int:
     file = records.path(folder, spec.lease_id)
     me = os.getpid()
-    port = listener.getsockname()[1]
-    identity = {"lease": spec.lease_id, "pid": me, "created": process.birth(me), "port": port}
+    identity = {"lease": spec.lease_id, "pid": me, "created": process.birth(me), "port": _port(listener)}
     try:
         records.write(file, identity)
     except OSError as e:

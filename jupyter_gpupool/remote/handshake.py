@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import os
 import socket
+import ssl
 from typing import Any
 
-from . import wire
+from . import tls, wire
 from .specs import PROTOCOL, AttachSpec, WorkerSpec
 
 #: A session streams operators; a holder keeps the lease alive and sends nothing but pings.
@@ -21,7 +22,7 @@ class Refused(Exception):
 
 def connect(
     spec: AttachSpec, role: str, facts: dict[str, Any], timeout_s: float = 10.0
-) -> tuple[socket.socket, dict]:
+) -> tuple[tls.Connection, dict]:
     """Open a connection to the lease's worker and return it with the worker's welcome.
 
     Raises :class:`Refused`, or :class:`~.wire.ConnectionLost` where no worker answers.
@@ -32,24 +33,73 @@ def connect(
         raise wire.ConnectionLost(
             f"no worker answers for lease {spec.lease_id} at {spec.host}:{spec.port} ({e}); has the lease ended?"
         ) from e
+    wire.tune(sock, spec.ttl_s)
+    conn = _secured(sock, spec) if spec.secure else sock
     try:
-        wire.tune(sock, spec.ttl_s)
         hello = {"protocol": PROTOCOL, "secret": spec.secret, "role": role, "pid": os.getpid(), **facts}
-        wire.send(sock, wire.Kind.HELLO, hello)
-        kind, welcome, _ = wire.receive(sock)
+        wire.send(conn, wire.Kind.HELLO, hello)
+        kind, welcome, _ = wire.receive(conn)
         if kind is wire.Kind.REFUSED:
             raise Refused(welcome["message"])
         if kind is not wire.Kind.WELCOME:
             raise wire.WireError(f"expected a welcome, got {kind.name}")
-        sock.settimeout(None)
-        return sock, welcome
+        conn.settimeout(None)
+        return conn, welcome
     except BaseException:
-        sock.close()
+        conn.close()
         raise
 
 
+def _secured(sock: socket.socket, spec: AttachSpec) -> tls.SecureSocket:
+    where = f"{spec.host}:{spec.port}"
+    try:
+        context = tls.client_context(spec.ca)
+        context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
+        conn = tls.SecureSocket(sock, context, spec.host)
+        try:
+            conn.handshake()
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+    except ssl.SSLCertVerificationError as e:
+        raise Refused(
+            f"the GPU server at {where} shows a certificate that this client does not trust "
+            f"({e.verify_message}); get a new ca.crt from the pool's administrator, or check the address"
+        ) from None
+    except ssl.SSLError as e:
+        if "no application protocol" in str(e).lower().replace(
+            "_", " "
+        ):  # not all of OpenSSL's have a reason
+            why = f"no worker answers for lease {spec.lease_id} at {where}; has the lease ended?"
+        else:
+            why = f"no TLS 1.3 with the GPU server at {where} ({e.reason or e})"
+        raise wire.ConnectionLost(why) from None
+    except OSError as e:
+        raise wire.ConnectionLost(f"the GPU server at {where} hung up ({e}); has the lease ended?") from None
+    finally:
+        sock.close()  # a wrapped one has passed its connection on
+
+
+def secured(sock: socket.socket, spec: WorkerSpec, timeout_s: float = 5.0) -> tls.SecureSocket:
+    """The worker's side of TLS; the certificate may be another one than last time. Raises OSError."""
+    try:
+        context = tls.server_context(spec.certfile, spec.keyfile)
+        context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
+        sock.settimeout(timeout_s)
+        conn = tls.SecureSocket(sock, context)
+    finally:
+        sock.close()
+    try:
+        conn.handshake()
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
 def admit(
-    sock: socket.socket, spec: WorkerSpec, facts: dict[str, Any], timeout_s: float = 5.0
+    sock: tls.Connection, spec: WorkerSpec, facts: dict[str, Any], timeout_s: float = 5.0
 ) -> dict[str, Any]:
     """The worker's side: check who is there, answer, and return the client's hello.
 

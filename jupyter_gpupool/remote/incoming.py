@@ -18,6 +18,7 @@ import torch
 from . import wire
 from .memory import host_bytes
 from .program import BadRecord
+from .tls import Connection, readable
 
 #: How long a frame is executed before others are read meanwhile, in seconds.
 _PATIENCE_S = 0.001
@@ -38,7 +39,7 @@ class Frame(NamedTuple):
 class Incoming:
     """``limit``: the longest payload that is taken, in bytes."""
 
-    def __init__(self, sock: socket.socket, limit: int) -> None:
+    def __init__(self, sock: Connection, limit: int) -> None:
         self._sock = sock
         self._limit = limit
         self._reading = threading.Lock()
@@ -92,13 +93,13 @@ class Incoming:
             self._busy.wait()
             pause.wait(_PATIENCE_S)
             while self._busy.is_set() and not self._over and len(self._ahead) < _MOST:
-                if self._poll.poll(5) and not self._read_one():
+                if readable(self._sock, self._poll, 5) and not self._read_one():
                     break
 
     def _read_one(self) -> bool:
         """False when there is no more to be read for now."""
         with self._reading:
-            if not self._busy.is_set() or not self._poll.poll(0):
+            if not self._busy.is_set() or not readable(self._sock, self._poll, 0):
                 return False
             last = self._ahead[-1] if self._ahead else None
             if isinstance(last, Exception) or (last is not None and last.payload is None):

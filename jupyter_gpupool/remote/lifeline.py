@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from . import handshake, wire
+from . import handshake, tls, wire
 from .specs import AttachSpec
 
 
@@ -61,8 +61,7 @@ class Lifeline:
         ready.register(self._wake, select.POLLIN)
         try:
             while not self._released.is_set():
-                descriptors = [descriptor for descriptor, _ in ready.poll(interval * 1000)]
-                if self._sock.fileno() in descriptors:
+                if tls.readable(self._sock, ready, interval * 1000) and not self._released.is_set():
                     kind, header, _ = wire.receive(self._sock)
                     if kind is wire.Kind.BYE:
                         self._lose(str(header.get("message", "the worker ended")))

@@ -35,6 +35,9 @@ class WorkerSpec:
     devices: tuple[DeviceSpec, ...]
     attach_timeout_s: float = 4.0
     ttl_s: float = 15.0
+    #: With these files (PEM) the worker speaks TLS alone.
+    certfile: str = ""
+    keyfile: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WorkerSpec:
@@ -45,7 +48,10 @@ class WorkerSpec:
 
 @dataclass(frozen=True)
 class AttachSpec:
-    """What a client process needs to reach its worker. ``mode`` is "remote" or "direct"."""
+    """What a client process needs to reach its worker. ``mode`` is "remote" or "direct".
+
+    ``secure``: only through TLS, with a server that ``ca`` (PEM text; empty: the system's CAs) vouches for.
+    """
 
     lease_id: str
     host: str
@@ -54,6 +60,8 @@ class AttachSpec:
     devices: tuple[DeviceSpec, ...]
     ttl_s: float = 15.0
     mode: str = "remote"
+    secure: bool = False
+    ca: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

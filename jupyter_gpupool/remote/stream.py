@@ -21,6 +21,7 @@ from .records import ALLOCATE, FREE, WAIT, WRITE
 from .sites import Sites
 from .specs import DeviceSpec
 from .tensor import Geometry, Storage
+from .tls import Connection, readable
 
 #: Host-to-device copies up to this many bytes travel inside a batch.
 SMALL_UPLOAD = 16 * 1024
@@ -131,7 +132,7 @@ class DeviceMemory:
 class Stream:
     """The connection of one process to its lease's worker. Safe to use from several threads."""
 
-    def __init__(self, sock: socket.socket, devices: tuple[DeviceSpec, ...], batch: int = 320) -> None:
+    def __init__(self, sock: Connection, devices: tuple[DeviceSpec, ...], batch: int = 320) -> None:
         #: Records not yet sent. Only ever extended by whole records, which one bytecode does, so
         #: that any prefix taken at any moment ends between two of them.
         self.buffer: list[Any] = []
@@ -240,7 +241,7 @@ class Stream:
             self._note(kind, header)
 
     def _listen(self) -> None:
-        while not self._gone and self._poll.poll(0):
+        while not self._gone and readable(self._sock, self._poll, 0):
             kind, header, _ = self._guarded(wire.receive, self._sock) or (None, None, 0)
             if kind is not None:
                 self._note(kind, header)
@@ -279,7 +280,7 @@ class Stream:
     def _last_words(self) -> str:
         """Why the worker hung up, where it said so before it did."""
         try:
-            while self._poll.poll(0):
+            while readable(self._sock, self._poll, 0):
                 kind, header, _ = wire.receive(self._sock)
                 if kind is wire.Kind.BYE and isinstance(header, dict):
                     return str(header.get("message", ""))

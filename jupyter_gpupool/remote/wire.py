@@ -13,6 +13,8 @@ from typing import Any
 
 import msgpack
 
+from .tls import Connection
+
 _PREFIX = struct.Struct("!BIQ")
 
 #: The longest header that either end accepts once the other has shown the secret, in bytes.
@@ -49,7 +51,7 @@ def pack(kind: Kind, header: Any, payload_length: int = 0) -> bytes:
     return _PREFIX.pack(kind, len(body), payload_length) + body
 
 
-def send(sock: socket.socket, kind: Kind, header: Any, payload: memoryview | None = None) -> None:
+def send(sock: Connection, kind: Kind, header: Any, payload: memoryview | None = None) -> None:
     """Send one frame; ``payload`` is a memoryview of bytes and is not copied in Python.
 
     Raises :class:`ConnectionLost`.
@@ -64,7 +66,7 @@ def send(sock: socket.socket, kind: Kind, header: Any, payload: memoryview | Non
         raise ConnectionLost(f"the connection broke while sending: {e}") from e
 
 
-def receive_into(sock: socket.socket, view: memoryview) -> None:
+def receive_into(sock: Connection, view: memoryview) -> None:
     """Fill ``view`` from the stream. Raises :class:`ConnectionLost`."""
     while len(view):
         try:
@@ -78,14 +80,14 @@ def receive_into(sock: socket.socket, view: memoryview) -> None:
         view = view[n:]
 
 
-def receive_exactly(sock: socket.socket, length: int) -> bytearray:
+def receive_exactly(sock: Connection, length: int) -> bytearray:
     """The next ``length`` bytes of the stream."""
     data = bytearray(length)
     receive_into(sock, memoryview(data))
     return data
 
 
-def receive(sock: socket.socket, max_header: int = MAX_HEADER) -> tuple[Kind, Any, int]:
+def receive(sock: Connection, max_header: int = MAX_HEADER) -> tuple[Kind, Any, int]:
     """The next frame's kind, header and payload length; the payload itself is left in the stream.
 
     Raises :class:`WireError` for anything that is not a frame, :class:`ConnectionLost` at the end.
@@ -104,7 +106,7 @@ def receive(sock: socket.socket, max_header: int = MAX_HEADER) -> tuple[Kind, An
     return kind, header, payload_length
 
 
-def tune(sock: socket.socket, silence_s: float) -> None:
+def tune(sock: Connection, silence_s: float) -> None:
     """Send small frames at once, and notice within ``silence_s`` seconds that a peer is gone."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

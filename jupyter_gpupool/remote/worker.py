@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import handshake, wire
+from . import handshake, tls, wire
 from .executor import Session
 from .heap import keep_freed_memory
 from .incoming import Frame, Incoming
@@ -25,6 +25,9 @@ from .specs import EXIT_FENCED, EXIT_HOLDER_LOST, EXIT_NEVER_ATTACHED, EXIT_RELE
 
 #: How often a worker looks at the clock, in seconds.
 _BEAT = 0.25
+#: How long somebody may take to show the lease's secret, in seconds, and how many may be about to at once.
+_PATIENCE_S = 10.0
+_MOST_STRANGERS = 64
 
 
 #: Has the worker keep to so many MiB by GPU uuid; answers what is in use where that is more (then nothing changes).
@@ -37,7 +40,8 @@ def serve(
     report: Callable[[dict[str, Any]], None],
     look: Callable[[Limit], None] = lambda limit: None,
 ) -> int:
-    """Serve one lease on a listening socket until it ends; returns one of the EXIT_* codes.
+    """Serve one lease until it ends; returns one of the EXIT_* codes. ``listener`` listens on TCP, or is a
+    datagram socket of the Unix domain to which accepted connections are sent (SCM_RIGHTS).
 
     ``report`` is told about once a second, when it has changed, what the lease uses:
     ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n}``.
@@ -66,9 +70,10 @@ class Worker:
         self._over = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._code = EXIT_RELEASED
-        self._holders: dict[socket.socket, float] = {}
+        self._strangers: dict[socket.socket, float] = {}
+        self._holders: dict[tls.Connection, float] = {}
         self._held_once = False
-        self._sessions: set[socket.socket] = set()
+        self._sessions: set[tls.Connection] = set()
         self._reported: dict[str, Any] = {}
         self._busy_before: dict[str, float] = {}
 
@@ -87,6 +92,7 @@ class Worker:
                     self.end(EXIT_NEVER_ATTACHED)
             elif holders and now - max(holders.values()) > self.spec.ttl_s:
                 self.end(EXIT_FENCED)
+            self._turn_away(now - _PATIENCE_S)
             self._look(self.limit)
             if now - beat >= 1.0:
                 self._tell(now - beat)
@@ -136,28 +142,53 @@ class Worker:
     def _accept(self, listener: socket.socket) -> None:
         while not self._over:
             try:
-                sock, _ = listener.accept()
+                sock = _arrival(listener)
             except OSError:
                 return
+            if sock is None:
+                continue
+            with self._lock:
+                self._strangers[sock] = time.monotonic()
+                before = (
+                    next(iter(self._strangers.values())) if len(self._strangers) > _MOST_STRANGERS else 0.0
+                )
+            self._turn_away(before)
             threading.Thread(target=self._serve, args=(sock,), name="client", daemon=True).start()
 
+    def _turn_away(self, before: float) -> None:
+        """Whoever came before that and has not shown the secret yet."""
+        with self._lock:
+            late = [sock for sock, came in self._strangers.items() if came <= before]
+        for sock in late:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def _serve(self, sock: socket.socket) -> None:
-        with sock:
+        with contextlib.ExitStack() as closing:
+            # By a second descriptor a connection can be ended while its thread is anywhere in TLS.
+            stranger = closing.enter_context(sock)
             try:
+                twin = sock.dup()
+                conn = handshake.secured(twin, self.spec) if self.spec.certfile else twin
+                closing.enter_context(conn)
                 hello = handshake.admit(
-                    sock, self.spec, {"torch": torch.__version__, "devices": self._facts()}
+                    conn, self.spec, {"torch": torch.__version__, "devices": self._facts()}
                 )
             except (handshake.Refused, ConnectionError, wire.WireError, OSError):
                 return
+            finally:
+                with self._lock:
+                    del self._strangers[stranger]
+                stranger.close()
             if hello["role"] == "holder":
-                self._hold(sock)
+                self._hold(conn)
             else:
-                self._work(sock, hello)
+                self._work(conn, hello)
 
     def _facts(self) -> list[dict[str, Any]]:
         return [{"name": d.name, "limit_mib": d.limit_mib, "emulated": d.emulated} for d in self.spec.devices]
 
-    def _hold(self, sock: socket.socket) -> None:
+    def _hold(self, sock: tls.Connection) -> None:
         with self._lock:
             self._holders[sock] = time.monotonic()
             self._held_once = True
@@ -180,7 +211,7 @@ class Worker:
         if last:
             self.end(code)
 
-    def _work(self, sock: socket.socket, hello: dict[str, Any]) -> None:
+    def _work(self, sock: tls.Connection, hello: dict[str, Any]) -> None:
         send_lock = threading.Lock()
 
         def send(kind: wire.Kind, header: Any, payload: memoryview | None = None) -> None:
@@ -215,7 +246,7 @@ class Worker:
             with self._lock:
                 self._sessions.discard(sock)
 
-    def _loop(self, sock: socket.socket, session: Session, incoming: Incoming) -> None:
+    def _loop(self, sock: tls.Connection, session: Session, incoming: Incoming) -> None:
         while True:
             frame = incoming.next()
             if frame.kind is wire.Kind.RECORDS and not frame.length:
@@ -228,7 +259,7 @@ class Worker:
             elif frame.kind is not wire.Kind.PING:
                 raise wire.WireError(f"unexpected {frame.kind.name}")
 
-    def _upload(self, sock: socket.socket, session: Session, frame: Frame) -> None:
+    def _upload(self, sock: tls.Connection, session: Session, frame: Frame) -> None:
         """Straight into the tensor where the elements are still in the connection."""
         try:
             id, geom = frame.header
@@ -277,3 +308,11 @@ class Worker:
                 sock.sendall(wire.pack(wire.Kind.BYE, {"message": reason}))
             except OSError:
                 pass  # it is gone already
+
+
+def _arrival(listener: socket.socket) -> socket.socket | None:
+    """The next connection; None where nothing but a word came. Raises OSError when there will be no more."""
+    if listener.family != socket.AF_UNIX:
+        return listener.accept()[0]
+    _, descriptors, _, _ = socket.recv_fds(listener, 16, 1)
+    return socket.socket(fileno=descriptors[0]) if descriptors else None
