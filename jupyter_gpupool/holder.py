@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -103,8 +104,11 @@ def new_request(
     filters: Mapping[str, str] | None = None,
     wait: bool = True,
     label: str = "",
+    kernel: str = "",
 ) -> tuple[Request, str]:
     """A request with an id of its own, and the secret whose digest it carries.
+
+    ``kernel``: the id of the kernel that it is for; default: this process, if it is one.
 
     Without ``partial`` and ``memory_mib`` it asks for whole GPUs. The pool checks the rest. Raises InvalidRequest.
     """
@@ -122,9 +126,19 @@ def new_request(
         wait=wait,
         secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
         label=label,
-        client=f"{socket.gethostname()}:{os.getpid()}",
+        client=f"{socket.gethostname()}:{os.getpid()}{_kernel_mark(kernel)}",
     )
     return request, secret
+
+
+def _kernel_mark(kernel: str) -> str:
+    """By which a frontend tells which notebook a lease belongs to."""
+    if not kernel:
+        application = getattr(sys.modules.get("ipykernel.kernelapp"), "IPKernelApp", None)
+        if application is None or not application.initialized():
+            return ""
+        kernel = Path(application.instance().connection_file).stem.removeprefix("kernel-")
+    return f" kernel:{kernel[:64]}" if kernel.isprintable() else ""
 
 
 def acquire(

@@ -75,6 +75,17 @@ class PoolClient:
             body["memory_mib"] = request.memory_mib
         return _lease(self._call("POST", "/leases", {"wait": wait_s}, body, wait_s))
 
+    def forecast(self, request: Request) -> dict[str, Any]:
+        """What the request would come to if it were made now: outcome, position, reason, slices."""
+        query = {
+            "num_gpus": request.num_gpus,
+            "partial": request.partial,
+            "memory_mib": request.memory_mib,
+            "namespace": request.namespace,
+            "filter": [f"{key}={value}" for key, value in request.filters.items()],
+        }
+        return self._call("GET", "/forecast", {k: v for k, v in query.items() if v is not None})
+
     def wait(self, lease_id: str, known: Lease | None = None, wait_s: float = 10.0) -> Lease:
         """The lease as soon as it differs from ``known``, at the latest after ``wait_s`` (≤ 30) seconds."""
         query: dict[str, Any] = {"wait": wait_s if known else 0}

@@ -7,6 +7,7 @@ import getpass
 import json
 import math
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -102,7 +103,7 @@ class Calls(web.RequestHandler):
         except ValueError:
             value = math.nan
         if not abs(value) < 1e12:
-            raise InvalidRequest(f"{name}={text[:40]}: give a number of seconds")
+            raise InvalidRequest(f"{name}={text[:40]}: give a number")
         return value
 
     def flag(self, name: str) -> bool:
@@ -192,6 +193,35 @@ class LeaseCall(Calls):
         self.reply((await self.service.release(lease_id, self.scope())).to_json())
 
 
+class ForecastCall(Calls):
+    async def read(self) -> None:
+        request = parse_request(self._asked(), self.owner())
+        self.reply(await self.service.forecast(request))
+
+    def _asked(self) -> dict[str, Any]:
+        """The query as the body of a request, of an id and a secret that nobody will use."""
+        filters = {}
+        for text in self.get_query_arguments("filter"):
+            key, sign, value = text.partition("=")
+            if not sign:
+                raise InvalidRequest(f"filter={text[:40]}: write it as filter=name=V100")
+            filters[key] = value
+        body: dict[str, Any] = {
+            "id": str(uuid.uuid4()),
+            "secret_sha256": "0" * 64,
+            "partial": self.number("partial"),
+            "filters": filters,
+            "namespace": self.get_query_argument("namespace", "default"),
+        }
+        for name in ("num_gpus", "memory_mib"):
+            text = self.get_query_argument(name, "")
+            if text:
+                if not re.fullmatch(r"[0-9]{1,9}", text):
+                    raise InvalidRequest(f"{name}={text[:40]}: give a whole number")
+                body[name] = int(text)
+        return body
+
+
 class HeartbeatCall(Calls):
     async def create(self, lease_id: str) -> None:
         self.reply((await self.service.heartbeat(lease_id, self.scope())).to_json())
@@ -238,6 +268,7 @@ ROUTES: list[tuple[str, type[Calls]]] = [
     (f"/leases/{_LEASE_ID}", LeaseCall),
     (f"/leases/{_LEASE_ID}/heartbeat", HeartbeatCall),
     ("/health", HealthCall),
+    ("/forecast", ForecastCall),
     (r"/openapi\.json", OpenAPICall),
     (r"/(.*)", NoSuchCall),
 ]

@@ -113,6 +113,17 @@ _HISTORY = {
     },
 }
 
+_FORECAST = {
+    "type": "object",
+    "required": ["outcome", "position", "reason", "slices"],
+    "properties": {
+        "outcome": {"type": "string", "enum": ["granted", "queued", "impossible"]},
+        "position": {"type": ["integer", "null"], "description": "Its place in the queue, from 1."},
+        "reason": {"type": "string", "description": "Why it is impossible, one line."},
+        "slices": {"type": "array", "items": {"$ref": "#/components/schemas/Slice"}},
+    },
+}
+
 _ERROR = {
     "type": "object",
     "required": ["error", "message"],
@@ -191,6 +202,22 @@ def document() -> dict[str, Any]:
                         ),
                     ],
                     "responses": _answers("The series", "History", 400, 503),
+                }
+            },
+            "/forecast": {
+                "get": {
+                    "operationId": "forecast",
+                    "summary": "What a request would come to if it were made now; nothing is recorded",
+                    "parameters": [
+                        _query("num_gpus", _COUNT, "How many GPUs; default: 1."),
+                        _query("partial", {"type": "number"}, "Share of each GPU."),
+                        _query("memory_mib", _COUNT, "MiB of each GPU, instead of partial."),
+                        _query(
+                            "filter", {"type": "array", "items": _TEXT}, "As `name=V100`; may be repeated."
+                        ),
+                        _query("namespace", _TEXT, "Default: default."),
+                    ],
+                    "responses": _answers("The forecast", "Forecast", 400, 503),
                 }
             },
             "/events": {
@@ -272,6 +299,7 @@ def document() -> dict[str, Any]:
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": {
+                "Forecast": _FORECAST,
                 "History": _HISTORY,
                 "Request": _REQUEST,
                 "Resize": _RESIZE,

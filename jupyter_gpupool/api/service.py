@@ -20,7 +20,7 @@ from traitlets.config import LoggingConfigurable
 
 from .. import __version__
 from ..engines.local import LocalEngine
-from ..pool.errors import EngineFailure, PoolError
+from ..pool.errors import EngineFailure, ImpossibleRequest, PoolError
 from ..pool.history import History, Use
 from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
@@ -149,6 +149,16 @@ class PoolService(LoggingConfigurable):
         """Grant, queue or refuse; with ``wait_s`` answer when its worker is up, or that much later."""
         lease = await self._run(self._need().request, request)
         return await self.wait(lease.id, request.owner, wait_s, until_settled=True)
+
+    async def forecast(self, request: Request) -> dict[str, Any]:
+        """What a request would come to if it were made now (see docs/architecture.md)."""
+        try:
+            lease = await self._call(self._need().forecast, request)
+        except ImpossibleRequest as e:
+            return {"outcome": "impossible", "position": None, "reason": str(e), "slices": []}
+        outcome = "queued" if lease.state is LeaseState.QUEUED else "granted"
+        slices = lease.to_json()["slices"]
+        return {"outcome": outcome, "position": lease.position, "reason": "", "slices": slices}
 
     async def wait(
         self,

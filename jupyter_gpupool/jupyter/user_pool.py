@@ -131,6 +131,9 @@ class UserPool(LoggingConfigurable):
             request = replace(request, owner=getpass.getuser())
         return await self._ask(lambda p: p.request(request, wait_s))
 
+    async def forecast(self, request: Request) -> dict[str, Any]:
+        return await self._ask(lambda p: p.forecast(request))
+
     async def wait(
         self,
         lease_id: str,
@@ -214,6 +217,9 @@ class _Joined:
 
     async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
         return await asyncio.to_thread(self._client.request, request, wait_s)
+
+    async def forecast(self, request: Request) -> dict[str, Any]:
+        return await asyncio.to_thread(self._client.forecast, request)
 
     async def wait(
         self,

@@ -160,6 +160,12 @@ def attach(found: AttachSpec, path: str) -> None:
             session.activate(found)
 
 
+def label() -> str:
+    """What others may read of this notebook's use of the pool."""
+    name = os.path.basename(os.environ.get("JPY_SESSION_NAME", ""))
+    return f"notebook {name}"[:80] if name else "notebook"
+
+
 def describe(found: AttachSpec) -> str:
     """``2 × Tesla V100-PCIE-32GB (emulated), 26008 MiB each: cuda:0, cuda:1``"""
     names: dict[tuple[str, int], list[int]] = {}
@@ -189,6 +195,7 @@ __all__ = [
     "attach",
     "describe",
     "known",
+    "label",
     "lease_id",
     "pool",
     "refusal",

@@ -229,7 +229,7 @@ class GPUPoolMagics(Magics):
                 filters=_filters(args.filter),
                 wait=not args.no_wait,
                 timeout=args.timeout,
-                label=_label(),
+                label=here.label(),
                 news=news,
             )
         except KeyboardInterrupt:
@@ -280,12 +280,6 @@ def _filters(given: list[str]) -> dict[str, str]:
             raise UsageError(f"--filter {text[:40]}: write it as name=V100")
         filters[key] = value
     return filters
-
-
-def _label() -> str:
-    """What others may read of this notebook's use of the pool."""
-    name = os.path.basename(os.environ.get("JPY_SESSION_NAME", ""))
-    return f"notebook {name}"[:80] if name else "notebook"
 
 
 def _help() -> str:

@@ -44,6 +44,10 @@ class _Plan:
     positions: dict[str, int] = field(default_factory=dict)
 
 
+class _Undone(Exception):
+    """Ends a transaction that is to have no effect."""
+
+
 @dataclass(frozen=True)
 class _Beat:
     """When a holder was last heard, on the clock that people read and on the one that measures."""
@@ -142,15 +146,25 @@ class Manager:
             if lease is not None:
                 _check_same(lease, request)
                 return Change(self._shown(tx, [lease])[0])
-            self._refuse_impossible(request)
-            lease = Lease(request, LeaseState.QUEUED, created_at=self._clock(), ttl_s=self._ttl_s)
-            tx.add(lease)
-            plan.changed[lease.id] = lease
-            self._grant_waiting(tx, plan, self._servers)
+            lease = self._admit(tx, plan, request)
             if plan.changed[lease.id].state is LeaseState.QUEUED and not request.wait:
                 raise NoCapacity(self._no_room(request))  # undoes the transaction: nothing is recorded
         self._beat(lease.id)
         return self._done(plan, lease)
+
+    def forecast(self, request: Request) -> Lease:
+        """What a request would become at this instant, GRANTED or QUEUED with its place; nothing is recorded.
+
+        Raises InvalidRequest and ImpossibleRequest (with the reason), as :meth:`request` would.
+        """
+        placement.validate(request)
+        plan = _Plan()
+        try:
+            with self._ledger.transaction() as tx:
+                self._admit(tx, plan, request)
+                raise _Undone
+        except _Undone:
+            return self._aged(plan.changed[request.id], plan.positions)
 
     def heartbeat(self, lease_id: str, owner: str | None = None) -> Change:
         """The holder is alive. Raises UnknownLease, and LeaseEnded once it is over: nothing revives it."""
@@ -293,6 +307,14 @@ class Manager:
         )
 
     # -- granting -----------------------------------------------------------------------------
+
+    def _admit(self, tx: Transaction, plan: _Plan, request: Request) -> Lease:
+        self._refuse_impossible(request)
+        lease = Lease(request, LeaseState.QUEUED, created_at=self._clock(), ttl_s=self._ttl_s)
+        tx.add(lease)
+        plan.changed[lease.id] = lease
+        self._grant_waiting(tx, plan, self._servers)
+        return lease
 
     def _grant_waiting(self, tx: Transaction, plan: _Plan, servers: Sequence[Server]) -> None:
         """Grant what fits, in fair order. Requests behind one that does not fit in its namespace wait too."""

@@ -52,6 +52,20 @@ def test_two_halves_share_a_gpu_and_a_third_share_waits_its_turn(pool: Pool) -> 
     two_line.release()
 
 
+def test_a_forecast_is_what_a_request_would_come_to(pool: Pool) -> None:
+    now = pool.client.forecast(ask(0.8, 2))
+    assert now["outcome"] == "granted" and [s["index"] for s in now["slices"]] == [0, 1]
+    held = pool.client.request(ask(0.8, 2))
+    later = pool.client.forecast(ask(0.5, filters={"index": "0"}))
+    assert (later["outcome"], later["position"]) == ("queued", 1)
+    never = pool.client.forecast(ask(0.5, filters={"name": "H100"}))
+    assert never["outcome"] == "impossible" and "H100" in never["reason"]
+    with pytest.raises(errors.InvalidRequest, match="fraction"):
+        pool.client.forecast(ask(2.0))
+    assert [lease.id for lease in pool.client.leases()] == [held.id]
+    pool.client.release(held.id)
+
+
 def test_repeating_a_request_is_harmless(pool: Pool) -> None:
     request = ask(0.25)
     first = pool.client.request(request, wait_s=30)

@@ -347,3 +347,21 @@ def test_leases_can_be_limited_to_the_newest(manager: Manager, ask: Ask) -> None
 def test_json_of_a_lease_holds_no_digest(manager: Manager, ask: Ask) -> None:
     lease = granted(manager.request(ask()))
     assert "ab" * 32 not in str(lease.to_json())
+
+
+class TestForecast:
+    def test_says_what_a_request_would_become_and_records_nothing(self, manager: Manager, ask: Ask) -> None:
+        first = manager.forecast(ask(num_gpus=2, partial=0.8))
+        assert (first.state, [s.memory_mib for s in first.slices]) == (LeaseState.GRANTED, [26008, 26008])
+        assert manager.leases(include_ended=True) == [] and used(manager) == [0, 0]
+        granted(manager.request(ask(num_gpus=2, partial=0.8)))
+        manager.request(ask(num_gpus=2, partial=0.5))
+        waiting = manager.forecast(ask(partial=0.1))  # there is room, but somebody came earlier
+        assert (waiting.state, waiting.position) == (LeaseState.QUEUED, 2)
+        assert len(manager.leases()) == 2
+
+    def test_refuses_what_a_request_would_be_refused_for(self, manager: Manager, ask: Ask) -> None:
+        with pytest.raises(ImpossibleRequest, match="3 GPUs asked for, but the pool has 2"):
+            manager.forecast(ask(num_gpus=3, partial=0.5))
+        with pytest.raises(InvalidRequest):
+            manager.forecast(ask(num_gpus=1, partial=1.5))
