@@ -153,10 +153,7 @@ class Manager:
         return self._done(plan, lease)
 
     def forecast(self, request: Request) -> Lease:
-        """What a request would become at this instant, GRANTED or QUEUED with its place; nothing is recorded.
-
-        Raises InvalidRequest and ImpossibleRequest (with the reason), as :meth:`request` would.
-        """
+        """What :meth:`request` would answer at this instant, or raise; nothing is recorded."""
         placement.validate(request)
         plan = _Plan()
         try:

@@ -58,7 +58,16 @@ export class PoolAPI {
 
   /** What a wish would come to if it were asked for now. */
   forecast(wish: IWish): Promise<IForecast> {
-    return this._call<IForecast>('forecast', 'POST', wish);
+    const query = new URLSearchParams({ num_gpus: String(wish.num_gpus) });
+    if (wish.memory_mib !== undefined) {
+      query.set('memory_mib', String(wish.memory_mib));
+    } else {
+      query.set('partial', String(wish.partial ?? 1));
+    }
+    for (const [key, value] of Object.entries(wish.filters ?? {})) {
+      query.append('filter', `${key}=${value}`);
+    }
+    return this._call<IForecast>(`forecast?${query}`);
   }
 
   /** End a lease, or leave the queue. What is on its slices is lost. */

@@ -6,6 +6,7 @@ import * as React from 'react';
 import { IViewContext, usePool } from './context';
 import { GPUs } from './gpus';
 import { Leases } from './leases';
+import { Picker } from './picker';
 import { Queue } from './queue';
 import { Tiles } from './tiles';
 
@@ -53,6 +54,7 @@ export default function Body(context: IViewContext): JSX.Element {
         ) : (
           <Tiles {...props} />
         )}
+        <Picker {...props} />
         <GPUs {...props} />
         <Leases {...props} />
         <Queue {...props} />

@@ -4,11 +4,12 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
 import { IPoolState } from './state';
-import { IGPUPool } from './tokens';
+import { IGPUPool, ISlices } from './tokens';
 
 /** The parts of a page that a view needs beside the state. */
 export interface IViewContext {
   pool: IGPUPool;
+  slices: ISlices;
   trans: TranslationBundle;
 }
 

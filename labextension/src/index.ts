@@ -2,6 +2,7 @@
 
 import { panelPlugin } from './plugins/panel';
 import { poolPlugin } from './plugins/pool';
+import { slicesPlugin } from './plugins/slices';
 
-export { IGPUPool } from './tokens';
-export default [poolPlugin, panelPlugin];
+export { IGPUPool, ISlices } from './tokens';
+export default [poolPlugin, slicesPlugin, panelPlugin];

@@ -1,34 +1,46 @@
 /** What the user holds, whoever asked for it: notebooks, programs, the command line. */
 
-import { Button } from '@jupyterlab/ui-components';
 import { TranslationBundle } from '@jupyterlab/translation';
+import { Button } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import { IViewProps } from './context';
-import { age, exactly, share, size } from './format';
+import { age, moment, plain, share, size } from './format';
 import { IUse, split, uses } from './state';
 import { ILease } from './wire';
 import { IRow, Windowed } from './windowed';
 
-const HEIGHT = 92;
+const HEIGHT = 102;
+const EDITOR_HEIGHT = 32;
+const TROUBLE_HEIGHT = 52;
 
-export function Leases({ state, pool, trans }: IViewProps): JSX.Element {
-  const { leases, gpus } = state;
-  const { held } = React.useMemo(() => split(leases), [leases]);
-  const used = React.useMemo(() => uses(gpus), [gpus]);
-  const rows = held.map((lease): IRow => ({
-    key: lease.id,
-    height: HEIGHT,
-    render: () => (
-      <Lease
-        lease={lease}
-        use={used.get(lease.id)}
-        now={state.at}
-        trans={trans}
-        onRelease={() => void pool.api.release(lease.id)}
-      />
-    )
-  }));
+export function Leases(props: IViewProps): JSX.Element {
+  const { state, trans } = props;
+  const { held } = React.useMemo(() => split(state.leases), [state.leases]);
+  const used = React.useMemo(() => uses(state.gpus), [state.gpus]);
+  // Which one is being resized, and what went wrong with which: here, because rows come and go with scrolling.
+  const [resizing, resize] = React.useState<string | null>(null);
+  const [troubles, setTroubles] = React.useState<Readonly<Record<string, string>>>({});
+  const rows = held.map((lease): IRow => {
+    const trouble = troubles[lease.id] ?? '';
+    const isResizing = resizing === lease.id;
+    return {
+      key: lease.id,
+      height: HEIGHT + (isResizing ? EDITOR_HEIGHT : 0) + (trouble ? TROUBLE_HEIGHT : 0),
+      render: () => (
+        <Lease
+          {...props}
+          lease={lease}
+          use={used.get(lease.id)}
+          trouble={trouble}
+          isResizing={isResizing}
+          onResizing={wanted => resize(wanted ? lease.id : null)}
+          onTrouble={line => setTroubles(before => ({ ...before, [lease.id]: line }))}
+        />
+      )
+    };
+  });
+  const lost = state.ended.filter(lease => lease.state === 'LOST' || lease.state === 'EXPIRED');
   return (
     <section aria-label={trans.__('My leases')}>
       <h3>{trans.__('My leases')}</h3>
@@ -37,47 +49,210 @@ export function Leases({ state, pool, trans }: IViewProps): JSX.Element {
       ) : (
         <Windowed rows={rows} scroller=".jp-GPUPool" label={trans.__('My leases')} />
       )}
+      {lost.slice(0, 3).map(lease => (
+        <p key={lease.id} className="jp-GPUPool-note">
+          {trans.__(
+            '%1 lost its GPUs at %2: %3',
+            props.slices.actions.nameOf(lease),
+            moment(lease.ended_at ?? 0),
+            lease.reason
+          )}
+        </p>
+      ))}
     </section>
   );
 }
 
-interface ILeaseProps {
+interface ILeaseProps extends IViewProps {
   lease: ILease;
   use: IUse | undefined;
-  now: number;
-  trans: TranslationBundle;
-  onRelease: () => void;
+  trouble: string;
+  isResizing: boolean;
+  onResizing: (wanted: boolean) => void;
+  onTrouble: (line: string) => void;
 }
 
-function Lease({ lease, use, now, trans, onRelease }: ILeaseProps): JSX.Element {
+function Lease(props: ILeaseProps): JSX.Element {
+  const { lease, use, trouble, state, trans, slices, isResizing } = props;
+  const { actions, open } = slices;
+  const [acting, setActing] = React.useState(false);
   const granted = lease.slices.reduce((sum, piece) => sum + piece.memory_mib, 0);
+  const name = actions.nameOf(lease);
+  const path = actions.pathOf(lease);
+  const used = use?.used_mib ?? 0;
+
+  const act = async (action: Promise<string>): Promise<boolean> => {
+    setActing(true);
+    const line = await action.catch(String);
+    setActing(false);
+    props.onTrouble(line);
+    return !line;
+  };
+
   return (
-    <article aria-label={lease.request.label || lease.id}>
+    <article aria-label={name}>
       <div className="jp-GPUPool-name">
-        <span className="jp-GPUPool-model" title={lease.id}>
-          {lease.request.label || lease.id.slice(0, 8)}
-        </span>
+        {path ? (
+          <a
+            className="jp-GPUPool-model"
+            href="#"
+            title={path}
+            onClick={event => {
+              event.preventDefault();
+              open(path);
+            }}
+          >
+            {name}
+          </a>
+        ) : (
+          <span className="jp-GPUPool-model" title={`${lease.request.client}\n${lease.id}`}>
+            {name}
+          </span>
+        )}
+        {lease.state !== 'ACTIVE' && (
+          <span className="jp-GPUPool-badge">{stateOf(lease, trans)}</span>
+        )}
       </div>
       <div className="jp-GPUPool-figures">
-        <span>{where(lease, trans)}</span>
+        <span title={where(lease, trans)}>{where(lease, trans)}</span>
+      </div>
+      <div
+        className="jp-GPUPool-bar"
+        role="meter"
+        aria-label={trans.__('Used memory of %1', name)}
+        aria-valuemin={0}
+        aria-valuemax={Math.max(1, granted)}
+        aria-valuenow={used}
+        aria-valuetext={trans.__('%1 of %2 used', size(used, trans), size(granted, trans))}
+      >
+        <span
+          className="jp-GPUPool-used"
+          style={{ width: `${granted > 0 ? Math.min(100, (100 * used) / granted) : 0}%` }}
+        />
       </div>
       <div className="jp-GPUPool-figures">
-        <span>
-          {trans.__('%1 of %2 used', size(use?.used_mib ?? 0, trans), size(granted, trans))}
-        </span>
+        <span>{trans.__('%1 of %2 used', size(used, trans), size(granted, trans))}</span>
         <span>{trans.__('%1 busy', share(use?.busy ?? 0))}</span>
-        <span>{age(now - (lease.granted_at ?? lease.created_at), trans)}</span>
+        <span title={moment(lease.granted_at ?? lease.created_at)}>{time(props, trans)}</span>
       </div>
-      <Button className="jp-mod-styled" small onClick={onRelease}>
-        {trans.__('Release')}
-      </Button>
+      <div className="jp-GPUPool-buttons">
+        <Button
+          className="jp-mod-styled"
+          small
+          aria-label={trans.__('Resize: %1', name)}
+          aria-expanded={isResizing}
+          disabled={acting || lease.state !== 'ACTIVE'}
+          onClick={() => props.onResizing(!isResizing)}
+        >
+          {trans.__('Resize')}
+        </Button>
+        <Button
+          className="jp-mod-styled"
+          small
+          aria-label={trans.__('Release: %1', name)}
+          disabled={acting}
+          onClick={() => void act(actions.release(lease))}
+        >
+          {trans.__('Release')}
+        </Button>
+      </div>
+      {isResizing && (
+        <Editor
+          lease={lease}
+          trans={trans}
+          disabled={acting}
+          onApply={async partial => {
+            if (await act(actions.resize(lease, partial))) {
+              props.onResizing(false);
+            }
+          }}
+        />
+      )}
+      {trouble && (
+        <p role="alert" className="jp-GPUPool-trouble" title={trouble}>
+          {trouble}
+        </p>
+      )}
     </article>
+  );
+
+  function time({ lease }: ILeaseProps, trans: TranslationBundle): string {
+    return lease.expires_at
+      ? trans.__('%1 left', age(lease.expires_at - state.at, trans))
+      : trans.__('for %1', age(state.at - (lease.granted_at ?? lease.created_at), trans));
+  }
+}
+
+interface IEditor {
+  lease: ILease;
+  trans: TranslationBundle;
+  disabled: boolean;
+  onApply: (partial: number) => void;
+}
+
+/** Another share of the same GPUs. */
+function Editor({ lease, trans, disabled, onApply }: IEditor): JSX.Element {
+  const [first] = lease.slices;
+  const now = first ? Math.round((100 * first.memory_mib) / first.total_mib) / 100 : 0.5;
+  const [text, setText] = React.useState(String(now));
+  return (
+    <form
+      className="jp-GPUPool-field"
+      noValidate // what is wrong the pool says, in words
+      onSubmit={event => {
+        event.preventDefault();
+        onApply(Number(text));
+      }}
+    >
+      <input
+        type="range"
+        min={0.05}
+        max={1}
+        step={0.05}
+        value={Number(text)}
+        aria-label={trans.__('New share of each GPU')}
+        aria-valuetext={share(Number(text))}
+        onChange={event => setText(event.target.value)}
+      />
+      <input
+        className="jp-mod-styled"
+        type="number"
+        min={0.01}
+        max={1}
+        step={0.01}
+        value={text}
+        aria-label={trans.__('New share of each GPU, as a number')}
+        onChange={event => setText(event.target.value)}
+      />
+      <Button type="submit" className="jp-mod-styled jp-mod-accept" small disabled={disabled}>
+        {trans.__('Apply')}
+      </Button>
+    </form>
   );
 }
 
-/** `GPU 0: 26,008 MiB · GPU 1: 26,008 MiB` */
-export function where(lease: ILease, trans: TranslationBundle): string {
-  return lease.slices
-    .map(piece => trans.__('GPU %1: %2', piece.index, exactly(piece.memory_mib, trans)))
+function stateOf(lease: ILease, trans: TranslationBundle): string {
+  switch (lease.state) {
+    case 'GRANTED':
+      return trans.__('starting');
+    case 'PARKED':
+      return trans.__('parked');
+    default:
+      return lease.state;
+  }
+}
+
+/** `2 × 26,008 MiB: GPU 0, 1 of vm` */
+function where(lease: ILease, trans: TranslationBundle): string {
+  const parts = new Map<string, number[]>();
+  for (const piece of lease.slices) {
+    const key = trans.__('%1 MiB', plain(piece.memory_mib));
+    parts.set(key, [...(parts.get(key) ?? []), piece.index]);
+  }
+  const server = lease.slices[0]?.server ?? '';
+  return [...parts]
+    .map(([each, indices]) =>
+      trans.__('%1 × %2: GPU %3 of %4', indices.length, each, indices.join(', '), server)
+    )
     .join(' · ');
 }

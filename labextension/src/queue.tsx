@@ -9,17 +9,17 @@ import { age, exactly, share } from './format';
 import { split } from './state';
 import { ILease } from './wire';
 
-export function Queue({ state, pool, trans }: IViewProps): JSX.Element | null {
+export function Queue({ state, slices, trans }: IViewProps): JSX.Element | null {
+  const { actions } = slices;
   const { waiting } = React.useMemo(() => split(state.leases), [state.leases]);
   const others = state.queue.length - waiting.length;
   if (state.queue.length === 0) {
     return null;
   }
   const leave = async (lease: ILease) => {
-    try {
-      await pool.api.release(lease.id);
-    } catch (reason) {
-      Notification.error(trans.__('The queue cannot be left: %1', (reason as Error).message));
+    const trouble = await actions.leave(lease);
+    if (trouble) {
+      Notification.error(trans.__('The queue cannot be left: %1', trouble));
     }
   };
   return (
@@ -30,7 +30,7 @@ export function Queue({ state, pool, trans }: IViewProps): JSX.Element | null {
           <li key={lease.id}>
             <div className="jp-GPUPool-name">
               <span className="jp-GPUPool-model" title={lease.id}>
-                {lease.request.label || lease.id.slice(0, 8)}
+                {actions.nameOf(lease)}
               </span>
               <span className="jp-GPUPool-badge">
                 {trans.__('place %1 of %2', lease.position ?? '…', state.queue.length)}
@@ -51,7 +51,7 @@ export function Queue({ state, pool, trans }: IViewProps): JSX.Element | null {
             <Button
               className="jp-mod-styled"
               small
-              aria-label={trans.__('Leave the queue: %1', lease.request.label || lease.id)}
+              aria-label={trans.__('Leave the queue: %1', actions.nameOf(lease))}
               onClick={() => void leave(lease)}
             >
               {trans.__('Leave the queue')}

@@ -4,8 +4,10 @@ import { Token } from '@lumino/coreutils';
 import { IDisposable } from '@lumino/disposable';
 import { ISignal } from '@lumino/signaling';
 
+import { Actions } from './actions';
 import { PoolAPI } from './api';
 import { IConnection } from './feed';
+import { Front } from './front';
 import { IPoolState } from './state';
 
 /** The pool that this Jupyter server offers. */
@@ -22,6 +24,20 @@ export interface IGPUPool {
   /** When the connection is lost: try now. */
   retry(): void;
 }
+
+/** What a user does with slices, and for which notebook. */
+export interface ISlices {
+  /** The notebook that the user worked in last. */
+  readonly front: Front;
+  readonly actions: Actions;
+  /** Bring a notebook to the front. */
+  open(path: string): void;
+}
+
+export const ISlices = new Token<ISlices>(
+  'jupyter-gpupool:ISlices',
+  'Slices for notebooks: ask for them, resize them, give them back.'
+);
 
 export const IGPUPool = new Token<IGPUPool>(
   'jupyter-gpupool:IGPUPool',

@@ -63,7 +63,7 @@ def window(browser: Browser) -> Callable[[], Page]:
 
     def open() -> Page:
         context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
-        context.set_default_timeout(120_000)
+        context.set_default_timeout(60_000)
         return context.new_page()
 
     return open

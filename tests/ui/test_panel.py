@@ -69,12 +69,12 @@ def test_the_gpus_by_server(panel: Locator) -> None:
 
 
 def test_what_a_program_holds_is_there_while_it_runs(panel: Locator, one_lab: Lab) -> None:
-    meters = panel.get_by_role("meter")
+    meters = panel.get_by_role("meter", name="Granted memory of GPU")
     with holder(one_lab):
         for meter in meters.all():
             expect(meter).to_have_attribute("aria-valuenow", "26008")
         lease = panel.get_by_role("article", name="a program")
-        expect(lease).to_contain_text("GPU 0: 26,008 MiB · GPU 1: 26,008 MiB")
+        expect(lease).to_contain_text("2 × 26,008 MiB: GPU 0, 1 of")
         expect(tile(panel, "partly used")).to_have_text("2")
         expect(tile(panel, "largest slice now")).to_have_text("6.3 GiB")
         piece = panel.locator(".jp-GPUPool-piece.jp-mod-mine").first
@@ -98,8 +98,8 @@ def test_the_palette_opens_the_panel(page: Page, panel: Locator) -> None:
 
 def test_a_server_that_restarts_is_seen_to_be_gone_and_then_back(panel: Locator, one_lab: Lab) -> None:
     one_lab.stop()
-    expect(panel.get_by_role("status")).to_contain_text("Connection lost")
+    expect(panel.locator(".jp-GPUPool-connection")).to_contain_text("Connection lost")
     one_lab.start()
-    expect(panel.get_by_role("status")).not_to_contain_text("Connection lost")
+    expect(panel.locator(".jp-GPUPool-connection")).not_to_contain_text("Connection lost")
     with holder(one_lab):
         expect(panel.get_by_role("article", name="a program")).to_be_visible()

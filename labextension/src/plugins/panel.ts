@@ -6,7 +6,7 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { gpuIcon } from '../icon';
 import { PoolPanel } from '../panel';
-import { IGPUPool } from '../tokens';
+import { IGPUPool, ISlices } from '../tokens';
 
 export namespace CommandIDs {
   export const open = 'gpupool:open';
@@ -16,7 +16,7 @@ export const panelPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:plugin',
   description: 'The panel in the left sidebar that shows the pool, and where slices are asked for.',
   autoStart: true,
-  requires: [IGPUPool],
+  requires: [IGPUPool, ISlices],
   optional: [ICommandPalette, ILayoutRestorer, ITranslator],
   activate
 };
@@ -24,12 +24,13 @@ export const panelPlugin: JupyterFrontEndPlugin<void> = {
 function activate(
   app: JupyterFrontEnd,
   pool: IGPUPool,
+  slices: ISlices,
   palette: ICommandPalette | null,
   restorer: ILayoutRestorer | null,
   translator: ITranslator | null
 ): void {
   const trans = (translator ?? nullTranslator).load('jupyter_gpupool');
-  const panel = new PoolPanel({ pool, trans });
+  const panel = new PoolPanel({ pool, slices, trans });
   // 501 to 899 is where the sidebar expects extensions.
   app.shell.add(panel, 'left', { rank: 600, type: 'GPU Pool' });
   restorer?.add(panel, panel.id);

@@ -1,0 +1,134 @@
+/** What a user does with slices: ask, resize, give back; with questions where work would be lost. */
+
+import { Dialog, Notification, showDialog } from '@jupyterlab/apputils';
+import { PathExt } from '@jupyterlab/coreutils';
+import { TranslationBundle } from '@jupyterlab/translation';
+
+import { IWish } from './api';
+import { IAnswer, kernelOf, Kernels } from './kernels';
+import { IGPUPool } from './tokens';
+import { ILease } from './wire';
+
+export class Actions {
+  constructor(
+    private _pool: IGPUPool,
+    private _kernels: Kernels,
+    private _trans: TranslationBundle
+  ) {}
+
+  /** The notebook that a lease is for, or what its holder calls it. */
+  nameOf(lease: ILease): string {
+    const session = this._kernels.session(kernelOf(lease));
+    return (session && PathExt.basename(session.path)) || lease.request.label || lease.id;
+  }
+
+  /** The path of that notebook; null where it is none. */
+  pathOf(lease: ILease): string | null {
+    return this._kernels.session(kernelOf(lease))?.path ?? null;
+  }
+
+  /** Ask for slices for a running kernel. A line about what went wrong; empty if nothing did. */
+  async attach(kernelId: string, wish: IWish): Promise<string> {
+    return this._line(await this._kernels.request(kernelId, wish));
+  }
+
+  /** Another share of the same GPUs. A line about what went wrong; empty if nothing did. */
+  async resize(lease: ILease, partial: number): Promise<string> {
+    const kernel = this._living(lease);
+    if (kernel && (await this._kernels.isIdle(kernel))) {
+      // It knows at once what its slices are, and what is in use of them.
+      return this._line(await this._kernels.resize(kernel, { partial }));
+    }
+    return this._of(this._pool.api.resize(lease.id, { partial }));
+  }
+
+  /** Give the slices back, after a question. A line about what went wrong; empty if nothing did. */
+  async release(lease: ILease): Promise<string> {
+    const trans = this._trans;
+    const name = this.nameOf(lease);
+    const kernel = this._living(lease);
+    if (kernel && (await this._kernels.isIdle(kernel))) {
+      if (
+        !(await this._sure(
+          trans.__('Release the GPUs of %1?', name),
+          trans.__('What the notebook has on them is moved to the memory of its own machine.'),
+          trans.__('Release')
+        ))
+      ) {
+        return '';
+      }
+      const answer = await this._kernels.release(kernel);
+      if (!answer.error) {
+        if (answer.said) {
+          Notification.info(trans.__('%1: %2', name, answer.said), { autoClose: 5000 });
+        }
+        return '';
+      }
+      if (answer.error !== 'InUse') {
+        return this._line(answer);
+      }
+      return (await this._sure(
+        trans.__('Release and lose it?'),
+        answer.said,
+        trans.__('Release and lose it')
+      ))
+        ? this._line(await this._kernels.release(kernel, true))
+        : '';
+    }
+    const what = kernel
+      ? trans.__('A cell is running. It fails, and what the notebook has on them is lost.')
+      : trans.__('The program that uses them fails, and what it has on them is lost.');
+    return (await this._sure(
+      trans.__('Release the GPUs of %1?', name),
+      what,
+      trans.__('Release and lose it')
+    ))
+      ? this._of(this._pool.api.release(lease.id))
+      : '';
+  }
+
+  /** Take a request out of the queue; nothing is lost but the place. */
+  async leave(lease: ILease): Promise<string> {
+    return this._of(this._pool.api.release(lease.id));
+  }
+
+  /** The kernel that a lease is for, if it runs. */
+  private _living(lease: ILease): string | null {
+    const kernel = kernelOf(lease);
+    return kernel && this._kernels.session(kernel) ? kernel : null;
+  }
+
+  private async _sure(title: string, body: string, accept: string): Promise<boolean> {
+    const result = await showDialog({
+      title,
+      body,
+      buttons: [
+        Dialog.cancelButton({ label: this._trans.__('Cancel') }),
+        Dialog.warnButton({ label: accept })
+      ],
+      defaultButton: 0
+    });
+    return result.button.accept;
+  }
+
+  private _line(answer: IAnswer): string {
+    if (!answer.error) {
+      return '';
+    }
+    if (answer.error === 'ModuleNotFoundError') {
+      return this._trans.__(
+        "jupyter_gpupool is not installed where this notebook's kernel runs: %pip install jupyter_gpupool, then try again."
+      );
+    }
+    return answer.said || this._trans.__("This notebook's kernel does not answer; is it Python?");
+  }
+
+  private async _of(call: Promise<unknown>): Promise<string> {
+    try {
+      await call;
+      return '';
+    } catch (reason) {
+      return reason instanceof Error ? reason.message : String(reason);
+    }
+  }
+}

@@ -1,0 +1,115 @@
+/** The notebook (or console) that the user worked in last: the one that slices are for. */
+
+import { JupyterFrontEnd } from '@jupyterlab/application';
+import { ISessionContext } from '@jupyterlab/apputils';
+import { PathExt } from '@jupyterlab/coreutils';
+import { DocumentRegistry } from '@jupyterlab/docregistry';
+import { ISignal, Signal } from '@lumino/signaling';
+import { Widget } from '@lumino/widgets';
+
+import { IWish } from './api';
+
+/** Where a notebook keeps what it wants; the kernel's provisioner reads it too. */
+const KEY = 'gpupool';
+
+interface INotebookModel extends DocumentRegistry.IModel {
+  getMetadata(key: string): unknown;
+  setMetadata(key: string, value: unknown): void;
+}
+
+/** What has a kernel of its own. */
+interface IWithSession extends Widget {
+  sessionContext?: ISessionContext;
+  context?: DocumentRegistry.IContext<DocumentRegistry.IModel>;
+}
+
+export class Front {
+  constructor(private _shell: JupyterFrontEnd.IShell) {
+    _shell.currentChanged?.connect(this._look, this);
+    this._look();
+  }
+
+  /** Another one is in front, or its kernel changed. */
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+
+  /** `notebook.ipynb`; null where there is none. */
+  get name(): string | null {
+    const session = this._session;
+    return session ? PathExt.basename(session.path) || session.name : null;
+  }
+
+  /** The running kernel's id; null where none runs. */
+  get kernel(): string | null {
+    return this._session?.session?.kernel?.id ?? null;
+  }
+
+  get isBusy(): boolean {
+    return this._session?.session?.kernel?.status === 'busy';
+  }
+
+  /** Whether a wish can be kept with it. */
+  get remembers(): boolean {
+    return this._model !== null;
+  }
+
+  /** What the notebook is to be given, if it says so. */
+  get wish(): IWish | null {
+    const kept = this._model?.getMetadata(KEY) as Partial<IWish> | null | undefined;
+    return kept && typeof kept === 'object' && Number.isInteger(kept.num_gpus)
+      ? (kept as IWish)
+      : null;
+  }
+
+  /** Write it into the notebook, which is saved when the user saves it. */
+  remember(wish: IWish): void {
+    this._model?.setMetadata(KEY, { ...wish });
+  }
+
+  private get _session(): ISessionContext | null {
+    const widget = this._widget as IWithSession | null;
+    if (!widget || widget.isDisposed) {
+      return null;
+    }
+    return widget.sessionContext ?? widget.context?.sessionContext ?? null;
+  }
+
+  private get _model(): INotebookModel | null {
+    const widget = this._widget as IWithSession | null;
+    const model = widget && !widget.isDisposed ? widget.context?.model : undefined;
+    return model && 'setMetadata' in model ? (model as INotebookModel) : null;
+  }
+
+  private _look(): void {
+    const widget = this._shell.currentWidget as IWithSession | null;
+    const context = widget?.context;
+    const session = widget?.sessionContext ?? context?.sessionContext;
+    // A text file has a session context too, for a console that it may get.
+    const counts = session && (!context || 'setMetadata' in context.model);
+    if (widget && counts && widget !== this._widget) {
+      this._forget();
+      this._widget = widget;
+      session.kernelChanged.connect(this._tell, this);
+      session.statusChanged.connect(this._tell, this);
+      session.propertyChanged.connect(this._tell, this);
+      widget.disposed.connect(this._tell, this);
+      this._tell();
+    }
+  }
+
+  private _forget(): void {
+    const session = this._session;
+    session?.kernelChanged.disconnect(this._tell, this);
+    session?.statusChanged.disconnect(this._tell, this);
+    session?.propertyChanged.disconnect(this._tell, this);
+    this._widget?.disposed.disconnect(this._tell, this);
+  }
+
+  private _tell(): void {
+    this._changed.emit();
+  }
+
+  private _changed = new Signal<this, void>(this);
+  private _widget: Widget | null = null;
+}

@@ -1,0 +1,183 @@
+"""A user takes slices for a notebook in the panel, works with them, and gives them back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Locator, Page, expect
+
+from .conftest import Lab
+
+pytest.importorskip("torch", reason="slices are for PyTorch programs")
+
+TRAIN = """\
+import torch
+from torch import nn
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 10)).cuda()
+ballast = torch.zeros(256, 1024, 1024, device="cuda:1")
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+x, y = torch.randn(64, 512).cuda(), torch.randint(0, 10, (64,)).cuda()
+for step in range(50):
+    optimizer.zero_grad()
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+print("trained" if loss.item() < 2 else "not trained", torch.cuda.device_count())
+"""
+
+
+def notebook(folder: Path, name: str, *cells: str) -> None:
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    nbformat.write(
+        new_notebook(cells=[new_code_cell(cell) for cell in cells], metadata=kernel), folder / name
+    )
+
+
+def tab(page: Page, name: str) -> Locator:
+    return page.locator("#jp-main-dock-panel").get_by_role("tab", name=name)
+
+
+class Screen:
+    """JupyterLab with the panel open and two notebooks whose kernels run."""
+
+    def __init__(self, page: Page, lab: Lab) -> None:
+        self.page = page
+        self.lab = lab
+        notebook(lab.root, "train.ipynb", "before = 'still here'", TRAIN, "before")
+        notebook(lab.root, "other.ipynb", "import torch; torch.cuda.device_count()")
+        page.goto(lab.url.replace("/lab?", "/lab/tree/other.ipynb?"))
+        expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
+        page.get_by_role("listitem", name=re.compile("train.ipynb")).dblclick()
+        expect(tab(page, "train.ipynb")).to_be_visible()
+        page.get_by_role("tab", name="GPU Pool").click()
+        self.panel = page.get_by_role("region", name="GPU Pool", exact=True)
+        self.picker = self.panel.get_by_role("region", name="Ask for GPUs")
+        self.cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
+
+    def front(self, name: str) -> None:
+        tab(self.page, name).click()
+        expect(self.picker.get_by_role("button", name=name)).to_be_visible()
+
+    def run(self, n: int) -> Locator:
+        """Runs a cell of the notebook in front; its output."""
+        self.cells.nth(n).locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        return self.cells.nth(n).locator(".jp-OutputArea")
+
+    def choose(self, count: int, partial: float) -> None:
+        self.picker.get_by_role("spinbutton", name="GPUs").fill(str(count))
+        self.picker.get_by_role("spinbutton", name="of each").fill(str(partial))
+
+    def lease(self, name: str) -> Locator:
+        return self.panel.get_by_role("article", name=name)
+
+    def accept(self, button: str) -> None:
+        self.page.get_by_role("dialog").get_by_role("button", name=button, exact=True).click()
+
+
+@pytest.fixture(scope="module")
+def screen(window: Callable[[], Page], one_lab: Lab) -> Iterator[Screen]:
+    page = window()
+    yield Screen(page, one_lab)
+    page.context.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_held(screen: Screen) -> Iterator[None]:
+    yield
+    expect(screen.panel).to_contain_text("You hold no GPU.")
+    expect(screen.panel.get_by_role("region", name="Queue")).to_have_count(0)
+
+
+def test_two_gpus_at_eighty_percent_for_a_running_notebook(screen: Screen) -> None:
+    screen.front("train.ipynb")
+    screen.run(0)
+    screen.choose(2, 0.8)
+    expect(screen.picker).to_contain_text("2 × 26,008 MiB")
+    expect(screen.picker).to_contain_text("Free now")
+    screen.picker.get_by_label("Remember in the notebook").check()
+    screen.picker.get_by_role("button", name="Attach to train.ipynb").click()
+    lease = screen.lease("train.ipynb")
+    expect(lease).to_contain_text("2 × 26,008 MiB: GPU 0, 1 of")
+    expect(screen.picker).to_contain_text("train.ipynb has GPUs already")
+    for meter in screen.panel.get_by_role("meter", name="Granted memory of GPU").all():
+        expect(meter).to_have_attribute("aria-valuenow", "26008")
+
+    expect(screen.run(1)).to_contain_text("trained 2")
+    expect(screen.run(2)).to_contain_text("still here")  # nothing was restarted
+    expect(lease).to_contain_text(re.compile(r"1\.0 GiB|1 GiB"))
+
+    lease.get_by_role("button", name="Resize: train.ipynb").click()
+    lease.get_by_role("spinbutton", name="New share of each GPU").fill("0.5")
+    lease.get_by_role("button", name="Apply").click()
+    expect(lease).to_contain_text("2 × 16,255 MiB: GPU 0, 1 of")
+    expect(screen.run(2)).to_contain_text("still here")
+
+    lease.get_by_role("button", name="Release: train.ipynb").click()
+    screen.accept("Release")
+    expect(lease).to_have_count(0)
+
+    screen.page.keyboard.press("Control+s")
+    expect(tab(screen.page, "train.ipynb")).not_to_have_class(re.compile("jp-mod-dirty"))
+    kept = json.loads((screen.lab.root / "train.ipynb").read_text())["metadata"]["gpupool"]
+    assert kept == {"num_gpus": 2, "partial": 0.8}
+
+
+def test_a_second_notebook_queues_and_is_granted(screen: Screen) -> None:
+    screen.front("train.ipynb")
+    screen.choose(2, 0.8)
+    screen.picker.get_by_role("button", name="Attach to train.ipynb").click()
+    first = screen.lease("train.ipynb")
+    expect(first).to_be_visible()
+
+    screen.front("other.ipynb")
+    screen.choose(1, 0.5)
+    expect(screen.picker).to_contain_text("Not free now: it would wait at place 1")
+    screen.picker.get_by_role("button", name="Queue for other.ipynb").click()
+    queue = screen.panel.get_by_role("region", name="Queue")
+    expect(queue).to_contain_text("place 1 of 1")
+    queue.get_by_role("button", name="Leave the queue: other.ipynb").click()
+    expect(queue).to_have_count(0)
+
+    screen.picker.get_by_role("button", name="Queue for other.ipynb").click()
+    expect(queue).to_contain_text("place 1 of 1")
+    first.get_by_role("button", name="Release: train.ipynb").click()
+    screen.accept("Release")
+    second = screen.lease("other.ipynb")
+    expect(second).to_contain_text("1 × 16,255 MiB")
+    expect(queue).to_have_count(0)
+    expect(screen.run(0)).to_contain_text("1")
+    second.get_by_role("button", name="Release: other.ipynb").click()
+    screen.accept("Release")
+
+
+def test_what_can_never_be_is_said_before_the_click(screen: Screen) -> None:
+    screen.front("train.ipynb")
+    screen.choose(3, 0.5)
+    expect(screen.picker).to_contain_text("3 GPUs asked for, but the pool has 2")
+    expect(screen.picker.get_by_role("button", name="Attach to train.ipynb")).to_be_disabled()
+    screen.choose(1, 1.5)
+    expect(screen.picker).to_contain_text("the fraction of a GPU must be above 0 and at most 1")
+    screen.choose(1, 0.5)
+    expect(screen.picker.get_by_role("button", name="Attach to train.ipynb")).to_be_enabled()
+
+
+def test_slices_that_cannot_grow_stay_as_they_are_and_say_why(screen: Screen) -> None:
+    screen.front("train.ipynb")
+    screen.choose(1, 0.5)
+    screen.picker.get_by_role("button", name="Attach to train.ipynb").click()
+    lease = screen.lease("train.ipynb")
+    lease.get_by_role("button", name="Resize: train.ipynb").click()
+    lease.get_by_role("spinbutton", name="New share of each GPU").fill("2")
+    lease.get_by_role("button", name="Apply").click()
+    expect(lease.get_by_role("alert")).to_contain_text("at most 1")
+    expect(lease).to_contain_text("1 × 16,255 MiB")
+    lease.get_by_role("button", name="Release: train.ipynb").click()
+    screen.accept("Release")
