@@ -321,7 +321,8 @@ def _standalone(call: type[Calls]) -> type[Calls]:
     return type(f"{call.__name__}WithToken", (_WithToken, call), members)
 
 
-def _in_jupyter(call: type[Calls]) -> type[Calls]:
+def in_jupyter(call: type[Calls]) -> type[Calls]:
+    """The handler of a call under Jupyter Server's rules."""
     members: dict[str, Any] = {}
     for verb, name in _VERBS.items():
         if hasattr(call, name):
@@ -338,7 +339,7 @@ def _plain(method: Any) -> Any:
     return call
 
 
-_VERBS = {"get": "read", "post": "create", "patch": "change", "delete": "remove"}
+_VERBS = {"get": "read", "post": "create", "put": "replace", "patch": "change", "delete": "remove"}
 
 
 def standalone_handlers(service: PoolService, tokens: TokenStore) -> list[tuple]:
@@ -351,4 +352,4 @@ def standalone_handlers(service: PoolService, tokens: TokenStore) -> list[tuple]
 def jupyter_handlers(service: PoolService) -> list[tuple]:
     """Handlers for Jupyter Server, which adds its base URL."""
     events = (f"{PREFIX}/events", EventsInJupyter, {"feed": Feed(service)})
-    return [events, *((f"{PREFIX}{path}", _in_jupyter(call), {"service": service}) for path, call in ROUTES)]
+    return [events, *((f"{PREFIX}{path}", in_jupyter(call), {"service": service}) for path, call in ROUTES)]

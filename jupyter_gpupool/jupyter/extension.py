@@ -13,31 +13,37 @@ from ..api.handlers import jupyter_handlers
 from ..api.service import PoolService
 from ..engines.local import LocalEngine
 from ..pool.errors import PoolError
-from .user_pool import UserPool
+from .events import LeaseEvents
+from .handlers import kernel_handlers
+from .metrics import PoolMetrics
+from .provisioner import GPUPoolProvisioner
+from .user_pool import GPUPool
 
 #: These let one user in, and make up a new name for every browser.
 _NAMELESS = (IdentityProvider, PasswordIdentityProvider, LegacyIdentityProvider)
 
 
 class GPUPoolExtension(ExtensionApp):
-    """Hosts the pool of the user who runs this Jupyter server, and serves it to JupyterLab."""
+    """Hosts the pool of the user who runs this Jupyter server, or joins another one, and serves it to JupyterLab."""
 
     name = "jupyter_gpupool"
     description = "Attach slices of pooled GPUs to notebooks."
     extension_url = "/lab"
     load_other_extensions = True
-    classes = [UserPool, PoolService, LocalEngine]
+    classes = [GPUPool, PoolService, LocalEngine, GPUPoolProvisioner]
 
-    pool = Instance(UserPool)
+    pool = Instance(GPUPool)
+    _metrics: PoolMetrics | None = None
 
     @default("pool")
-    def _default_pool(self) -> UserPool:
+    def _default_pool(self) -> GPUPool:
         assert self.serverapp is not None
-        return UserPool(parent=self, nameless=type(self.serverapp.identity_provider) in _NAMELESS)
+        return GPUPool(parent=self, nameless=type(self.serverapp.identity_provider) in _NAMELESS)
 
     def initialize_handlers(self) -> None:
         # It answers the calls that the handlers make of a service.
-        self.handlers.extend(jupyter_handlers(cast(PoolService, self.pool)))
+        service = cast(PoolService, self.pool)
+        self.handlers.extend(kernel_handlers(service) + jupyter_handlers(service))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         try:
@@ -45,6 +51,12 @@ class GPUPoolExtension(ExtensionApp):
         except PoolError as e:
             # The server is of use without GPUs, and the panel says the same line.
             self.log.warning("The GPU pool is not available: %s", e)
+        self._metrics = PoolMetrics(self.pool)
+        self.pool.listen(self._metrics.changed)
+        if serverapp.event_logger is not None:
+            self.pool.listen(LeaseEvents(serverapp.event_logger))
 
     async def stop_extension(self) -> None:
+        if self._metrics is not None:
+            await self._metrics.stop()
         await self.pool.stop()

@@ -46,6 +46,7 @@ class KernelLease:
         self._hold: holder.Hold | None = None
         self._spec: AttachSpec | None = None
         self._over = False
+        self._hosted_here = False
         self._obtaining = threading.Thread(target=self._obtain, name="gpupool-kernel-lease", daemon=True)
         self._watching: threading.Event | None = None
 
@@ -141,6 +142,7 @@ class KernelLease:
         hold = None
         try:
             address = door.address
+            self._hosted_here = address is not None
             client, _ = holder.find_pool(address.url, address.token) if address else holder.find_pool()
             self._client = client
             lease = holder.acquire(client, self._request, news=self._news)
@@ -181,8 +183,9 @@ class KernelLease:
         self._spec = spec
 
     def _lost(self, reason: str) -> None:
-        if not self._over:
-            self._tell(f"Lease {self.id} of a kernel has ended: {reason}")
+        if self._over or (self._hosted_here and door.address is None):
+            return  # no news: it was given back, or this server is shutting down
+        self._tell(f"Lease {self.id} of a kernel has ended: {reason}")
 
     # -- beside the kernel's life
 

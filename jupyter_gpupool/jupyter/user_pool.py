@@ -1,4 +1,4 @@
-"""The pool of the user who runs this Jupyter server: hosted here, or by another of their processes."""
+"""The pool of the user who runs this Jupyter server: hosted here, by another of their processes, or configured."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import getpass
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
-from traitlets import Bool
+from traitlets import Bool, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from ..api import discovery
@@ -20,19 +21,34 @@ from ..api.auth import TokenStore, new_token
 from ..api.client import PoolClient
 from ..api.handlers import MAX_BODY, standalone_handlers
 from ..api.service import Check, PoolService
-from ..pool.errors import PoolUnreachable
+from ..holder import TOKEN_VARIABLE, URL_VARIABLE
+from ..pool.errors import InvalidRequest, PoolUnreachable
 from ..pool.models import Lease, Request
+from . import door
+from .transitions import Watch
 
 T = TypeVar("T")
 
 
-class UserPool(LoggingConfigurable):
+class GPUPool(LoggingConfigurable):
     """Offers the calls of :class:`~jupyter_gpupool.api.service.PoolService` that the handlers use.
 
-    One user has one pool: when another process of theirs hosts it already, calls go there; when that
-    process is gone, this one takes over. All calls raise :mod:`jupyter_gpupool.pool.errors`.
+    A pool that is configured is joined. Else one user has one pool: when another process of theirs hosts it
+    already, calls go there; when that process is gone, this one takes over. All calls raise
+    :mod:`jupyter_gpupool.pool.errors`.
     """
 
+    url = Unicode(
+        help="Address of the pool to join, such as http://gpu-server:56001. Empty: this user's own pool. Default: the "
+        "environment variable GPUPOOL_URL. Everybody who may use this Jupyter server acts with the one token.",
+    ).tag(config=True)
+    token = Unicode(
+        help="The token that the pool at `url` wants. Default: what `token_file` holds, else the environment variable "
+        "GPUPOOL_TOKEN.",
+    ).tag(config=True)
+    token_file = Unicode(
+        help="A file that holds the token, which then need not be in a configuration file."
+    ).tag(config=True)
     share = Bool(
         True,
         help="Let this user's terminals, scripts and kernels find the pool that this server hosts. They reach it at "
@@ -45,6 +61,10 @@ class UserPool(LoggingConfigurable):
         "belongs to whoever runs the server.",
     )
 
+    @default("url")
+    def _default_url(self) -> str:
+        return os.environ.get(URL_VARIABLE, "")
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._host: _Host | None = None
@@ -52,12 +72,15 @@ class UserPool(LoggingConfigurable):
         self._settling = asyncio.Lock()
         self._stopped = False
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._environment: dict[str, str | None] = {}
 
     # -- life
 
     async def start(self) -> None:
-        """Join this user's pool or host it. Raises PoolError."""
-        await self._settle()
+        """Join a pool or host this user's. Raises PoolError."""
+        where = await self._settle()
+        if self.url:
+            await where.pool(None)  # better said now than at somebody's first kernel
 
     async def stop(self) -> None:
         """End a pool that is hosted here, with all of its leases."""
@@ -67,6 +90,11 @@ class UserPool(LoggingConfigurable):
                 host, self._host = self._host, None
                 await host.stop()
             self._leave()
+            for name, before in self._environment.items():
+                if before is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = before
 
     async def _settle(self) -> PoolService | _Joined:
         async with self._settling:
@@ -76,25 +104,54 @@ class UserPool(LoggingConfigurable):
                 return self._joined
             if self._stopped:
                 raise PoolUnreachable("this Jupyter server is shutting down")
+            if self.url:
+                return self._join(self._configured())
             address = await asyncio.to_thread(discovery.find)
             if address is not None and address.pid != os.getpid():
                 self.log.info("Joining the GPU pool of process %d", address.pid)
-                self._joined = _Joined(address)
-                return self._joined
-            host = _Host(PoolService(parent=self), self.share)
+                return self._join(address)
+            service = PoolService(parent=self)
+            service.listen(self._tell)
+            host = _Host(service, self.share)
             await host.start()
             self._host = host
-            host.service.listen(self._tell)
             return host.service
 
+    def _configured(self) -> discovery.PoolAddress:
+        token = self.token
+        if not token and self.token_file:
+            try:
+                token = Path(self.token_file).expanduser().read_text().strip()
+            except (OSError, UnicodeDecodeError) as e:
+                raise InvalidRequest(
+                    f"GPUPool.token_file: {self.token_file} cannot be read ({e}); write the pool's token there"
+                ) from None
+        token = token or os.environ.get(TOKEN_VARIABLE, "")
+        # The kernels and terminals of this server are to find the same pool.
+        for name, value in ((URL_VARIABLE, self.url), (TOKEN_VARIABLE, token)):
+            self._environment.setdefault(name, os.environ.get(name))
+            os.environ[name] = value
+        return discovery.PoolAddress(self.url, token)
+
+    def _join(self, address: discovery.PoolAddress) -> _Joined:
+        joined = self._joined = _Joined(address)
+        if self._listeners:
+            joined.watch = Watch(joined, self._tell)
+        return joined
+
     def listen(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-        """As :meth:`PoolService.listen`; of a pool that another process hosts nothing is told."""
+        """As :meth:`PoolService.listen`, wherever the pool is; of one elsewhere it hears about every second."""
         self._listeners.append(callback)
+        if self._joined is not None and self._joined.watch is None:
+            self._joined.watch = Watch(self._joined, self._tell)
         return lambda: self._listeners.remove(callback) if callback in self._listeners else None
 
     def _tell(self, change: dict[str, Any]) -> None:
         for listener in list(self._listeners):
-            listener(change)
+            try:
+                listener(change)
+            except Exception:
+                self.log.exception("A listener failed on lease %s", change["lease"]["id"])
 
     def _leave(self) -> None:
         if self._joined is not None:
@@ -106,7 +163,7 @@ class UserPool(LoggingConfigurable):
         try:
             return await call(where)
         except PoolUnreachable:
-            if where is not self._joined:
+            if where is not self._joined or self.url:
                 raise
         self._leave()
         return await call(await self._settle())
@@ -165,7 +222,7 @@ class UserPool(LoggingConfigurable):
 
 
 class _Host:
-    """A pool in this process and, if it is shared, its door for the user's other processes."""
+    """A pool in this process, with a door for this server's kernels and, if shared, the user's other processes."""
 
     def __init__(self, service: PoolService, share: bool) -> None:
         self.service = service
@@ -174,8 +231,6 @@ class _Host:
 
     async def start(self) -> None:
         await self.service.start()
-        if not self._share:
-            return
         # Jupyter's own port may want TLS, a password or a hub; what runs as this user needs none of them.
         try:
             sockets = bind_sockets(0, "127.0.0.1")
@@ -185,12 +240,15 @@ class _Host:
             )
             self._server = HTTPServer(application, max_body_size=4 * MAX_BODY)
             self._server.add_sockets(sockets)
-            discovery.publish(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", token)
+            door.address = discovery.PoolAddress(f"http://127.0.0.1:{sockets[0].getsockname()[1]}", token)
+            if self._share:
+                discovery.publish(door.address.url, token)
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
+        door.address = None
         if self._server is not None:
             discovery.withdraw()
             self._server.stop()
@@ -203,10 +261,13 @@ class _Joined:
     """The same calls, answered by the pool of another process of this user, which owns all it asks for."""
 
     def __init__(self, address: discovery.PoolAddress) -> None:
+        self.watch: Watch | None = None
         # Should that process be gone, its place is to be taken at once.
         self._client = PoolClient(address.url, address.token, patience_s=0.5)
 
     def close(self) -> None:
+        if self.watch is not None:
+            self.watch.stop()
         self._client.close()
 
     async def pool(self, owner: str | None) -> dict[str, Any]:

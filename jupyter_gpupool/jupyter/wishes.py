@@ -112,7 +112,15 @@ class Wishes:
         self._wishes[kernel_id] = (now, wish)
 
     def knows(self, kernel_id: str) -> bool:
-        return kernel_id in self._wishes
+        kept = self._wishes.get(kernel_id)
+        return kept is not None and time.monotonic() - kept[0] < self.KEPT_S
+
+    def get(self, kernel_id: str) -> Wish | None:
+        """Raises KeyError where there is none."""
+        return self._wishes[kernel_id][1]
+
+    def forget(self, kernel_id: str) -> None:
+        self._wishes.pop(kernel_id, None)
 
     def take(self, kernel_id: str) -> Wish | None:
         """The wish, which is then forgotten. Raises KeyError where there is none."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 
 from jupyter_gpupool.api import discovery
 from jupyter_gpupool.api.client import PoolClient
@@ -21,7 +22,7 @@ KERNEL = "as-installed"
 
 
 @pytest.fixture
-def kernelspec(jupyter_home: Path, project_root: Path) -> Callable[..., str]:
+def kernelspec(project_root: Path) -> Callable[..., str]:
     """``kernelspec(name=..., **config)`` installs a kernelspec whose provisioner is configured so; its name.
 
     Without arguments it is the one that the package installs.
@@ -31,7 +32,7 @@ def kernelspec(jupyter_home: Path, project_root: Path) -> Callable[..., str]:
         spec = json.loads((project_root / "jupyter_gpupool/jupyter/kernelspec/kernel.json").read_text())
         if config:
             spec["metadata"]["kernel_provisioner"]["config"] = config
-        folder = jupyter_home / "data" / "kernels" / name
+        folder = Path(jupyter_data_dir()) / "kernels" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "kernel.json").write_text(json.dumps(spec))
         return name
@@ -83,14 +84,19 @@ def workers_of() -> Callable[[PoolClient], list[int]]:
 def no_kernel_is_left(jupyter_home: Path, eventually: Callable[..., Any]) -> Iterator[None]:
     """Every kernel that a test started has ended with it: they are told by their connection files."""
     yield
-    runtime = os.fspath(jupyter_home / "runtime")
+    runtime = (jupyter_runtime_dir(), os.fspath(jupyter_home))
 
     def kernels() -> list[psutil.Process]:
         return [
             p
             for p in psutil.process_iter(["cmdline", "status"])
             if p.info["status"] != psutil.STATUS_ZOMBIE
-            and any(word.startswith(runtime) for word in p.info["cmdline"] or [])
+            and "ipykernel_launcher" in (p.info["cmdline"] or [])
+            and any(word.startswith(runtime) for word in p.info["cmdline"])
         ]
 
-    eventually(lambda: not kernels(), "no kernel is left")
+    try:
+        psutil.wait_procs(kernels(), timeout=30)
+    finally:
+        left = [(p.pid, p.info["cmdline"]) for p in kernels()]
+    assert not left, "no kernel is to outlive its test"

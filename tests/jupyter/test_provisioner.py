@@ -296,7 +296,7 @@ def test_a_pool_that_is_away_holds_up_no_kernel(
 
 
 def test_a_start_that_fails_leaves_no_lease(
-    pool: PoolClient, start: Callable[..., Kernel], kernelspec: Callable[..., str], jupyter_home: Path
+    pool: PoolClient, kernelspec: Callable[..., str], jupyter_home: Path
 ) -> None:
     name = kernelspec()
     file = jupyter_home / "data" / "kernels" / name / "kernel.json"
