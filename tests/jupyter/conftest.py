@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
@@ -100,3 +102,52 @@ def no_kernel_is_left(jupyter_home: Path, eventually: Callable[..., Any]) -> Ite
     finally:
         left = [(p.pid, p.info["cmdline"]) for p in kernels()]
     assert not left, "no kernel is to outlive its test"
+
+
+@pytest.fixture
+def start_server(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """``start_server(*options)`` starts a real Jupyter server; its process, and a client of its pool's API.
+
+    It is a server of two emulated GPUs unless an option says otherwise.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*options: str) -> tuple[subprocess.Popen[bytes], httpx.Client]:
+        log = tmp_path / f"server-{len(started)}.log"
+        command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+        command += ["--port=0", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tmp_path}"]
+        command += [
+            "--ServerApp.jpserver_extensions={'jupyter_gpupool': True}",
+            "--LocalEngine.emulate=always",
+        ]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [*command, *options], stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        started.append(process)
+        info = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"jpserver-{process.pid}.json"
+
+        def client() -> httpx.Client | None:
+            assert process.poll() is None, log.read_text()
+            try:
+                said = json.loads(info.read_text())
+            except (OSError, ValueError):
+                return None
+            headers = {"Authorization": f"token {said['token']}"}
+            http = httpx.Client(base_url=f"{said['url']}gpupool/api/v1", headers=headers, timeout=60)
+            try:
+                if http.get("/pool").status_code == 200:
+                    return http
+            except httpx.TransportError:
+                pass
+            http.close()
+            return None
+
+        return process, eventually(client, f"{log.name}: the pool answers", deadline_s=120)
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in started:
+        process.wait(60)

@@ -10,9 +10,8 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,61 +166,6 @@ class TestWithNamedUsers:
         with pytest.raises(HTTPClientError) as refused:
             await jp_ws_fetch(*API, "events", headers={"X-Name": "ada", "Origin": "http://elsewhere.example"})
         assert refused.value.code == 403
-
-
-@pytest.fixture
-def start_server(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Callable[[], Any]]:
-    """Starts real Jupyter servers; returns a process and its API's URL and headers once it answers."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start() -> tuple[subprocess.Popen[bytes], httpx.Client]:
-        log = tmp_path / f"server-{len(started)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [
-                    *(
-                        sys.executable,
-                        "-m",
-                        "jupyter_server",
-                        "--no-browser",
-                        "--allow-root",
-                        "--ip=127.0.0.1",
-                    ),
-                    *("--port=0", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tmp_path}"),
-                    "--ServerApp.jpserver_extensions={'jupyter_gpupool': True}",
-                    "--LocalEngine.emulate=always",
-                ],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started.append(process)
-        info = Path(os.environ["JUPYTER_RUNTIME_DIR"]) / f"jpserver-{process.pid}.json"
-
-        def client() -> httpx.Client | None:
-            assert process.poll() is None, log.read_text()
-            try:
-                said = json.loads(info.read_text())
-            except (OSError, ValueError):
-                return None
-            headers = {"Authorization": f"token {said['token']}"}
-            http = httpx.Client(base_url=f"{said['url']}{'/'.join(API)}", headers=headers, timeout=60)
-            try:
-                if http.get("/pool").status_code == 200:
-                    return http
-            except httpx.TransportError:
-                pass
-            http.close()
-            return None
-
-        return process, eventually(client, f"{log.name}: the pool answers", deadline_s=120)
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in started:
-        process.wait(60)
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -1,0 +1,182 @@
+"""Kernels of a real Jupyter server with slices of its pool: at random, when it is killed, and without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from jupyter_core.paths import jupyter_data_dir
+
+#: How many kernels at once, and for how many seconds things happen to them. 40 and 120 for the whole storm.
+KERNELS = int(os.environ.get("GPUPOOL_STORM_KERNELS", "8"))
+SECONDS = float(os.environ.get("GPUPOOL_STORM_SECONDS", "15"))
+
+
+class Notebooks:
+    """What JupyterLab does with kernels, over HTTP."""
+
+    def __init__(self, api: httpx.Client) -> None:
+        self.api = api
+        self.http = httpx.Client(
+            base_url=str(api.base_url).split("gpupool/")[0], headers=api.headers, timeout=120
+        )
+
+    def start(self, spec: str, wish: dict[str, Any]) -> str:
+        kernel_id = str(uuid.uuid4())
+        self.api.put(f"/kernels/{kernel_id}", json=wish).raise_for_status()
+        body = {"name": spec, "kernel_id": kernel_id}
+        self.http.post("/api/kernels", json=body).raise_for_status()
+        return kernel_id
+
+    def do(self, kernel_id: str, what: str) -> None:
+        """A kernel that has died meanwhile is none of the caller's concern."""
+        if what == "end":
+            self.http.delete(f"/api/kernels/{kernel_id}")
+        elif what == "kill":
+            for process in processes_of(kernel_id):
+                process.kill()
+        else:
+            self.http.post(f"/api/kernels/{kernel_id}/{what}", json={})
+
+    def leases(self) -> list[dict[str, Any]]:
+        return self.api.get("/leases").raise_for_status().json()["leases"]
+
+
+def processes_of(kernel_id: str) -> list[psutil.Process]:
+    return [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if any(f"kernel-{kernel_id}.json" in word for word in p.info["cmdline"] or [])
+    ]
+
+
+def workers(leases: list[dict[str, Any]]) -> list[psutil.Process]:
+    return [psutil.Process(lease["worker"]["pid"]) for lease in leases if lease["worker"]]
+
+
+def granted_by_ledger() -> int:
+    ledger = Path(jupyter_data_dir()) / "gpupool" / "ledger.sqlite"
+    with sqlite3.connect(ledger) as db:
+        return db.execute("SELECT coalesce(sum(used_mib), 0) FROM gpus").fetchone()[0]
+
+
+@pytest.mark.timeout(900)
+def test_kernels_come_and_go_at_random(
+    start_server: Callable[..., Any], kernelspec: Callable[..., str], eventually: Callable[..., Any]
+) -> None:
+    """Each of the threads is a user who starts a kernel, does things to it, and starts the next one."""
+    pytest.importorskip("torch", reason="workers need PyTorch")
+    server, api = start_server("--LocalEngine.emulated_count=4", "--ServerApp.kernel_ws_protocol=")
+    notebooks, spec, seed = Notebooks(api), kernelspec(num_gpus=1, partial=0.5, grace_s=0.5), random.random()
+    until, started, failed = time.monotonic() + SECONDS, [], []
+
+    def user(number: int) -> None:
+        choice = random.Random(f"{seed} {number}")
+        try:
+            while time.monotonic() < until:
+                wish = {"num_gpus": choice.choice([0, 1, 1, 2]), "partial": choice.choice([0.1, 0.25, 0.5])}
+                kernel_id = notebooks.start(spec, wish)
+                started.append(kernel_id)
+                for _ in range(choice.randrange(4)):
+                    notebooks.do(kernel_id, choice.choice(["restart", "interrupt", "kill"]))
+                if choice.random() < 0.7:
+                    notebooks.do(kernel_id, "end")
+        except Exception as e:
+            failed.append(f"{type(e).__name__}: {e}")
+
+    users = [threading.Thread(target=user, args=(number,)) for number in range(KERNELS)]
+    for thread in users:
+        thread.start()
+    for thread in users:
+        thread.join()
+    print(f"{len(started)} kernels, seed {seed}")
+    assert not failed, f"seed {seed}: {failed}"
+    was = workers(notebooks.leases())
+    for kernel_id in started:
+        notebooks.do(kernel_id, "end")
+    assert eventually(lambda: notebooks.leases() == [], f"seed {seed}: nothing is leased or queued")
+    eventually(lambda: not any(p.is_running() for p in was), "no worker is left")
+    eventually(lambda: not any(processes_of(k) for k in started), "no kernel is left")
+    assert granted_by_ledger() == 0
+    used = [gpu["granted_mib"] for gpu in api.get("/pool").json()["servers"][0]["gpus"]]
+    assert used == [0, 0, 0, 0]
+
+
+def test_a_server_that_is_killed_takes_its_kernels_slices_with_it(
+    start_server: Callable[..., Any], kernelspec: Callable[..., str], eventually: Callable[..., Any]
+) -> None:
+    pytest.importorskip("torch", reason="workers need PyTorch")
+    server, api = start_server()
+    notebooks, spec = Notebooks(api), kernelspec()
+    for _ in range(3):
+        notebooks.start(spec, {"num_gpus": 1, "partial": 0.5})
+    left = workers(notebooks.leases())
+    assert len(left) == 3
+    server.send_signal(signal.SIGKILL)
+    server.wait(60)
+    eventually(lambda: not any(p.is_running() for p in left), "no worker of its kernels is left")
+    # On the same ledger: what they held is free, and each MiB is granted once.
+    _, api = start_server()
+    again = Notebooks(api)
+    eventually(lambda: again.leases() == [], "the leases have ended with their server")
+    for _ in range(4):
+        again.start(spec, {"num_gpus": 1, "partial": 0.5})
+    waiting = again.start(spec, {"num_gpus": 1, "partial": 0.5})
+    states = sorted(lease["state"] for lease in again.leases())
+    assert states == ["ACTIVE"] * 4 + ["QUEUED"], waiting
+    assert [gpu["granted_mib"] for gpu in api.get("/pool").json()["servers"][0]["gpus"]] == [32510, 32510]
+
+
+NO_TORCH = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_without_pytorch_all_but_computing_works(
+    start_server: Callable[..., Any],
+    kernelspec: Callable[..., str],
+    eventually: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server, its pool and its kernels run in an environment where ``import torch`` finds nothing."""
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "sitecustomize.py").write_text(NO_TORCH)
+    path = [str(tmp_path / "absent"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    server, api = start_server()
+    (gpus,) = [s["gpus"] for s in api.get("/pool").json()["servers"]]
+    assert [gpu["memory_mib"] for gpu in gpus] == [32510, 32510]
+    assert api.get("/history", params={"step": 60}).status_code == 200
+    eventually(lambda: "PyTorch" in api.get("/health").text, "its health says what is missing")
+
+    notebooks = Notebooks(api)
+    kernel_id = notebooks.start(kernelspec(), {"num_gpus": 1, "partial": 0.5})
+    assert processes_of(kernel_id), "the kernel runs, if without its slice"
+    eventually(lambda: notebooks.leases() == [], "nothing is held for it")
+    ended = api.get("/leases", params={"all": 1}).json()["leases"]
+    assert "PyTorch" in json.dumps(ended), ended
+    notebooks.do(kernel_id, "end")
+    body = {"id": str(uuid.uuid4()), "partial": 0.5, "secret_sha256": "0" * 64}
+    answer = api.post("/leases", params={"wait": 30}, json=body).json()
+    assert "PyTorch" in json.dumps(answer), answer
