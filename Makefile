@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Passed on to pytest by `make test`, for example ARGS="-k placement".
 ARGS ?=
+# The tests of a file run one after the other, files beside each other; WORKERS=0 for one after the other throughout.
+WORKERS ?= 2
 
 SHELL := /bin/bash
 BIN := $(abspath $(VENV))/bin
@@ -41,7 +43,7 @@ lab: $(STAMP)
 	jupyter lab
 
 test: $(STAMP)
-	python -m pytest -rs $(ARGS)
+	python -m pytest -rs -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	ruff check

@@ -15,7 +15,7 @@ DEVICE = "gpupool:0"
 #: Samples of an entry in one dtype, one way: in float32, and in the other dtypes.
 MANY, FEW = 3, 1
 #: Every so many entries are looked at in all dtypes and all ways.
-STEP = 12
+STEP = 20
 
 
 @pytest.fixture
