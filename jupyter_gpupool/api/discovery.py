@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ def _start(say: Callable[[str], None]) -> PoolAddress:
         with open(log, "wb") as errors:
             os.chmod(log, 0o600)
             process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_gpupool.api.server", f"--PoolApp.starter_fd={theirs}"],
+                processes.command("jupyter_gpupool.api.server", f"--PoolApp.starter_fd={theirs}"),
                 pass_fds=[theirs],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,

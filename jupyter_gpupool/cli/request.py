@@ -15,6 +15,7 @@ import subprocess
 import sys
 from typing import Any
 
+from ..engines import process
 from .base import Command
 from .obtain import Interrupted, Obtained, Obtaining, interruptions, new_config, release
 from .options import Parser, UsageError, add_request_options, complete_request
@@ -83,7 +84,7 @@ class RequestApp(Command):
         """Start this command again as a background process, and pass on what it prints."""
         owner = [] if self.args.owner is not None else [f"--for={_session_leader()}"]
         holder = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_gpupool", self.name, *self._given, *owner, "--in-background"],
+            process.command("jupyter_gpupool", self.name, *self._given, *owner, "--in-background"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,

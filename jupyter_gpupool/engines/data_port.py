@@ -7,11 +7,11 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from logging import LoggerAdapter
 from typing import Any
 
 from ..pool.errors import EngineFailure
+from . import process
 from .acceptor import SUCCESSION
 
 #: How many connections the system may keep for an acceptor that is busy.
@@ -91,7 +91,7 @@ class DataPort:
             words.append("--persistent")
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyter_gpupool.engines.acceptor", *words],
+                process.command("jupyter_gpupool.engines.acceptor", *words),
                 pass_fds=[self._listener.fileno(), theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

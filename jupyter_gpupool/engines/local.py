@@ -253,13 +253,12 @@ class LocalEngine(LoggingConfigurable):
 
     def _start_parent(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "jupyter_gpupool.engines.zygote"]
         arguments = [str(theirs.fileno()), str(os.getpid()), self.run_dir]
         if self.persistent:
             arguments.append("--persistent")
         try:
             self._process = subprocess.Popen(
-                command + arguments,
+                process.command("jupyter_gpupool.engines.zygote", *arguments),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # whoever reads the pool's must not wait for its workers

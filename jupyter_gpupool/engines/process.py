@@ -7,10 +7,23 @@ import os
 import select
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 
 _PR_SET_PDEATHSIG = 1
+
+#: ``python -m`` looks in the current directory first, where a user's types.py or queue.py may lie.
+_RUN_MODULE = (
+    "import sys; sys.path[:] = [p for p in sys.path if p] + sys.argv[1:2]; module = sys.argv[2]; "
+    "del sys.argv[1:3]; import runpy; runpy.run_module(module, run_name='__main__', alter_sys=True)"
+)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """What runs this package's ``module`` in a process of its own, whatever lies in the current directory."""
+    home = str(Path(__file__).resolve().parents[2])  # last in the path, should nothing else lead to it
+    return [sys.executable, "-c", _RUN_MODULE, home, module, *arguments]
 
 
 def birth(pid: int) -> float | None:

@@ -311,6 +311,22 @@ class TestDiscovery:
         assert discovery.find() is None
 
 
+    def test_it_takes_none_of_its_starters_files_for_modules(self, tmp_path: Path) -> None:
+        for name in ("types", "queue", "random", "tornado", "torch", "jupyter_gpupool"):
+            (tmp_path / f"{name}.py").write_text("raise SystemExit('this is a file of the user')")
+        script = (
+            "import sys; sys.path.remove('')\n"
+            "from jupyter_gpupool import holder\n"
+            "client, _ = holder.find_pool()\n"
+            "lease = holder.acquire(client, holder.new_request(partial=0.1)[0])\n"
+            "print(lease.state.name)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout.split() == ["ACTIVE"], done.stderr
+
+
 def test_an_embedded_pool_that_is_killed_leaves_no_process(pool: Pool, eventually: Callable) -> None:
     _, line = pool.hold(ask(0.5))
     family = [pool.process, *psutil.Process(pool.process.pid).children(recursive=True)]

@@ -158,6 +158,22 @@ def test_without_pytorch_the_refusal_says_what_to_install(
     asyncio.run(main())
 
 
+def test_a_users_files_are_not_taken_for_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools are started from wherever somebody works, and there may be any file."""
+    for name in ("types", "queue", "random", "psutil", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('this is a file of the user')")
+    monkeypatch.chdir(tmp_path)
+
+    async def main() -> None:
+        async with running(tmp_path) as (engine, ends):
+            lease = granted()
+            line = Lifeline(attach_spec(lease, await engine.start_worker(lease)))
+            line.release()
+            assert await ends.of(lease) == (LeaseState.RELEASED, "released by its holder")
+
+    asyncio.run(main())
+
+
 def test_what_a_dead_pool_asked_for_is_not_started(tmp_path: Path) -> None:
     """Its successor counts the workers once; one that came later would compute for nobody."""
 
