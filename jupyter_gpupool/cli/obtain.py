@@ -17,6 +17,7 @@ from ..api.client import PoolClient
 from ..pool.errors import PoolError
 from ..pool.models import Lease, LeaseState
 from ..remote.autoload import VARIABLE
+from ..remote.specs import AttachSpec
 from .base import Command
 
 #: Longer than this, and people are told what is waited for, in seconds.
@@ -131,7 +132,13 @@ class Obtaining:
         except PoolError:
             client.release(lease.id)
             raise
-        return holder.Hold(client, lease, spec, self._on_lost)
+        return holder.Hold(client, lease, spec, self._on_lost, self._resized)
+
+    def _resized(self, spec: AttachSpec) -> None:
+        """By somebody else: programs that are started from now on read of it in the file."""
+        with contextlib.suppress(OSError):
+            if self._config.exists():  # else it is being given back
+                holder.write_config(self._config, spec)
 
     def _warn_of_sickness(self, client: PoolClient) -> None:
         for check in client.health()["checks"]:

@@ -147,7 +147,7 @@ class KernelLease:
             self._client = client
             lease = holder.acquire(client, self._request, news=self._news)
             spec = holder.attach_spec(lease, self._secret, holder.attach_mode("auto", lease))
-            hold = holder.Hold(client, lease, spec, on_lost=self._lost)
+            hold = holder.Hold(client, lease, spec, on_lost=self._lost, on_resized=self._resized)
             with self._changed:
                 if not self._over:
                     self._write(spec)
@@ -188,6 +188,18 @@ class KernelLease:
         self._tell(f"Lease {self.id} of a kernel has ended: {reason}")
 
     # -- beside the kernel's life
+
+    def _resized(self, spec: AttachSpec) -> None:
+        """By somebody else: the kernel and the processes that it starts read of it in their lease's file."""
+        with self._changed:
+            if self._over:
+                return
+            try:
+                self._write(spec)
+            except OSError as e:
+                self._tell(
+                    f"Lease {self.id} of a kernel was resized, but {self._config} cannot be written: {e}"
+                )
 
     def watch(self, pid: int, grace_s: float) -> None:
         """Give the lease back ``grace_s`` seconds after the process has ended, unless :meth:`unwatch` comes first."""

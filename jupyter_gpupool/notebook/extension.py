@@ -17,6 +17,7 @@ def load(shell: Any) -> None:
     shell.register_magics(GPUPoolMagics)
     for name in ("%gpupool", "%%gpupool"):
         shell.set_hook("complete_command", _complete, str_key=name)
+    shell.events.register("pre_run_cell", _follow)
     refused = here.refusal()
     if refused:
         print(f"[gpupool] This kernel runs without a GPU: {refused}")
@@ -29,8 +30,14 @@ def unload(shell: Any) -> None:
     if _pending is not None:
         _pending.stop()
         _pending = None
+    if _follow in shell.events.callbacks["pre_run_cell"]:
+        shell.events.unregister("pre_run_cell", _follow)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("gpupool", None)
+
+
+def _follow(info: Any) -> None:
+    here.follow()
 
 
 def pending() -> here.Pending | None:

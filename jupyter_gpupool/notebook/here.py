@@ -112,6 +112,26 @@ def resize(partial: float | None, memory_mib: int | None) -> AttachSpec:
     return found
 
 
+_followed: tuple[str, int] = ("", 0)
+
+
+def follow() -> None:
+    """Take note of another size that somebody outside this process has given its slices: its holder writes it down."""
+    global _followed
+    path = os.environ.get(VARIABLE)
+    session = sys.modules.get("jupyter_gpupool.remote.session")
+    if not path or session is None or face.current() is not None:
+        return
+    try:
+        written = (path, os.stat(path).st_mtime_ns)
+    except OSError:
+        return
+    found = spec() if written != _followed else None
+    if found is not None:
+        _followed = written
+        session.resize(found)
+
+
 class Pending:
     """Waits, beside the notebook, for a lease that was still queued when the kernel started."""
 
@@ -194,6 +214,7 @@ __all__ = [
     "PoolError",
     "attach",
     "describe",
+    "follow",
     "known",
     "label",
     "lease_id",

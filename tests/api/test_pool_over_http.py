@@ -310,7 +310,6 @@ class TestDiscovery:
         eventually(lambda: not any(p.is_running() for p in family), "no process is left")
         assert discovery.find() is None
 
-
     def test_it_takes_none_of_its_starters_files_for_modules(self, tmp_path: Path) -> None:
         for name in ("types", "queue", "random", "tornado", "torch", "jupyter_gpupool"):
             (tmp_path / f"{name}.py").write_text("raise SystemExit('this is a file of the user')")

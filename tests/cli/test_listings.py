@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,10 +75,17 @@ def test_a_lease_for_a_shell(gpupool: Callable[..., Any], pool: Any, eventually:
 
 
 def test_resize(gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any) -> None:
-    held(start, eventually, "-p", 0.25)
+    running = held(start, eventually, "-p", 0.25)
     (lease,) = pool.client.leases()
     assert gpupool("resize", "-m", 300, lease.id[:8]).stdout == f"Lease {lease.id} has GPU 0: 300 MiB\n"
     assert pool.client.lease(lease.id).slices[0].memory_mib == 300
+    saved = re.search("configuration saved to '(.*)'", running.log)
+    assert saved
+    config = Path(saved[1])
+    eventually(
+        lambda: json.loads(config.read_text())["devices"][0]["limit_mib"] == 300,
+        "programs that the command starts find what it is now",
+    )
     for options, answer in (
         (("-p", 2), "at most 1, not 2"),
         ((), "give a fraction"),

@@ -118,6 +118,19 @@ def test_slices_from_the_provisioner_are_resized_too(start_kernel: Start, pool: 
     assert kernel.run("import torch; torch.cuda.mem_get_info()[1] >> 20") == "300", "through a restart"
 
 
+def test_slices_that_somebody_else_resizes_are_so_for_the_kernel_and_its_children(
+    start_kernel: Start, pool: PoolClient, eventually: Callable
+) -> None:
+    kernel = start_kernel(num_gpus=1, memory_mib=100)
+    size = "import torch; print(torch.cuda.mem_get_info()[1] >> 20)"
+    kernel.run(f"import subprocess, sys, torch\nx = torch.ones(3, device='cuda')\n{size}")
+    pool.resize(pool.leases()[0].id, None, 300)
+    eventually(lambda: kernel.run(size) == "300", "the kernel knows it")
+    child = f"print(subprocess.run([sys.executable, '-c', {size!r}], capture_output=True, text=True).stdout)"
+    assert kernel.run(child) == "300"
+    assert kernel.run("y = torch.ones(50 << 20, device='cuda'); y.sum().item() == 50 << 20") == "True"
+
+
 def test_a_cell_that_holds_its_own_slice(start_kernel: Start, pool: PoolClient) -> None:
     kernel = start_kernel()
     said = kernel.run(
