@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-import psutil
 from jupyter_core.paths import jupyter_data_dir
 from traitlets import Float, Instance, Unicode, default
 from traitlets.config import LoggingConfigurable
@@ -26,20 +24,15 @@ from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, StartWorker, StopWorker
+from . import health
+from .health import Check
+
+__all__ = ["Check", "PoolService"]
 
 T = TypeVar("T")
 
 #: How often the pool looks for leases whose time is over, in seconds.
 _TICK_S = 0.5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One health check: what was looked at, whether it is well, and a figure or what to do."""
-
-    name: str
-    ok: bool
-    detail: str
 
 
 class PoolService(LoggingConfigurable):
@@ -289,35 +282,13 @@ class PoolService(LoggingConfigurable):
 
     async def health(self) -> list[Check]:
         """Each check by name; a pool with one that is not ok should grant nothing important."""
-        started = time.perf_counter()
-        try:
-            await self._call(self._need().leases)
-            ledger = Check("ledger", True, f"answers in {(time.perf_counter() - started) * 1000:.1f} ms")
-        except PoolError as e:
-            ledger = Check("ledger", False, str(e))
-        servers = await self.engine.servers()
-        gpus = [gpu for server in servers for gpu in server.gpus]
-        emulated = sum(gpu.emulated for gpu in gpus)
-        sick = [gpu.uuid for gpu in gpus if not gpu.healthy]
-        detail = f"{len(gpus)} found" + (f", {emulated} of them emulated" if emulated else "")
-        checks = [
-            ledger,
-            Check("gpus", bool(gpus) and not sick, detail + (f", unhealthy: {sick}" if sick else "")),
-        ]
-        checks.append(self._check_engine())
-        file = _sqlite_file(self.db_url)
-        if file is not None:
-            free = shutil.disk_usage(file.parent).free
-            checks.append(Check("disk", free > 64 << 20, f"{free >> 20} MiB free for the ledger (64 needed)"))
-        memory = psutil.virtual_memory()
-        checks.append(Check("memory", memory.percent < 97, f"{memory.available >> 20} MiB available"))
-        return checks
+        manager = self._need()
+        return await health.checks(lambda: self._call(manager.leases), self.engine, _sqlite_file(self.db_url))
 
-    def _check_engine(self) -> Check:
-        if self.engine.failure:
-            return Check("engine", False, self.engine.failure)
-        detail = "ready to start workers" if self.engine.warm else "starting: PyTorch is being imported"
-        return Check("engine", True, detail)
+    async def with_ledger(self, function: Callable[..., T], *args: Any) -> T:
+        """``function(ledger, *args)`` on the manager's thread: for tables that are not about leases."""
+        self._need()
+        return await self._call(function, self._ledger, *args)
 
     async def idle(self) -> bool:
         """Whether nobody holds or waits for anything."""
@@ -355,7 +326,11 @@ class PoolService(LoggingConfigurable):
             task.add_done_callback(self._tasks.discard)
         for lease in change.changed:
             self.log.info(
-                "Lease %s is %s%s", lease.id, lease.state.value, f": {lease.reason}" if lease.reason else ""
+                "Lease %s is %s%s",
+                lease.id,
+                lease.state.value,
+                f": {lease.reason}" if lease.reason else "",
+                extra={"lease": lease.id, "state": lease.state.value, "owner": lease.request.owner},
             )
             self._tell(lease)
         if change.changed:
