@@ -76,7 +76,7 @@ def attach(
             )
             granted = holder.acquire(client, request, news=news, timeout_s=timeout)
             try:
-                spec = holder.attach_spec(granted, secret, holder.attach_mode(mode, granted))
+                spec = holder.attach_spec(client, granted, secret, holder.attach_mode(mode, granted))
             except BaseException:
                 client.release(granted.id)
                 raise

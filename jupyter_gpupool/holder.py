@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .api import discovery
+from .api import bundle, discovery
 from .api.client import PoolClient
 from .devices.nvml import nvml_gpus
 from .pool.errors import (
@@ -61,13 +61,20 @@ def find_pool(
 ) -> tuple[PoolClient, dict[str, Any]]:
     """A client of the pool to ask, and what the pool said of itself (``GET pool``).
 
-    ``url``, else ``GPUPOOL_URL``, else the pool that this user runs, else one that is started; ``say`` is
-    told what takes longer than a moment. Raises PoolUnreachable and other PoolErrors.
+    ``url``, else ``GPUPOOL_URL``, else the servers of the bundle that was copied here, else the pool that this
+    user runs, else one that is started; ``say`` is told what takes longer than a moment. Raises PoolUnreachable
+    and other PoolErrors.
     """
     url = url or os.environ.get(URL_VARIABLE)
+    given = bundle.find()
+    token = token or os.environ.get(TOKEN_VARIABLE, "")
     if url:
-        client = PoolClient(url, token or os.environ.get(TOKEN_VARIABLE, ""), patience_s=patience_s)
-        return client, _greet(client)
+        ours = given is not None and given.covers(url)
+        if given is None or not ours:
+            return _greeted(PoolClient(url, token, patience_s=patience_s))
+        return _greeted(PoolClient(url, token or given.token, patience_s=patience_s, ca=given.ca))
+    if given is not None:
+        return _first_that_answers(given, token or given.token, patience_s)
     for attempt in range(_ATTEMPTS):
         address = discovery.find_or_start(say)
         # One that was found may be about to end, with the work that it was started for.
@@ -81,6 +88,19 @@ def find_pool(
     raise AssertionError("unreachable")
 
 
+def _first_that_answers(
+    given: bundle.Bundle, token: str, patience_s: float
+) -> tuple[PoolClient, dict[str, Any]]:
+    for url in given.urls[:-1]:
+        with contextlib.suppress(PoolUnreachable):
+            return _greeted(PoolClient(url, token, patience_s=0.5, ca=given.ca))
+    return _greeted(PoolClient(given.urls[-1], token, patience_s=patience_s, ca=given.ca))
+
+
+def _greeted(client: PoolClient) -> tuple[PoolClient, dict[str, Any]]:
+    return client, _greet(client)
+
+
 def _greet(client: PoolClient) -> dict[str, Any]:
     try:
         return client.pool()
@@ -91,7 +111,7 @@ def _greet(client: PoolClient) -> dict[str, Any]:
 
 def running_pool(patience_s: float = 2.0) -> PoolClient | None:
     """A client of the pool that :func:`find_pool` would find running; None where it would start one."""
-    if not os.environ.get(URL_VARIABLE) and discovery.find() is None:
+    if not os.environ.get(URL_VARIABLE) and bundle.find() is None and discovery.find() is None:
         return None
     return find_pool(patience_s=patience_s)[0]
 
@@ -213,14 +233,15 @@ def attach_mode(wanted: str, lease: Lease) -> str:
     return "remote"
 
 
-def attach_spec(lease: Lease, secret: str, mode: str) -> AttachSpec:
-    """What a process needs to use an ACTIVE lease."""
+def attach_spec(client: PoolClient, lease: Lease, secret: str, mode: str) -> AttachSpec:
+    """What a process needs to use an ACTIVE lease: as safe a way to its worker as the one to its pool."""
     assert lease.worker is not None, "an ACTIVE lease has a worker"
     devices = tuple(
         DeviceSpec(index, s.gpu_uuid, s.name, s.memory_mib, s.total_mib, s.emulated)
         for index, s in enumerate(lease.slices)
     )
-    return AttachSpec(lease.id, lease.worker.host, lease.worker.port, secret, devices, lease.ttl_s, mode)
+    where = (lease.worker.host, lease.worker.port)
+    return AttachSpec(lease.id, *where, secret, devices, lease.ttl_s, mode, client.secure, client.ca)
 
 
 def resized_spec(spec: AttachSpec, lease: Lease) -> AttachSpec:

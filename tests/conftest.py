@@ -55,6 +55,7 @@ def jupyter_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(variable, str(home / name))
     for variable in USERS_OWN:
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("GPUPOOL_CONFIG_DIR", str(home / "bundle"))  # which nobody has put there
     yield home
     shutil.rmtree(home, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,13 +22,20 @@ PATIENCE_S = 5.0
 class PoolClient:
     """Talks to one pool. Safe to use from several threads; a context manager.
 
+    ``ca``: the certificate (PEM) of the one authority to trust; without it those that this system trusts.
     Every method raises :mod:`jupyter_gpupool.pool.errors`: what the pool refused, or PoolUnreachable.
     """
 
     def __init__(
-        self, url: str, token: str = "", timeout_s: float = 10.0, patience_s: float = PATIENCE_S
+        self,
+        url: str,
+        token: str = "",
+        timeout_s: float = 10.0,
+        patience_s: float = PATIENCE_S,
+        ca: str = "",
     ) -> None:
         self.url = url.rstrip("/")
+        self.ca = ca
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         try:
@@ -38,9 +46,15 @@ class PoolClient:
             raise errors.PoolUnreachable(
                 f"{url!r} is no address of a GPU pool: it looks like http://host:56001"
             )
+        self.secure = parsed.scheme == "https"
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # The pool is addressed directly: a proxy for the web has no business here.
-        self._http = httpx.Client(base_url=f"{self.url}{_PATH}", headers=headers, trust_env=False)
+        self._http = httpx.Client(
+            base_url=f"{self.url}{_PATH}",
+            headers=headers,
+            trust_env=False,
+            verify=_context(ca) if ca else True,
+        )
 
     def close(self) -> None:
         self._http.close()
@@ -98,8 +112,10 @@ class PoolClient:
     def lease(self, lease_id: str) -> Lease:
         return self.wait(lease_id)
 
-    def leases(self, include_ended: bool = False) -> list[Lease]:
-        found = self._call("GET", "/leases", {"all": "1"} if include_ended else {})
+    def leases(self, include_ended: bool = False, mine: bool = False) -> list[Lease]:
+        """Those that the caller may see; ``mine``: only its own, though it may administer the pool."""
+        query = {name: "1" for name, wanted in (("all", include_ended), ("mine", mine)) if wanted}
+        found = self._call("GET", "/leases", query)
         return [_lease(item) for item in found["leases"]]
 
     def heartbeat(self, lease_id: str) -> Lease:
@@ -121,6 +137,35 @@ class PoolClient:
         body = {"partial": partial} if memory_mib is None else {"memory_mib": memory_mib}
         return _lease(self._call("PATCH", f"/leases/{lease_id}", None, body, wait_s=20.0))
 
+    def tokens(self) -> list[dict[str, Any]]:
+        """For administrators, as all calls about tokens."""
+        return self._token_call("GET", "/tokens")["tokens"]
+
+    def create_token(self, description: str, expires_s: float | None, **fields: Any) -> dict[str, Any]:
+        """The token as it is listed, with ``token`` (its text) and ``files`` (the bundle). Not repeatable."""
+        body = {"description": description, "expires_s": expires_s, **fields}
+        return self._token_call("POST", "/tokens", body)
+
+    def extend_token(self, token_id: str, expires_s: float | None) -> dict[str, Any]:
+        return self._token_call("PATCH", f"/tokens/{token_id}", {"expires_s": expires_s})
+
+    def revoke_token(self, token_id: str, end_leases: bool = False) -> dict[str, Any]:
+        return self._token_call("DELETE", f"/tokens/{token_id}?end_leases={int(end_leases)}", wait_s=20.0)
+
+    def _token_call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, wait_s: float = 0.0
+    ) -> dict[str, Any]:
+        response = self._send(method, path, None, body, wait_s)
+        answer = _json(response)
+        if response.status_code in (200, 201) and isinstance(answer, dict):
+            return answer
+        if response.status_code == 404 and isinstance(answer, dict) and answer.get("error") == "HTTPError":
+            raise errors.InvalidRequest(
+                f"the pool at {self.url} is one user's own and has no tokens to look after; "
+                "`gpupool server init` makes a server that has"
+            )
+        raise self._refusal(response, answer)
+
     def health(self) -> dict[str, Any]:
         """``{"status", "checks"}``; a pool that is failing answers too."""
         return self._call("GET", "/health", expect=(200, 503))
@@ -137,10 +182,7 @@ class PoolClient:
         expect: tuple[int, ...] = (200, 201, 202),
     ) -> Any:
         response = self._send(method, path, query, body, wait_s)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
+        answer = _json(response)
         if response.status_code in expect and isinstance(answer, dict):
             return answer
         raise self._refusal(response, answer)
@@ -156,6 +198,7 @@ class PoolClient:
             try:
                 return self._http.request(method, path, params=query, json=body, timeout=timeout)
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as e:
+                self._refuse_certificate(e)
                 if time.monotonic() + pause > deadline:
                     raise errors.PoolUnreachable(f"no GPU pool answers at {self.url} ({_why(e)})") from None
             except httpx.TimeoutException as e:
@@ -169,6 +212,21 @@ class PoolClient:
             time.sleep(pause)
             pause = min(1.0, pause * 2)
 
+    def _refuse_certificate(self, error: BaseException) -> None:
+        """Raise PoolUnreachable where it is TLS that failed: that does not get better by waiting."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise errors.PoolUnreachable(
+                f"the GPU pool at {self.url} shows a certificate that this client does not trust "
+                f"({cause.verify_message}); get a new ca.crt from its administrator, or check the address"
+            ) from None
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+            raise errors.PoolUnreachable(
+                f"no TLS 1.3 with the GPU pool at {self.url} ({cause.reason or cause}); is a `gpupool server` there?"
+            ) from None
+
     def _refusal(self, response: httpx.Response, answer: Any) -> errors.PoolError:
         if isinstance(answer, dict) and isinstance(answer.get("message"), str):
             kind = getattr(errors, str(answer.get("error")), None)
@@ -180,6 +238,22 @@ class PoolClient:
         if response.status_code in (401, 403):
             return errors.NotAdmitted(f"the GPU pool at {self.url} does not admit this client: {message}")
         return errors.PoolUnreachable(f"the GPU pool at {self.url}: {message}")
+
+
+def _context(ca: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cadata=ca)
+    except ssl.SSLError:
+        raise errors.InvalidRequest("ca.crt holds no certificate; copy it from the bundle again") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
 
 
 def _why(error: Exception) -> str:

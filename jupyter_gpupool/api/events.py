@@ -8,13 +8,14 @@ from typing import Any
 from jupyter_server.auth.decorator import authorized, ws_authenticated
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
-from tornado import web
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from ..pool.errors import PoolError
-from .auth import TokenStore
+from ..pool.errors import NotAdmitted, PoolError
+from .auth import Caller, Doorkeeper
 from .feed import Feed, View
 
+#: RFC 6455: "policy violation".
+_NOT_ADMITTED = 1008
 #: RFC 6455: "service restart"; who is told so may come back.
 _TRY_AGAIN = 1012
 #: Who has so many messages unread has lost the connection, or is too slow for it.
@@ -74,19 +75,36 @@ class _Events(WebSocketHandler):
 class EventsWithToken(_Events):
     """In a pool's own server: the token comes in a header, which no page of another site can send."""
 
-    def initialize(self, feed: Feed, tokens: TokenStore) -> None:
+    caller: Caller
+
+    def initialize(self, feed: Feed, tokens: Doorkeeper) -> None:
         self.feed = feed
         self.tokens = tokens
 
     def prepare(self) -> None:
-        if not self.tokens.admits(self.request.headers.get("Authorization", "")):
-            raise web.HTTPError(401, "this pool wants its token: Authorization: Bearer <token>")
+        try:
+            self.caller = self.tokens.caller(
+                self.request.headers.get("Authorization", ""), self.request.remote_ip or "unknown"
+            )
+            if self.caller.objection:
+                raise NotAdmitted(self.caller.objection)
+        except PoolError as e:
+            self.set_status(e.status)
+            self.finish({"error": type(e).__name__, "message": str(e)})
+            return
+        self.settings.get("admitted", lambda request: None)(self.request)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        if self.tokens.still(self.caller):
+            super().tell(message)
+        else:
+            self.close(_NOT_ADMITTED, "the token is not valid any more")
 
     def check_origin(self, origin: str) -> bool:
         return True
 
     def owner(self) -> str | None:
-        return None
+        return self.caller.scope
 
 
 class EventsInJupyter(WebSocketMixin, _Events, JupyterHandler):

@@ -3,22 +3,21 @@ show a token, and Jupyter Server, which knows its users and what they may do."""
 
 from __future__ import annotations
 
-import getpass
 import json
 import math
 import re
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
-from ..pool.errors import InvalidRequest, PoolError
+from ..pool.errors import InvalidRequest, NotAdmitted, NotAllowed, PoolError
 from ..pool.models import Request
-from .auth import TokenStore
+from .auth import Caller, Doorkeeper
 from .events import EventsInJupyter, EventsWithToken
 from .feed import Feed
 from .openapi import document
@@ -51,8 +50,11 @@ class Calls(web.RequestHandler):
     """What every handler shares: the pool, who calls, and how a refusal is told."""
 
     service: PoolService
+    #: The verbs that a token still has when it has expired or was revoked: for what it asked for before.
+    last_rights: Sequence[str] = ()
+    administrators_only = False
 
-    def initialize(self, service: PoolService, tokens: TokenStore | None = None) -> None:
+    def initialize(self, service: PoolService, tokens: Doorkeeper | None = None) -> None:
         self.service = service
         self.tokens = tokens
 
@@ -63,6 +65,17 @@ class Calls(web.RequestHandler):
     def scope(self) -> str | None:
         """Whose leases the caller may see and release: its own, or (None) everybody's."""
         return self.owner()
+
+    def mine(self) -> str | None:
+        """The scope of the caller's own leases."""
+        return self.scope()
+
+    def admitted(self, request: Request) -> Request:
+        """The request as the caller may make it. Raises NotAllowed."""
+        return request
+
+    async def keeps(self, lease_id: str) -> None:
+        """The caller says that it wants this lease. Raises NotAdmitted where it has lost it."""
 
     def reply(self, value: Any, status: int = 200) -> None:
         self.set_status(status)
@@ -151,16 +164,20 @@ class PoolCall(Calls):
 
 class LeasesCall(Calls):
     async def read(self) -> None:
-        leases = await self.service.leases(self.scope(), self.flag("all"))
+        scope = self.mine() if self.flag("mine") else self.scope()
+        leases = await self.service.leases(scope, self.flag("all"))
         self.reply({"leases": [lease.to_json() for lease in leases]})
 
     async def create(self) -> None:
-        request = parse_request(self.body(), self.owner())
+        request = self.admitted(parse_request(self.body(), self.owner()))
+        await self.keeps(request.id)
         lease = await self.service.request(request, self.seconds("wait"))
         self.reply(lease.to_json(), 201 if lease.state.holds else 202)
 
 
 class LeaseCall(Calls):
+    last_rights = ("GET", "DELETE")
+
     async def read(self, lease_id: str) -> None:
         position = self.get_query_argument("position", "")
         if position and not re.fullmatch(r"[0-9]{1,9}", position):
@@ -195,7 +212,7 @@ class LeaseCall(Calls):
 
 class ForecastCall(Calls):
     async def read(self) -> None:
-        request = parse_request(self._asked(), self.owner())
+        request = self.admitted(parse_request(self._asked(), self.owner()))
         self.reply(await self.service.forecast(request))
 
     def _asked(self) -> dict[str, Any]:
@@ -223,8 +240,12 @@ class ForecastCall(Calls):
 
 
 class HeartbeatCall(Calls):
+    last_rights = ("POST",)
+
     async def create(self, lease_id: str) -> None:
-        self.reply((await self.service.heartbeat(lease_id, self.scope())).to_json())
+        lease = await self.service.heartbeat(lease_id, self.scope())
+        await self.keeps(lease_id)
+        self.reply(lease.to_json())
 
 
 class HistoryCall(Calls):
@@ -278,18 +299,42 @@ ROUTES: list[tuple[str, type[Calls]]] = [
 
 
 class _WithToken(Calls):
-    """Who shows the pool's token is the user that runs the pool."""
+    """The caller is who the token says."""
+
+    caller: Caller
 
     def prepare(self) -> None:
         assert self.tokens is not None
-        if not self.tokens.admits(self.request.headers.get("Authorization", "")):
-            raise web.HTTPError(401, "this pool wants its token: Authorization: Bearer <token>")
+        caller = self.tokens.caller(
+            self.request.headers.get("Authorization", ""), self.request.remote_ip or "unknown"
+        )
+        if caller.objection:
+            if self.request.method not in self.last_rights:
+                raise NotAdmitted(caller.objection)
+            caller = replace(caller, administers=False)
+        if self.administrators_only and not caller.administers:
+            raise NotAllowed("that takes an administrator's token; ask who gave you yours")
+        self.caller = caller
+        self.settings.get("admitted", lambda request: None)(self.request)
 
     def owner(self) -> str:
-        return getpass.getuser()
+        return self.caller.owner
 
     def scope(self) -> str | None:
-        return None
+        return self.caller.scope
+
+    def mine(self) -> str | None:
+        return self.caller.owner if self.caller.token else self.scope()
+
+    def admitted(self, request: Request) -> Request:
+        return self.caller.admitted(request)
+
+    async def keeps(self, lease_id: str) -> None:
+        assert self.tokens is not None
+        if self.caller.cut:
+            await self.service.release(lease_id, self.scope(), "its token was revoked")
+            raise NotAdmitted(self.caller.objection)
+        self.tokens.note(self.caller, lease_id)
 
     def check_xsrf_cookie(self) -> None:
         pass  # no cookies here: the token itself is what another site cannot send
@@ -313,7 +358,8 @@ class _InJupyter(Calls, APIHandler):
     write_error = Calls.write_error
 
 
-def _standalone(call: type[Calls]) -> type[Calls]:
+def with_token(call: type[Calls]) -> type[Calls]:
+    """The handler of a call in a pool's own server."""
     members: dict[str, Any] = {}
     for verb, name in _VERBS.items():
         if hasattr(call, name):
@@ -342,11 +388,13 @@ def _plain(method: Any) -> Any:
 _VERBS = {"get": "read", "post": "create", "put": "replace", "patch": "change", "delete": "remove"}
 
 
-def standalone_handlers(service: PoolService, tokens: TokenStore) -> list[tuple]:
-    """Handlers for a tornado application of the pool's own."""
+def standalone_handlers(
+    service: PoolService, tokens: Doorkeeper, more: Sequence[tuple[str, type[Calls]]] = ()
+) -> list[tuple]:
+    """Handlers for a tornado application of the pool's own; ``more``: calls that not every pool has."""
     arguments = {"service": service, "tokens": tokens}
     events = (f"{PREFIX}/events", EventsWithToken, {"feed": Feed(service), "tokens": tokens})
-    return [events, *((f"{PREFIX}{path}", _standalone(call), arguments) for path, call in ROUTES)]
+    return [events, *((f"{PREFIX}{path}", with_token(call), arguments) for path, call in (*more, *ROUTES))]
 
 
 def jupyter_handlers(service: PoolService) -> list[tuple]:

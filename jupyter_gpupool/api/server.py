@@ -55,6 +55,8 @@ class PoolApp(JupyterApp):
         ),
     }
 
+    _server: HTTPServer | None = None
+
     def start(self) -> None:
         super().start()
         try:
@@ -70,34 +72,48 @@ class PoolApp(JupyterApp):
 
     async def serve(self) -> None:
         """Run until SIGTERM or SIGINT, or until nobody needs the pool any more."""
+        self.prepare()
         ephemeral = self.starter_fd >= 0
-        sockets = bind_sockets(0 if ephemeral else self.port, self.host, socket.AF_UNSPEC)
+        sockets = bind_sockets(0 if ephemeral else self.port, self.host or None, socket.AF_UNSPEC)
         service = PoolService(parent=self)
         over = asyncio.Event()
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, over.set)
         await service.start()
-        token = discovery.user_token()
-        server = HTTPServer(
-            Application(standalone_handlers(service, TokenStore(token)), log_function=self._log_request),
-            max_body_size=4 * MAX_BODY,
-            max_header_size=16 * 1024,
-        )
         try:
-            server.add_sockets(sockets)
-            port = sockets[0].getsockname()[1]
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            discovery.publish(f"http://{host}:{port}", token)
-            self.log.info("GPU pool on http://%s:%d (process %d)", host, port, os.getpid())
+            await self.open(service, sockets)
             if ephemeral:
                 asyncio.create_task(self._end_when_unneeded(service, over))
             await over.wait()
         finally:
-            discovery.withdraw()
-            server.stop()
-            await service.stop()
-            await server.close_all_connections()
+            await self.close(service)
+
+    def prepare(self) -> None:
+        """Before anything is opened."""
+
+    async def open(self, service: PoolService, sockets: list[socket.socket]) -> None:
+        """Let clients in."""
+        token = discovery.user_token()
+        self._server = HTTPServer(
+            Application(standalone_handlers(service, TokenStore(token)), log_function=self._log_request),
+            max_body_size=4 * MAX_BODY,
+            max_header_size=16 * 1024,
+        )
+        self._server.add_sockets(sockets)
+        port = sockets[0].getsockname()[1]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        discovery.publish(f"http://{host}:{port}", token)
+        self.log.info("GPU pool on http://%s:%d (process %d)", host, port, os.getpid())
+
+    async def close(self, service: PoolService) -> None:
+        """Let nobody in any more, and end."""
+        discovery.withdraw()
+        if self._server is not None:
+            self._server.stop()
+        await service.stop()
+        if self._server is not None:
+            await self._server.close_all_connections()
 
     async def _end_when_unneeded(self, service: PoolService, over: asyncio.Event) -> None:
         gone = asyncio.Event()

@@ -27,6 +27,12 @@ COMMANDS = {
     "gpus": (f"{_HERE}.gpus.GPUsApp", "list the pool's GPUs"),
     "smi": (f"{_HERE}.smi.SmiApp", "show what every GPU does and who holds it"),
     "server": (f"{_HERE}.server.ServerApp", "serve this machine's GPUs as a pool"),
+    "server init": (f"{_HERE}.server.InitApp", "make the directory of a secured server for many users"),
+    "server renew": (f"{_HERE}.server.RenewApp", "make that server's certificate again"),
+    "token create": (f"{_HERE}.token.CreateApp", "admit somebody to a secured server"),
+    "token list": (f"{_HERE}.token.ListApp", "list who is admitted, and until when"),
+    "token extend": (f"{_HERE}.token.ExtendApp", "admit them for longer"),
+    "token revoke": (f"{_HERE}.token.RevokeApp", "admit them no more"),
     "health": (f"{_HERE}.health.HealthApp", "check whether the pool is well"),
     "version": (f"{_HERE}.version.VersionApp", "print versions"),
 }
@@ -37,7 +43,7 @@ Share GPUs over the network: ask a pool for a number of GPUs and a share of thei
 memory, and run unmodified PyTorch programs on them as if they were in this machine.
 
 commands:
-{os.linesep.join(f"  {name:<9} {help}" for name, (_, help) in COMMANDS.items())}
+{os.linesep.join(f"  {name:<12} {help}" for name, (_, help) in COMMANDS.items())}
 
 Start with:
   gpupool run -n 2 -p 0.8 -- python train.py
@@ -60,6 +66,10 @@ class GPUPoolApp(JupyterApp):
         if argv[:1] == ["help"]:
             argv = [*argv[1:2], "--help"]
         word = argv[0] if argv else "--help"
+        if " ".join(argv[:2]) in self.subcommands:
+            word, argv = " ".join(argv[:2]), argv[1:]
+        elif word == "token" and "--help" not in argv:
+            raise UsageError("gpupool token create, list, extend or revoke?")
         if word in ("-h", "--help", "--help-all"):
             print(HELP, end="")
             self.exit(0)

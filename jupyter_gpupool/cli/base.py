@@ -14,6 +14,7 @@ from jupyter_core.application import JupyterApp
 from traitlets import HasTraits, TraitError, Unicode
 from traitlets.config.loader import DeferredConfigString
 
+from ..api import bundle
 from ..api.client import PoolClient
 from ..holder import URL_VARIABLE, find_pool
 from .log import Log
@@ -59,7 +60,7 @@ class Command(JupyterApp):
 
     def names_pool(self) -> bool:
         """Whether the user says which pool, so that none is started."""
-        return bool(self.args.url or os.environ.get(URL_VARIABLE))
+        return bool(self.args.url or os.environ.get(URL_VARIABLE) or bundle.find())
 
     def print_json(self, value: Any) -> None:
         print(json.dumps(value, indent=2))

@@ -85,7 +85,7 @@ class ReleaseApp(Command):
                 return 0
             raise UnknownLease("no GPU pool is running, so there is no lease to release")
         client, _ = self.pool()
-        live = client.leases()
+        live = client.leases(mine=self.args.all)
         chosen = live if self.args.all else [find_lease(text, live) for text in self.args.leases]
         for lease in dict.fromkeys(lease.id for lease in chosen):
             ended = client.release(lease)

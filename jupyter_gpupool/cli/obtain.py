@@ -128,7 +128,8 @@ class Obtaining:
 
     def _hold(self, client: PoolClient, lease: Lease, secret: str) -> holder.Hold:
         try:
-            spec = holder.attach_spec(lease, secret, holder.attach_mode(self._app.args.attach, lease))
+            mode = holder.attach_mode(self._app.args.attach, lease)
+            spec = holder.attach_spec(client, lease, secret, mode)
         except PoolError:
             client.release(lease.id)
             raise

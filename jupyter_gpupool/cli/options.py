@@ -88,8 +88,9 @@ def add_pool_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         metavar="URL",
-        help="the pool to ask, such as http://gpus.example:56001 (default: GPUPOOL_URL, else the pool that you run "
-        "already, else one is started for as long as it is needed); its token is read from GPUPOOL_TOKEN",
+        help="the pool to ask, such as https://gpus.example:56001 (default: GPUPOOL_URL, else the servers of the "
+        "bundle in GPUPOOL_CONFIG_DIR, ~/.gpupool or /etc/gpupool, else the pool that you run already, else one is "
+        "started for as long as it is needed); its token is read from GPUPOOL_TOKEN, else from that bundle",
     )
 
 

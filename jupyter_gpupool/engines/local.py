@@ -239,6 +239,11 @@ class LocalEngine(LoggingConfigurable):
                 await asyncio.to_thread(child.wait)
 
     @property
+    def listens_on(self) -> int:
+        """The data port's number; 0 where every worker has a port of its own."""
+        return self._door.port if self._door is not None else 0
+
+    @property
     def warm(self) -> bool:
         """Whether the next worker starts at once."""
         ready = self._ready

@@ -112,7 +112,7 @@ class KernelLease:
         with self._changed:
             if self._spec is None or self._over or lease.worker is None:
                 return
-            spec = holder.attach_spec(lease, self._secret, self._spec.mode)
+            spec = holder.attach_spec(client, lease, self._secret, self._spec.mode)
             if spec != self._spec:
                 self._write(spec)
 
@@ -146,7 +146,7 @@ class KernelLease:
             client, _ = holder.find_pool(address.url, address.token) if address else holder.find_pool()
             self._client = client
             lease = holder.acquire(client, self._request, news=self._news)
-            spec = holder.attach_spec(lease, self._secret, holder.attach_mode("auto", lease))
+            spec = holder.attach_spec(client, lease, self._secret, holder.attach_mode("auto", lease))
             hold = holder.Hold(client, lease, spec, on_lost=self._lost, on_resized=self._resized)
             with self._changed:
                 if not self._over:

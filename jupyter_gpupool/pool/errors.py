@@ -73,3 +73,21 @@ class NotAdmitted(PoolError):
     """The pool does not know who calls."""
 
     status = 401
+
+
+class NotAllowed(PoolError):
+    """The pool knows who calls, and that they may not do this."""
+
+    status = 403
+
+
+class TooManyAttempts(PoolError):
+    """Too many wrong tokens came from there; the text says when to try again."""
+
+    status = 429
+
+
+class UnknownToken(PoolError):
+    """No token has that id."""
+
+    status = 404

@@ -99,6 +99,23 @@ slices = Table(
     CheckConstraint("memory_mib >= 1 AND memory_mib <= total_mib", name="within_its_gpu"),
 )
 
+#: Who may ask this pool, see tokens.py. What a token is worth is not here, only its digest.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("administers", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("cuts_leases", Boolean, nullable=False, default=False),
+    Column("last_used_at", Double),
+)
+
 #: How much of the pool was in use, see history.py; ``gpus`` holds the same of each GPU, compressed.
 samples = Table(
     "samples",

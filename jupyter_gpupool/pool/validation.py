@@ -23,19 +23,19 @@ def validate(request: Request) -> None:
     Types are checked too: a request may come straight from a stranger's JSON.
     """
     _check_id(request.id)
-    _check_text("owner", request.owner)
+    check_text("owner", request.owner)
     if not request.owner:
         raise InvalidRequest("the request has no owner")
     _check_size(request)
     _check_filters(request.filters)
-    _check_namespace(request.namespace)
+    check_namespace(request.namespace)
     if not isinstance(request.wait, bool):
         raise InvalidRequest(f"wait must be true or false, not {_shown(request.wait)}")
     if not isinstance(request.secret_sha256, str) or not _SHA256.fullmatch(request.secret_sha256):
         # The value itself is not shown: it is meant to be kept.
         raise InvalidRequest("secret_sha256 must be 64 lower-case hexadecimal digits")
-    _check_text("label", request.label)
-    _check_text("client", request.client)
+    check_text("label", request.label)
+    check_text("client", request.client)
 
 
 def _check_id(value: object) -> None:
@@ -89,7 +89,7 @@ def _check_filters(filters: object) -> None:
             raise InvalidRequest(f"the filter emulated must be true or false, not {_shown(value)}")
 
 
-def _check_namespace(value: object) -> None:
+def check_namespace(value: object) -> None:
     if not isinstance(value, str) or not _NAMESPACE.fullmatch(value):
         raise InvalidRequest(
             "a namespace has 1 to 63 letters, digits, dots, dashes and underscores, and begins and ends "
@@ -97,7 +97,7 @@ def _check_namespace(value: object) -> None:
         )
 
 
-def _check_text(what: str, value: object) -> None:
+def check_text(what: str, value: object) -> None:
     """Short and printable: these texts reach logs and terminals."""
     if not isinstance(value, str) or not value.isprintable():
         raise InvalidRequest(f"the {what} must be printable text on one line")

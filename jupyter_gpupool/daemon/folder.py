@@ -1,0 +1,161 @@
+"""A server's directory: what `gpupool server init` writes there, and how it is found."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..api import bundle
+from ..pool.errors import InvalidRequest, PoolError
+from ..pool.ledger import Ledger
+from ..pool.tokens import Tokens, new_token
+from . import authority
+
+#: Names the directory. Empty: there is none.
+VARIABLE = "GPUPOOL_SERVER_DIR"
+CONFIGURATION = "gpupool_config.py"
+SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
+CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
+LEDGER = "ledger.sqlite"
+#: The administrator's bundle, which GPUPOOL_CONFIG_DIR may name as it is.
+ADMINISTRATOR = "admin"
+
+#: Also on a machine that is known by other names only.
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+_CONFIGURATION = """\
+# The GPU pool in this directory. `gpupool server {directory}` reads this file; every setting that is
+# commented out shows its default.
+
+c = get_config()  # noqa
+
+# The names and addresses that clients know this server by. New bundles carry them, and the certificate is
+# made for them: after a change, `gpupool server renew {directory}`.
+c.Daemon.addresses = {addresses}
+
+# Control: HTTPS. "" listens on all addresses of this machine.
+# c.Daemon.host = ""
+# c.Daemon.port = 56001
+
+# Data: TLS 1.3, one port for all leases.
+# c.LocalEngine.data_host = ""
+# c.LocalEngine.data_port = 55001
+# The address at which clients reach the data port; by default the first of c.Daemon.addresses.
+# c.LocalEngine.host = {first!r}
+
+# A certificate of another authority: then put that authority's certificate into ca.crt, too.
+# c.Daemon.certfile = "{directory}/server.crt"
+# c.Daemon.keyfile = "{directory}/server.key"
+
+# Where leases and tokens are kept.
+# c.PoolService.db_url = "sqlite:///{directory}/ledger.sqlite"
+
+# Seconds that a lease outlives its holder's last heartbeat.
+# c.PoolService.ttl_s = 15.0
+
+# Emulated GPUs: "auto" where NVML finds none, "always", "never". A farm wants "never".
+# c.LocalEngine.emulate = "auto"
+
+# Log lines: "json" for programs, "text" for people.
+# c.Daemon.log_lines = "json"
+"""
+
+
+def default() -> Path:
+    """Where `gpupool server init` writes unless told otherwise."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    return Path("/etc/gpupool/server") if os.geteuid() == 0 else Path.home() / ".gpupool" / "server"
+
+
+def find() -> Path | None:
+    """The directory that `gpupool server` serves when none is named; None where there is none."""
+    if os.environ.get(VARIABLE) == "":
+        return None
+    folder = default()
+    return folder if (folder / CONFIGURATION).is_file() else None
+
+
+def initialise(folder: Path, addresses: Sequence[str]) -> list[Path]:
+    """Write a CA, a server's certificate, a ledger with an administrator's token, that administrator's bundle and
+    a commented configuration; the files. Raises InvalidRequest where there is something already, and PoolError."""
+    addresses = list(dict.fromkeys(addresses)) or authority.own_addresses()
+    _check(addresses)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        present = next(iter(sorted(folder.iterdir())), None)
+        if present is not None:
+            raise InvalidRequest(
+                f"{folder} is not empty (there is {present.name}); nothing was changed. Name another directory, or "
+                "move that one away"
+            )
+        (folder / ADMINISTRATOR).mkdir(mode=0o700)
+        ca = authority.new_authority(addresses[0])
+        server = authority.new_server(ca, [*addresses, *_LOOPBACK])
+        written = {
+            folder / CA_CERTIFICATE: ca.certificate,
+            folder / CA_KEY: ca.key,
+            folder / SERVER_CERTIFICATE: server.certificate,
+            folder / SERVER_KEY: server.key,
+        }
+        for path, content in written.items():
+            _write(path, content)
+        files = _administrator(folder, ca.certificate.decode(), addresses)
+        for name, text in files.items():
+            _write(folder / ADMINISTRATOR / name, text.encode())
+        configuration = _CONFIGURATION.format(
+            directory=folder, addresses=repr(list(addresses)), first=addresses[0]
+        )
+        _write(folder / CONFIGURATION, configuration.encode())  # last: with it, the directory is whole
+    except OSError as e:
+        raise PoolError(f"{folder} cannot be written: {e.strerror or e}") from None
+    return [*written, *(folder / ADMINISTRATOR / name for name in files), folder / CONFIGURATION]
+
+
+def renew(folder: Path, addresses: Sequence[str]) -> Path:
+    """Make a new server's certificate, signed by the directory's own CA. Raises PoolError."""
+    _check(addresses)
+    try:
+        ca = authority.Pair((folder / CA_CERTIFICATE).read_bytes(), (folder / CA_KEY).read_bytes())
+        server = authority.new_server(ca, [*addresses, *_LOOPBACK])
+        for name, content in ((SERVER_KEY, server.key), (SERVER_CERTIFICATE, server.certificate)):
+            draft = folder / f".{name}.new"
+            draft.unlink(missing_ok=True)
+            _write(draft, content)
+            os.replace(draft, folder / name)
+    except OSError as e:
+        raise PoolError(
+            f"the certificate in {folder} cannot be renewed: {e.strerror or e} ({e.filename})"
+        ) from None
+    except ValueError as e:
+        raise PoolError(f"{folder / CA_CERTIFICATE} and {CA_KEY} are no authority of a pool: {e}") from None
+    return folder / SERVER_CERTIFICATE
+
+
+def _administrator(folder: Path, ca: str, addresses: Sequence[str]) -> dict[str, str]:
+    ledger, tokens = Ledger(f"sqlite:///{folder / LEDGER}"), Tokens()
+    try:
+        token = new_token("administrator", time.time(), owner="administrator", administers=True)
+        shown = tokens.create(ledger, token)
+    finally:
+        ledger.close()
+    return bundle.files(ca, shown, f"Token {token.id}, the administrator's", addresses)
+
+
+def _check(addresses: Sequence[str]) -> None:
+    for address in addresses:
+        plain = address.isascii() and address.isprintable() and len(address) <= 253
+        if not plain or not address or any(c in address for c in " /@[]'\"\\") or address.count(":") == 1:
+            raise InvalidRequest(
+                f"{address!r} is no name or address of a server: give it without port or scheme, "
+                "such as gpus.example or 192.0.2.7"
+            )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A new file that only its owner can read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+        f.write(content)
