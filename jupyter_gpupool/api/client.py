@@ -230,9 +230,10 @@ class PoolClient:
     def _refusal(self, response: httpx.Response, answer: Any) -> errors.PoolError:
         if isinstance(answer, dict) and isinstance(answer.get("message"), str):
             kind = getattr(errors, str(answer.get("error")), None)
-            if isinstance(kind, type) and issubclass(kind, errors.PoolError):
-                return kind(answer["message"])
             message = answer["message"]
+            told = kind is not errors.NotAdmitted or message.startswith("Token ")
+            if isinstance(kind, type) and issubclass(kind, errors.PoolError) and told:
+                return kind(message)
         else:
             message = f"it answered {response.status_code}, which no GPU pool does"
         if response.status_code in (401, 403):

@@ -25,11 +25,12 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class PoolAddress:
-    """Where a pool answers, and the token that it wants."""
+    """Where a pool answers, the token that it wants, and (PEM) whose word for its certificate is to be taken."""
 
     url: str
     token: str
     pid: int = 0
+    ca: str = ""
 
 
 def folder() -> Path:

@@ -130,11 +130,26 @@ class InitApp(Command):
     def add_options(self, parser: Parser) -> None:
         parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="a new or an empty one")
         add_addresses(parser, "this machine's name")
+        parser.add_argument(
+            "--host", metavar="ADDRESS", default="", help="address to listen on (default: all)"
+        )
+        parser.add_argument(
+            "--port", metavar="N", type=port, default=DEFAULT_PORT, help="for control (%(default)s)"
+        )
+        parser.add_argument(
+            "--data-port", metavar="N", type=port, default=folder.DATA_PORT, help="for data (%(default)s)"
+        )
+
+    def check(self) -> None:
+        if not self.args.port or not self.args.data_port or self.args.port == self.args.data_port:
+            raise UsageError(
+                "control and data need two ports of their own, which clients know: neither may be 0"
+            )
 
     def act(self) -> int:
         given = self.args.directory
         directory = (Path(given).expanduser() if given else folder.default()).absolute()
-        for path in folder.initialise(directory, self.args.address):
+        for path in folder.initialise(directory, self.args.address, self._listening()):
             print(f"Wrote {path}")
         administrator = directory / folder.ADMINISTRATOR
         named = "" if directory == folder.default().absolute() else f" {directory}"
@@ -144,6 +159,9 @@ class InitApp(Command):
             f"Keep to yourself:  {directory / folder.CA_KEY}, {directory / folder.SERVER_KEY} and {administrator}"
         )
         return 0
+
+    def _listening(self) -> folder.Listening:
+        return folder.Listening(self.args.host, self.args.port, self.args.data_port)
 
 
 class RenewApp(Command):

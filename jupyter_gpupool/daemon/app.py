@@ -25,8 +25,6 @@ from ..pool.tokens import Token, date
 from . import folder, logs
 from .https import Certificate, SecureServer
 
-#: The data port that Bitfusion's users know.
-DATA_PORT = 55001
 #: How often the certificate's files are looked at, in seconds.
 _LOOK_S = 5.0
 #: How long a connection of somebody who is known may lie idle, in seconds; heartbeats come every few.
@@ -71,7 +69,7 @@ class Daemon(PoolApp):
         for name, value in (
             ("certfile", self.certfile),
             ("keyfile", self.keyfile),
-            ("data_port", DATA_PORT),
+            ("data_port", folder.DATA_PORT),
             ("host", self.addresses[0] if self.addresses else socket.gethostname()),
             ("run_dir", str(Path(self.directory) / "run")),
             ("persistent", True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..api import bundle
@@ -22,6 +23,8 @@ LEDGER = "ledger.sqlite"
 #: The administrator's bundle, which GPUPOOL_CONFIG_DIR may name as it is.
 ADMINISTRATOR = "admin"
 
+#: The data port that Bitfusion's users know.
+DATA_PORT = 55001
 #: Also on a machine that is known by other names only.
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -36,12 +39,12 @@ c = get_config()  # noqa
 c.Daemon.addresses = {addresses}
 
 # Control: HTTPS. "" listens on all addresses of this machine.
-# c.Daemon.host = ""
-# c.Daemon.port = 56001
+{host}c.Daemon.host = {bind!r}
+{port_set}c.Daemon.port = {port}
 
 # Data: TLS 1.3, one port for all leases.
-# c.LocalEngine.data_host = ""
-# c.LocalEngine.data_port = 55001
+{host}c.LocalEngine.data_host = {bind!r}
+{data_port_set}c.LocalEngine.data_port = {data_port}
 # The address at which clients reach the data port; by default the first of c.Daemon.addresses.
 # c.LocalEngine.host = {first!r}
 
@@ -79,7 +82,27 @@ def find() -> Path | None:
     return folder if (folder / CONFIGURATION).is_file() else None
 
 
-def initialise(folder: Path, addresses: Sequence[str]) -> list[Path]:
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens: an address ("": all of its machine) and two ports."""
+
+    host: str = ""
+    port: int = bundle.DEFAULT_PORT
+    data_port: int = DATA_PORT
+
+    def settings(self) -> dict[str, object]:
+        """For the configuration: what is as usual is commented out there."""
+        return {
+            "bind": self.host,
+            "host": "" if self.host else "# ",
+            "port": self.port,
+            "port_set": "# " if self.port == bundle.DEFAULT_PORT else "",
+            "data_port": self.data_port,
+            "data_port_set": "# " if self.data_port == DATA_PORT else "",
+        }
+
+
+def initialise(folder: Path, addresses: Sequence[str], listening: Listening = Listening()) -> list[Path]:
     """Write a CA, a server's certificate, a ledger with an administrator's token, that administrator's bundle and
     a commented configuration; the files. Raises InvalidRequest where there is something already, and PoolError."""
     addresses = list(dict.fromkeys(addresses)) or authority.own_addresses()
@@ -103,11 +126,16 @@ def initialise(folder: Path, addresses: Sequence[str]) -> list[Path]:
         }
         for path, content in written.items():
             _write(path, content)
-        files = _administrator(folder, ca.certificate.decode(), addresses)
+        files = _administrator(
+            folder, ca.certificate.decode(), [f"{_host(a)}:{listening.port}" for a in addresses]
+        )
         for name, text in files.items():
             _write(folder / ADMINISTRATOR / name, text.encode())
         configuration = _CONFIGURATION.format(
-            directory=folder, addresses=repr(list(addresses)), first=addresses[0]
+            directory=folder,
+            addresses=repr(list(addresses)),
+            first=addresses[0],
+            **listening.settings(),
         )
         _write(folder / CONFIGURATION, configuration.encode())  # last: with it, the directory is whole
     except OSError as e:
@@ -143,6 +171,11 @@ def _administrator(folder: Path, ca: str, addresses: Sequence[str]) -> dict[str,
     finally:
         ledger.close()
     return bundle.files(ca, shown, f"Token {token.id}, the administrator's", addresses)
+
+
+def _host(address: str) -> str:
+    """As it stands before a port."""
+    return f"[{address}]" if ":" in address else address
 
 
 def _check(addresses: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from tornado.web import Application
 from traitlets import Bool, Unicode, default
 from traitlets.config import LoggingConfigurable
 
-from ..api import discovery
+from ..api import bundle, discovery
 from ..api.auth import TokenStore, new_token
 from ..api.client import PoolClient
 from ..api.handlers import MAX_BODY, standalone_handlers
@@ -40,7 +40,8 @@ class GPUPool(LoggingConfigurable):
 
     url = Unicode(
         help="Address of the pool to join, such as http://gpu-server:56001. Empty: this user's own pool. Default: the "
-        "environment variable GPUPOOL_URL. Everybody who may use this Jupyter server acts with the one token.",
+        "environment variable GPUPOOL_URL, else the first server of the bundle in ~/.gpupool or /etc/gpupool. "
+        "Everybody who may use this Jupyter server acts with the one token.",
     ).tag(config=True)
     token = Unicode(
         help="The token that the pool at `url` wants. Default: what `token_file` holds, else the environment variable "
@@ -63,7 +64,9 @@ class GPUPool(LoggingConfigurable):
 
     @default("url")
     def _default_url(self) -> str:
-        return os.environ.get(URL_VARIABLE, "")
+        url = os.environ.get(URL_VARIABLE, "")
+        given = None if url else bundle.find()
+        return url if given is None else given.urls[0]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -126,12 +129,15 @@ class GPUPool(LoggingConfigurable):
                 raise InvalidRequest(
                     f"GPUPool.token_file: {self.token_file} cannot be read ({e}); write the pool's token there"
                 ) from None
-        token = token or os.environ.get(TOKEN_VARIABLE, "")
+        token, ca = token or os.environ.get(TOKEN_VARIABLE, ""), ""
+        given = bundle.find()
+        if given is not None and given.covers(self.url):
+            token, ca = token or given.token, given.ca
         # The kernels and terminals of this server are to find the same pool.
         for name, value in ((URL_VARIABLE, self.url), (TOKEN_VARIABLE, token)):
             self._environment.setdefault(name, os.environ.get(name))
             os.environ[name] = value
-        return discovery.PoolAddress(self.url, token)
+        return discovery.PoolAddress(self.url, token, ca=ca)
 
     def _join(self, address: discovery.PoolAddress) -> _Joined:
         joined = self._joined = _Joined(address)
@@ -263,7 +269,7 @@ class _Joined:
     def __init__(self, address: discovery.PoolAddress) -> None:
         self.watch: Watch | None = None
         # Should that process be gone, its place is to be taken at once.
-        self._client = PoolClient(address.url, address.token, patience_s=0.5)
+        self._client = PoolClient(address.url, address.token, patience_s=0.5, ca=address.ca)
 
     def close(self) -> None:
         if self.watch is not None:
