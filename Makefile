@@ -23,12 +23,13 @@ psutil.wait_procs([p for p in pools if any("starter_fd" in word for word in p.in
 endef
 export WAIT_FOR_POOL
 
-.PHONY: help demo test lab lint bench conformance programs clean
+.PHONY: help demo test soak lab lint bench conformance programs clean
 
 help:
 	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
 	@echo "make lab          JupyterLab with the pool"
 	@echo "make test         every test"
+	@echo "make soak         the tests that try something many times, many more times; half an hour"
 	@echo "make conformance  every sample of PyTorch's operator suite against the CPU, and make programs; half an hour"
 	@echo "make programs     transformers, accelerate, lightning, torchmetrics and skorch on leased GPUs"
 	@echo "make lint         ruff, mypy, prettier, eslint"
@@ -44,6 +45,9 @@ lab: $(STAMP)
 
 test: $(STAMP)
 	python -m pytest -rs -n $(WORKERS) --dist loadfile $(ARGS)
+
+soak: $(STAMP)
+	GPUPOOL_SOAK=1 python -m pytest -rs $(ARGS)
 
 lint: $(STAMP)
 	ruff check

@@ -18,9 +18,19 @@ pytest_plugins = ["pytest_jupyter.jupyter_server"]
 #: What a user's shell may hold that would lead a test to the user's own pool.
 USERS_OWN = ("GPUPOOL_LEASE", "GPUPOOL_URL", "GPUPOOL_TOKEN", "GPUPOOL_CONFIG_DIR", "NUM_GPUS", "PARTIAL_GPU")
 
+#: Whether everything is tried as often, and for as long, as it can bear: `make soak`.
+SOAK = os.environ.get("GPUPOOL_SOAK", "") not in ("", "0")
 
-def pytest_configure() -> None:
+
+def often(usual: int, soak: int) -> int:
+    """How often a test tries something: ``usual`` times with all other tests, ``soak`` times in `make soak`."""
+    return soak if SOAK else usual
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """What a shell in the background or nohup ignores, the processes of tests are to notice."""
+    if SOAK:
+        config.option.markexpr = config.option.markexpr or "soak"
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for ignored in (signal.SIGHUP, signal.SIGQUIT):

@@ -19,9 +19,11 @@ import psutil
 import pytest
 from jupyter_core.paths import jupyter_data_dir
 
-#: How many kernels at once, and for how many seconds things happen to them. 40 and 120 for the whole storm.
-KERNELS = int(os.environ.get("GPUPOOL_STORM_KERNELS", "8"))
-SECONDS = float(os.environ.get("GPUPOOL_STORM_SECONDS", "15"))
+from ..conftest import often
+
+#: How many kernels at once, and for how many seconds things happen to them.
+KERNELS = often(8, 40)
+SECONDS = often(15, 120)
 
 
 class Notebooks:
@@ -72,6 +74,7 @@ def granted_by_ledger() -> int:
         return db.execute("SELECT coalesce(sum(used_mib), 0) FROM gpus").fetchone()[0]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_kernels_come_and_go_at_random(
     start_server: Callable[..., Any], kernelspec: Callable[..., str], eventually: Callable[..., Any]
