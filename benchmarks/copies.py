@@ -1,12 +1,13 @@
 """What moves bytes or waits: copies to the slice and back, one element of a large tensor, a lone operator.
 
-Beside each stands what the same kind of connection does without this package in the same run.
+Beside each stands what the same kind of connection, plain or TLS 1.3, does without this package in the same run.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import socket
+import ssl
 import statistics
 import time
 from collections.abc import Callable
@@ -14,13 +15,14 @@ from typing import Any
 
 import torch
 
-from jupyter_gpupool.remote import connection
+from jupyter_gpupool.remote import connection, tls
 from jupyter_gpupool.remote.memory import host_bytes
 
-from .far_worker import far_worker
+from .far_worker import Certificate, certificate, far_worker
 
 GOALS = {
     "to_slice_to_socket": (">=", 0.9),
+    "to_slice_to_tls_socket": (">=", 0.9),
     "one_element_bytes": ("<=", 1024),
     "lone_operator_above_socket_us": ("<=", 150),
 }
@@ -35,6 +37,9 @@ def run() -> dict[str, Any]:
     try:
         with _Echo() as echo, far_worker(linked=False):
             figures = {**_copies(echo), **_lone(echo), **_overlap()}
+        with certificate() as secured, _Echo(secured) as echo, far_worker(linked=False, secured=secured):
+            figures |= _copies(echo, "tls_")
+            figures["tls_lone_operator_above_socket_us"] = _lone(echo)["lone_operator_above_socket_us"]
         with far_worker() as link:
             large = torch.zeros(1 << 28, device="cuda")  # 1 GiB
             torch.cuda.synchronize()
@@ -57,7 +62,7 @@ def _median(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
     return statistics.median(times[1:])
 
 
-def _copies(echo: _Echo) -> dict[str, Any]:
+def _copies(echo: _Echo, kind: str = "") -> dict[str, Any]:
     """Into memory that is there already, at both ends."""
     d = connection.dispatcher()
     host = torch.zeros(SIZE, dtype=torch.uint8)
@@ -74,9 +79,9 @@ def _copies(echo: _Echo) -> dict[str, Any]:
         rates.append(SIZE / ours / 1e9)
     back = _median(lambda: host.copy_(there), 3)
     return {
-        "to_slice_gb_per_s": round(statistics.median(rates), 2),
-        "to_slice_to_socket": round(statistics.median(ratios), 3),
-        "from_slice_gb_per_s": round(SIZE / back / 1e9, 2),
+        f"{kind}to_slice_gb_per_s": round(statistics.median(rates), 2),
+        f"to_slice_to_{kind}socket": round(statistics.median(ratios), 3),
+        f"{kind}from_slice_gb_per_s": round(SIZE / back / 1e9, 2),
     }
 
 
@@ -129,14 +134,21 @@ def _overlap() -> dict[str, Any]:
 class _Echo:
     """A process that takes bytes into memory of its own, or answers eight of them."""
 
+    def __init__(self, secured: Certificate | None = None) -> None:
+        self._secured = secured
+
     def __enter__(self) -> _Echo:
         listener = socket.create_server(("127.0.0.1", 0))
+        files = (self._secured.certfile, self._secured.keyfile) if self._secured else None
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_take, args=(listener,), daemon=True
+            target=_take, args=(listener, files), daemon=True
         )
         self._process.start()
         self._sock = socket.create_connection(listener.getsockname())
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._secured:
+            context = tls.client_context(self._secured.ca)
+            self._sock = context.wrap_socket(self._sock, server_hostname="127.0.0.1")
         listener.close()
         return self
 
@@ -155,9 +167,13 @@ class _Echo:
         self._sock.recv(8)
 
 
-def _take(listener: socket.socket) -> None:
+def _take(listener: socket.socket, files: tuple[str, str] | None) -> None:
     sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if files:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*files)
+        sock = context.wrap_socket(sock, server_side=True)
     memory = memoryview(bytearray(SIZE))
     while head := sock.recv(8):
         left = memory[: int.from_bytes(head, "big")]

@@ -8,10 +8,13 @@ import hashlib
 import multiprocessing
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from jupyter_gpupool.daemon import authority
 from jupyter_gpupool.devices.nvml import nvml_gpus
 from jupyter_gpupool.remote import session
 from jupyter_gpupool.remote.lifeline import Lifeline
@@ -37,18 +40,40 @@ def _device() -> DeviceSpec:
     return DeviceSpec(0, "GPU-emulated", "emulated", _MEMORY_MIB, _MEMORY_MIB, True)
 
 
+class Certificate:
+    """A CA of the benchmark's own, and the certificate and key (files) of a server on this machine."""
+
+    def __init__(self, folder: str) -> None:
+        ca = authority.new_authority("benchmark")
+        server = authority.new_server(ca, ["127.0.0.1"])
+        self.ca = ca.certificate.decode()
+        self.certfile, self.keyfile = str(Path(folder, "server.crt")), str(Path(folder, "server.key"))
+        Path(self.certfile).write_bytes(server.certificate)
+        Path(self.keyfile).write_bytes(server.key)
+
+
 @contextlib.contextmanager
-def far_worker(linked: bool = True) -> Iterator[Link]:
+def certificate() -> Iterator[Certificate]:
+    with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as folder:
+        yield Certificate(folder)
+
+
+@contextlib.contextmanager
+def far_worker(linked: bool = True, secured: Certificate | None = None) -> Iterator[Link]:
     """One slice, attached to this process through the link that is given; at first it adds nothing.
-    Not ``linked``: straight to the worker."""
+    Not ``linked``: straight to the worker. With a certificate: by TLS 1.3, as a secured pool has it."""
     devices = (_device(),)
     spec = WorkerSpec(
         "benchmark", hashlib.sha256(_SECRET.encode()).hexdigest(), devices, attach_timeout_s=120.0
     )
+    if secured:
+        spec = dataclasses.replace(spec, certfile=secured.certfile, keyfile=secured.keyfile)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(8)
         near = AttachSpec(spec.lease_id, "127.0.0.1", listener.getsockname()[1], _SECRET, devices, spec.ttl_s)
+        if secured:
+            near = dataclasses.replace(near, secure=True, ca=secured.ca)
         process = multiprocessing.get_context("spawn").Process(
             target=_serve, args=(listener, spec), daemon=True
         )
