@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -17,6 +18,17 @@ _PATH = "/gpupool/api/v1"
 
 #: How long a pool that is restarting is waited for, in seconds.
 PATIENCE_S = 5.0
+
+#: Of a pool without tokens and namespaces.
+NOT_OFFERED = "this pool is one user's own and has no tokens; `gpupool server init` makes a server that has"
+
+
+class Passed(NamedTuple):
+    """A pool's answer, for somebody else."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 class PoolClient:
@@ -160,11 +172,27 @@ class PoolClient:
         if response.status_code in (200, 201) and isinstance(answer, dict):
             return answer
         if response.status_code == 404 and isinstance(answer, dict) and answer.get("error") == "HTTPError":
-            raise errors.InvalidRequest(
-                f"the pool at {self.url} is one user's own and has no tokens to look after; "
-                "`gpupool server init` makes a server that has"
-            )
+            raise errors.NotOffered(NOT_OFFERED)
         raise self._refusal(response, answer)
+
+    def pass_on(
+        self, method: str, path: str, query: dict[str, list[str]], body: bytes, accept: str
+    ) -> Passed:
+        """A call of somebody else, who is to have the pool's own answer. Tried once, unless it only reads."""
+        try:
+            content = json.loads(body) if body else None
+        except (ValueError, RecursionError):
+            raise errors.InvalidRequest("the body is not JSON") from None
+        patience = self._patience_s if method == "GET" else 0.0
+        response = self._send(method, path, query, content, 20.0, {"Accept": accept}, patience)
+        answer = _json(response)
+        if response.status_code == 404 and isinstance(answer, dict) and answer.get("error") == "HTTPError":
+            raise errors.NotOffered(NOT_OFFERED)
+        if response.status_code in (401, 403):
+            raise self._refusal(response, answer)
+        kept = ("Content-Type", "Content-Disposition")
+        headers = {name: response.headers[name] for name in kept if name in response.headers}
+        return Passed(response.status_code, headers, response.content)
 
     def health(self) -> dict[str, Any]:
         """``{"status", "checks"}``; a pool that is failing answers too."""
@@ -188,15 +216,24 @@ class PoolClient:
         raise self._refusal(response, answer)
 
     def _send(
-        self, method: str, path: str, query: dict[str, Any] | None, body: dict[str, Any] | None, wait_s: float
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None,
+        body: Any,
+        wait_s: float,
+        headers: dict[str, str] | None = None,
+        patience_s: float | None = None,
     ) -> httpx.Response:
-        """Every call here may be repeated harmlessly, so a pool that restarts is waited for."""
+        """Nearly every call here may be repeated harmlessly, so a pool that restarts is waited for."""
         timeout = httpx.Timeout(self._timeout_s, read=self._timeout_s + wait_s, connect=3.0)
-        deadline = time.monotonic() + self._patience_s
+        deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         pause = 0.05
         while True:
             try:
-                return self._http.request(method, path, params=query, json=body, timeout=timeout)
+                return self._http.request(
+                    method, path, params=query, json=body, headers=headers, timeout=timeout
+                )
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as e:
                 self._refuse_certificate(e)
                 if time.monotonic() + pause > deadline:

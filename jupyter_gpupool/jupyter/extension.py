@@ -13,6 +13,7 @@ from ..api.handlers import jupyter_handlers
 from ..api.service import PoolService
 from ..engines.local import LocalEngine
 from ..pool.errors import PoolError
+from .administration import administrative_handlers
 from .events import LeaseEvents
 from .handlers import kernel_handlers
 from .metrics import PoolMetrics
@@ -43,7 +44,9 @@ class GPUPoolExtension(ExtensionApp):
     def initialize_handlers(self) -> None:
         # It answers the calls that the handlers make of a service.
         service = cast(PoolService, self.pool)
-        self.handlers.extend(kernel_handlers(service) + jupyter_handlers(service))
+        self.handlers.extend(
+            kernel_handlers(service) + administrative_handlers(service) + jupyter_handlers(service)
+        )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         try:

@@ -18,11 +18,11 @@ from traitlets.config import LoggingConfigurable
 
 from ..api import bundle, discovery
 from ..api.auth import TokenStore, new_token
-from ..api.client import PoolClient
+from ..api.client import NOT_OFFERED, Passed, PoolClient
 from ..api.handlers import MAX_BODY, standalone_handlers
 from ..api.service import Check, PoolService
 from ..holder import TOKEN_VARIABLE, URL_VARIABLE
-from ..pool.errors import InvalidRequest, PoolUnreachable
+from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
 from . import door
 from .transitions import Watch
@@ -226,6 +226,15 @@ class GPUPool(LoggingConfigurable):
     async def health(self) -> list[Check]:
         return await self._ask(lambda p: p.health())
 
+    async def administer(
+        self, method: str, path: str, query: dict[str, list[str]], body: bytes, accept: str
+    ) -> Passed:
+        """An administrator's call, answered by the pool that was joined. Raises NotOffered where it has none."""
+        where = await self._settle()
+        if not isinstance(where, _Joined):
+            raise NotOffered(NOT_OFFERED)
+        return await where.administer(method, path, query, body, accept)
+
 
 class _Host:
     """A pool in this process, with a door for this server's kernels and, if shared, the user's other processes."""
@@ -320,3 +329,8 @@ class _Joined:
     async def health(self) -> list[Check]:
         answer = await asyncio.to_thread(self._client.health)
         return [Check(c["name"], c["ok"], c["detail"]) for c in answer["checks"]]
+
+    async def administer(
+        self, method: str, path: str, query: dict[str, list[str]], body: bytes, accept: str
+    ) -> Passed:
+        return await asyncio.to_thread(self._client.pass_on, method, path, query, body, accept)

@@ -91,3 +91,9 @@ class UnknownToken(PoolError):
     """No token has that id."""
 
     status = 404
+
+
+class NotOffered(PoolError):
+    """This kind of pool has no such call."""
+
+    status = 404
