@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import URL, Connection, CursorResult, Engine, Executable, Update, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from . import sqlite
+from . import migrations, postgresql, sqlite
 from . import statements as sql
 from .errors import LedgerUnavailable
 from .models import Lease, LeaseState, Server, Slice, WorkerAddress
-from .schema import SCHEMA_VERSION, lease_from, lease_row, metadata, slice_from, slice_row
+from .schema import lease_from, lease_row, slice_from, slice_row
 from .statements import EVERY, HOLDING, LIVE
 
 __all__ = ["EVERY", "HOLDING", "LIVE", "Ledger", "Transaction"]
@@ -43,8 +43,7 @@ class Ledger:
         self.path: Path | None = sqlite.file_of(self._url)
         self._engine = self._open()
         try:
-            with self.transaction() as tx:
-                tx.prepare()
+            self._prepare()
         except BaseException:
             self.close()
             raise
@@ -79,6 +78,20 @@ class Ledger:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _prepare(self) -> None:
+        """Create the tables, bring older ones up to date, or see that they are ours."""
+        with self.reading() as tx:
+            if tx.is_current():
+                return
+        backend = sqlite if sqlite.is_sqlite(self._url) else postgresql
+        with (
+            self._errors(),
+            self._engine.connect() as connection,
+            backend.for_migration(connection) as tables,
+        ):
+            if not migrations.is_current(tables):  # else another process was faster
+                migrations.migrate(tables)
 
     def _open(self) -> Engine:
         try:
@@ -118,6 +131,10 @@ class Transaction:
 
     # -- reading ------------------------------------------------------------------------------
 
+    def is_current(self) -> bool:
+        """Whether the tables are this version's. Raises LedgerUnavailable for those of a newer one."""
+        return migrations.is_current(self._connection)
+
     def lease(self, lease_id: str) -> Lease | None:
         row = self._execute(sql.FIND_LEASE, {"lease_id": lease_id}).one_or_none()
         return self._with_slices([row])[0] if row else None
@@ -143,18 +160,6 @@ class Transaction:
         return dict(held)
 
     # -- changing -----------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Create the tables, or see that they are ours."""
-        metadata.create_all(self._connection)
-        found = self._execute(sql.FIND_VERSION).scalar()
-        if found is None:
-            self._execute(sql.ADD_VERSION, {"version": SCHEMA_VERSION})
-        elif found > SCHEMA_VERSION:
-            raise LedgerUnavailable(
-                f"the ledger was written by a newer version (its format is {found}, this version's is "
-                f"{SCHEMA_VERSION}); update this installation, or name another ledger"
-            )
 
     def touch(self) -> None:
         """Write without changing anything."""

@@ -28,8 +28,7 @@ from sqlalchemy import (
 
 from .models import Lease, LeaseState, Request, Slice, WorkerAddress
 
-#: Raised by one with every change of the tables below, together with a step that brings older ones here.
-#: A new table needs neither: it is created where it is missing, and an older version leaves it alone.
+#: The newest step in migrations/versions. A change of the tables below is a step there, and one more here.
 SCHEMA_VERSION = 1
 
 metadata = MetaData()

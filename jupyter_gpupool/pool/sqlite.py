@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
+
+from .errors import LedgerUnavailable
 
 #: Milliseconds to wait for another process that writes (someone looking into the file, a backup).
 BUSY_TIMEOUT_MS = 5_000
@@ -72,6 +76,23 @@ def configure(engine: Engine) -> None:
         # A transaction that reads first and asks for the write lock later can be refused halfway.
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def for_migration(connection: Connection) -> Iterator[Connection]:
+    """A writing transaction in which a table may be made anew without what refers to it being deleted."""
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute("PRAGMA foreign_keys = OFF")  # has no effect within a transaction
+    try:
+        connection = for_writing(connection)
+        with connection.begin():
+            yield connection
+            if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                raise LedgerUnavailable(
+                    "the ledger's slices and leases do not fit together; bring back a copy"
+                )
+    finally:
+        driver.execute("PRAGMA foreign_keys = ON")
 
 
 def for_writing(connection: Connection) -> Connection:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import Select, Update, bindparam, delete, insert, literal_column, select, update
 
 from .models import LeaseState
 from .schema import gpus, leases, schema_version, slices
@@ -88,8 +88,6 @@ _OLD = leases.c.ended_at < bindparam("before")
 PRUNE_SLICES = delete(slices).where(slices.c.lease.in_(select(leases.c.seq).where(_OLD)))
 PRUNE_LEASES = delete(leases).where(_OLD)
 
-FIND_VERSION = select(func.max(schema_version.c.version))
-ADD_VERSION = insert(schema_version)
 LOCK_VERSION = select(schema_version.c.version).with_for_update()
 TOUCH_VERSION: Update = update(schema_version).values(version=schema_version.c.version)
 
