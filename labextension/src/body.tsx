@@ -3,7 +3,8 @@
 import { Button } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
-import { IViewContext, usePool } from './context';
+import { Chart } from './chart/chart';
+import { IViewContext, usePool, usePreferences } from './context';
 import { GPUs } from './gpus';
 import { Leases } from './leases';
 import { Picker } from './picker';
@@ -11,8 +12,9 @@ import { Queue } from './queue';
 import { Tiles } from './tiles';
 
 export default function Body(context: IViewContext): JSX.Element {
-  const { pool, trans } = context;
+  const { pool, slices, trans } = context;
   const { state, connection } = usePool(pool);
+  const { chartRange } = usePreferences(slices.preferences);
   const lost = connection.status === 'lost';
   if (!state) {
     return lost ? (
@@ -52,7 +54,14 @@ export default function Body(context: IViewContext): JSX.Element {
             )}
           </p>
         ) : (
-          <Tiles {...props} />
+          <>
+            <Chart
+              {...props}
+              range={chartRange}
+              onRange={range => void slices.preferences.prefer('chartRange', range)}
+            />
+            <Tiles {...props} />
+          </>
         )}
         <Picker {...props} />
         <GPUs {...props} />

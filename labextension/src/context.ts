@@ -3,6 +3,7 @@
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
+import { IChoices, Preferences } from './preferences';
 import { IPoolState } from './state';
 import { IGPUPool, ISlices } from './tokens';
 
@@ -29,4 +30,16 @@ export function usePool(pool: IGPUPool): Pick<IGPUPool, 'state' | 'connection'> 
     };
   }, [pool]);
   return { state: pool.state, connection: pool.connection };
+}
+
+/** What the user prefers, again whenever that changes. */
+export function usePreferences(preferences: Preferences): IChoices {
+  const [, again] = React.useReducer((count: number) => count + 1, 0);
+  React.useEffect(() => {
+    preferences.changed.connect(again);
+    return () => {
+      preferences.changed.disconnect(again);
+    };
+  }, [preferences]);
+  return preferences.choices;
 }

@@ -2,9 +2,19 @@
 
 import { TranslationBundle } from '@jupyterlab/translation';
 
+/** `auto`: MiB below one GiB, GiB above. */
+export type Unit = 'auto' | 'MiB' | 'GiB';
+
+let unit: Unit = 'auto';
+
+/** Write sizes in this unit from now on, on the whole page. */
+export function write(wanted: Unit): void {
+  unit = wanted;
+}
+
 /** `780 MiB` or `25.4 GiB`: three digits are enough to choose by. */
 export function size(mib: number, trans: TranslationBundle): string {
-  if (mib < 1024) {
+  if (unit === 'MiB' || (unit === 'auto' && mib < 1024)) {
     return trans.__('%1 MiB', figure(mib, 0));
   }
   const gib = mib / 1024;

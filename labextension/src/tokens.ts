@@ -8,6 +8,7 @@ import { Actions } from './actions';
 import { PoolAPI } from './api';
 import { IConnection } from './feed';
 import { Front } from './front';
+import { Preferences } from './preferences';
 import { IPoolState } from './state';
 
 /** The pool that this Jupyter server offers. */
@@ -30,6 +31,7 @@ export interface ISlices {
   /** The notebook that the user worked in last. */
   readonly front: Front;
   readonly actions: Actions;
+  readonly preferences: Preferences;
   /** Bring a notebook to the front. */
   open(path: string): void;
 }

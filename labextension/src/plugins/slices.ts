@@ -1,11 +1,13 @@
 /** Slices for notebooks, for every plugin that asks for some or gives some back. */
 
 import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { Actions } from '../actions';
 import { Front } from '../front';
 import { Kernels } from '../kernels';
+import { Preferences } from '../preferences';
 import { IGPUPool, ISlices } from '../tokens';
 
 export const slicesPlugin: JupyterFrontEndPlugin<ISlices> = {
@@ -13,14 +15,30 @@ export const slicesPlugin: JupyterFrontEndPlugin<ISlices> = {
   description: 'Asks for slices for notebooks, resizes them and gives them back.',
   provides: ISlices,
   requires: [IGPUPool],
-  optional: [ITranslator],
-  activate: (app: JupyterFrontEnd, pool: IGPUPool, translator: ITranslator | null) => ({
-    front: new Front(app.shell),
-    actions: new Actions(
-      pool,
-      new Kernels(app.serviceManager),
-      (translator ?? nullTranslator).load('jupyter_gpupool')
-    ),
-    open: (path: string) => void app.commands.execute('docmanager:open', { path })
-  })
+  optional: [ISettingRegistry, ITranslator],
+  activate
 };
+
+/** The plugin whose schema the settings have. */
+const SETTINGS = 'jupyter-gpupool:plugin';
+
+function activate(
+  app: JupyterFrontEnd,
+  pool: IGPUPool,
+  registry: ISettingRegistry | null,
+  translator: ITranslator | null
+): ISlices {
+  const trans = (translator ?? nullTranslator).load('jupyter_gpupool');
+  const preferences = new Preferences();
+  registry?.load(SETTINGS).then(
+    settings => preferences.follow(settings),
+    (reason: Error) =>
+      console.error(`jupyter_gpupool: its settings cannot be read: ${reason.message}`)
+  );
+  return {
+    front: new Front(app.shell),
+    actions: new Actions(pool, new Kernels(app.serviceManager), trans),
+    preferences,
+    open: (path: string) => void app.commands.execute('docmanager:open', { path })
+  };
+}
