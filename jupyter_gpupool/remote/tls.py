@@ -70,12 +70,15 @@ class SecureSocket:
             server_hostname=server_hostname,
             do_handshake_on_connect=False,
         )
+        # One thread reads at a time; any may wait to write.
+        self._readable = select.poll()
 
     def handshake(self) -> None:
         """Within the timeout, all of it. Raises OSError."""
         self._ssl.settimeout(self._timeout)
         self._ssl.do_handshake()
         self._ssl.setblocking(False)
+        self._readable.register(self._ssl, select.POLLIN)
 
     # -- as a socket has it
 
@@ -89,12 +92,37 @@ class SecureSocket:
         self._ssl.setsockopt(level, option, value)
 
     def recv_into(self, view: memoryview) -> int:
-        return self._call(lambda: self._ssl.read(len(view), view))
+        deadline = self._deadline()
+        while True:
+            # What is asked for in vain costs an exception, so the system is asked before OpenSSL is.
+            if not self.pending():
+                self._wait(self._readable, deadline)
+            try:
+                with self._lock:
+                    return self._ssl.read(len(view), view)
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLWantWriteError:
+                self._wait(self._to_write(), deadline)
+            except ssl.SSLZeroReturnError:
+                return 0
+            except ValueError:
+                raise _closed() from None
 
     def sendall(self, data: Any) -> None:
-        view = memoryview(data)
-        while len(view):
-            view = view[self._call(lambda rest=view: self._ssl.send(rest)) :]
+        deadline = self._deadline()
+        rest = memoryview(data)
+        while len(rest):
+            try:
+                with self._lock:
+                    n = self._ssl.send(rest)
+                rest = rest[n:]
+            except ssl.SSLWantWriteError:
+                self._wait(self._to_write(), deadline)
+            except ssl.SSLWantReadError:  # never with TLS 1.3, whose peers do not renegotiate
+                continue
+            except ValueError:
+                raise _closed() from None
 
     def shutdown(self, how: int) -> None:
         # Not SSLSocket's own, after which it would speak in plain text.
@@ -124,31 +152,25 @@ class SecureSocket:
             except (OSError, ValueError):
                 return False
 
-    def _call(self, function: Any) -> int:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        while True:
-            try:
-                with self._lock:
-                    return function()
-            except ssl.SSLWantReadError:
-                event = select.POLLIN
-            except ssl.SSLWantWriteError:
-                event = select.POLLOUT
-            except ssl.SSLZeroReturnError:
-                return 0
-            except ValueError:
-                raise OSError(errno.EBADF, "the connection was closed") from None
-            self._wait(event, deadline)
-
-    def _wait(self, event: int, deadline: float | None) -> None:
-        descriptor = self.fileno()
-        if descriptor < 0:
-            raise OSError(errno.EBADF, "the connection was closed")
+    def _to_write(self) -> select.poll:
         poll = select.poll()
-        poll.register(descriptor, event)
+        if self.fileno() >= 0:
+            poll.register(self._ssl, select.POLLOUT)
+        return poll
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+    def _wait(self, until: select.poll, deadline: float | None) -> None:
+        if self.fileno() < 0:
+            raise _closed()
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        if not poll.poll(left):
+        if not until.poll(left):
             raise TimeoutError("timed out")
+
+
+def _closed() -> OSError:
+    return OSError(errno.EBADF, "the connection was closed")
 
 
 Connection = socket.socket | SecureSocket
