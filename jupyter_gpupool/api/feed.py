@@ -157,7 +157,7 @@ def document(pool: dict[str, Any], leases: list[Lease]) -> dict[str, Any]:
     """The pool with its GPUs and leases by their ids, as deltas name them."""
     return {
         "servers": [
-            {"name": s["name"], "host": s["host"], "gpus": [gpu["uuid"] for gpu in s["gpus"]]}
+            {**s, "gpus": [gpu["uuid"] for gpu in s["gpus"]]}
             for s in pool["servers"]
         ],
         "gpus": {gpu["uuid"]: gpu for s in pool["servers"] for gpu in s["gpus"]},

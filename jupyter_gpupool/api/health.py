@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from ..engines.local import LocalEngine
 from ..pool.errors import PoolError
+from ..pool.interfaces import Engine
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Check:
 
 
 async def checks(
-    read_ledger: Callable[[], Awaitable[Any]], engine: LocalEngine, ledger_file: Path | None
+    read_ledger: Callable[[], Awaitable[Any]], engine: Engine, ledger_file: Path | None
 ) -> list[Check]:
     """Of a pool that runs; ``read_ledger`` raises PoolError where the ledger cannot be read."""
     started = time.perf_counter()
@@ -52,7 +52,7 @@ async def checks(
     return found
 
 
-def _engine(engine: LocalEngine) -> Check:
+def _engine(engine: Engine) -> Check:
     if engine.failure:
         return Check("engine", False, engine.failure)
     detail = "ready to start workers" if engine.warm else "starting: PyTorch is being imported"

@@ -7,29 +7,35 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from jupyter_core.paths import jupyter_data_dir
-from traitlets import Float, Instance, Unicode, default
+from traitlets import Any as AnyTrait
+from traitlets import Enum, Float, Unicode, default
 from traitlets.config import LoggingConfigurable
+from traitlets.utils.importstring import import_item
 
-from .. import __version__
-from ..engines.local import LocalEngine
 from ..pool.errors import EngineFailure, ImpossibleRequest, PoolError
 from ..pool.history import History, Use
+from ..pool.interfaces import Engine
 from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
-from ..pool.models import Change, Lease, LeaseState, Request, StartWorker, StopWorker
+from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
 from . import health
 from .health import Check
+from .picture import picture
 
 __all__ = ["Check", "PoolService"]
 
 T = TypeVar("T")
+
+#: Name → the class of an engine, whose ``pool_id`` tells its workers from those of other pools.
+ENGINES = {
+    "local": "jupyter_gpupool.engines.local.LocalEngine",
+}
 
 #: How often the pool looks for leases whose time is over, in seconds.
 _TICK_S = 0.5
@@ -47,16 +53,24 @@ class PoolService(LoggingConfigurable):
     ttl_s = Float(15.0, min=1.0, help="Seconds that a lease outlives its holder's last heartbeat.").tag(
         config=True
     )
-    engine = Instance(LocalEngine)
+    engine_name = Enum(
+        list(ENGINES),
+        help="Where workers run: on this machine (`local`). Default: `c.GPUPool.engine`, else `local`.",
+    ).tag(config=True)
+    engine: Any = AnyTrait(help="A jupyter_gpupool.pool.interfaces.Engine.")
+
+    @default("engine_name")
+    def _default_engine_name(self) -> str:
+        return self.config.get("GPUPool", {}).get("engine") or "local"
 
     @default("db_url")
     def _default_db_url(self) -> str:
         return f"sqlite:///{Path(jupyter_data_dir()) / 'gpupool' / 'ledger.sqlite'}"
 
     @default("engine")
-    def _default_engine(self) -> LocalEngine:
+    def _default_engine(self) -> Engine:
         file = _sqlite_file(self.db_url)
-        return LocalEngine(parent=self, pool_id=str(file or self.db_url))
+        return import_item(ENGINES[self.engine_name])(parent=self, pool_id=str(file or self.db_url))
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -71,6 +85,7 @@ class PoolService(LoggingConfigurable):
         self._stopping = False
         self._resizing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._servers: tuple[Server, ...] | None = None  # not in the manager yet
         self._states: dict[str, LeaseState] = {}  # of live leases, as listeners were last told
 
     # -- life
@@ -83,7 +98,7 @@ class PoolService(LoggingConfigurable):
             self._lock.acquire()
         try:
             self._manager = await self._call(self._open)
-            await self.engine.start(self._worker_ended)
+            await self.engine.start(self._worker_ended, self._servers_changed)
             servers = await self.engine.servers()
             live = await self._call(self._manager.leases)
             self._states = {lease.id: lease.state for lease in live}
@@ -96,6 +111,7 @@ class PoolService(LoggingConfigurable):
             await self._close()
             raise
         self._ticker = asyncio.create_task(self._tick())
+        self._servers_changed(await self.engine.servers())  # one may have come or gone meanwhile
 
     async def stop(self) -> None:
         """Stop granting. An embedded pool's leases end with it; a persistent one's go on computing."""
@@ -220,56 +236,18 @@ class PoolService(LoggingConfigurable):
                 await self.engine.limit_worker(lease_id, then)
         return lease
 
+    async def drain(self, server: str, draining: bool = True) -> None:
+        """Place nothing new on that server (what is there stays), or place on it again. Outlives restarts."""
+        self._follow(await self._call(self._need().drain, server, draining))
+        self._wake()
+
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
         return await self._call(self._need().leases, include_ended, owner, 500 if include_ended else None)
 
     async def pool(self, owner: str | None) -> dict[str, Any]:
         """The pool as JSON (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed."""
         snapshot = await self._call(self._need().snapshot)
-        usage = self.engine.usage()
-        slices: dict[str, list[dict[str, Any]]] = {}
-        used: dict[str, int] = {}
-        busy: dict[str, float] = {}
-        for lease in snapshot.leases:
-            mine = owner is None or lease.request.owner == owner
-            account = usage.get(lease.id)
-            for piece in lease.slices:
-                allocated = account.allocated_bytes.get(piece.gpu_uuid, 0) if account else 0
-                used[piece.gpu_uuid] = used.get(piece.gpu_uuid, 0) + allocated
-                share = account.busy.get(piece.gpu_uuid, 0.0) if account else 0.0
-                busy[piece.gpu_uuid] = min(1.0, busy.get(piece.gpu_uuid, 0.0) + share)
-                slices.setdefault(piece.gpu_uuid, []).append(
-                    {
-                        "lease": lease.id if mine else None,
-                        "owner": lease.request.owner if mine else None,
-                        "label": lease.request.label if mine else "",
-                        "memory_mib": piece.memory_mib,
-                        "used_mib": allocated >> 20,
-                        "busy": round(share, 2),
-                        "state": lease.state.value,
-                    }
-                )
-        servers = [
-            {
-                "name": server.name,
-                "host": server.host,
-                "gpus": [
-                    {
-                        **asdict(gpu),
-                        "granted_mib": snapshot.granted_mib.get(gpu.uuid, 0),
-                        "used_mib": used.get(gpu.uuid, 0) >> 20,
-                        "busy": round(busy.get(gpu.uuid, 0.0), 2),
-                        "slices": slices.get(gpu.uuid, []),
-                    }
-                    for gpu in server.gpus
-                ],
-            }
-            for server in snapshot.servers
-        ]
-        queue = [
-            lease.id if owner is None or lease.request.owner == owner else None for lease in snapshot.queue
-        ]
-        return {"version": __version__, "servers": servers, "queue": queue, "healthy": True}
+        return picture(snapshot, self.engine.usage(), owner)
 
     async def history(
         self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
@@ -378,6 +356,27 @@ class PoolService(LoggingConfigurable):
         task = asyncio.create_task(self._record_end(self._manager, lease_id, state, reason))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _servers_changed(self, servers: Sequence[Server]) -> None:
+        if self._manager is None or self._ticker is None:
+            return  # start() is about to ask for them
+        self._servers, known = tuple(servers), self._servers
+        if known is None:  # else whoever is at it takes these too
+            task = asyncio.create_task(self._record_servers(self._manager))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _record_servers(self, manager: Manager) -> None:
+        while (servers := self._servers) is not None:
+            try:
+                self._follow(await self._call(manager.set_servers, servers))
+            except PoolError as e:
+                self.log.error("The pool's servers cannot be recorded yet: %s", e)
+                await asyncio.sleep(1.0)
+                continue
+            if servers is self._servers:
+                self._servers = None
+        self._wake()
 
     async def _record_end(self, manager: Manager, lease_id: str, state: LeaseState, reason: str) -> None:
         while True:

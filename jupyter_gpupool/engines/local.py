@@ -22,7 +22,7 @@ from traitlets.config import LoggingConfigurable
 from ..devices import discover
 from ..devices.emulated import DEFAULT_COUNT, DEFAULT_MEMORY_MIB, DEFAULT_NAME
 from ..pool.errors import EngineFailure, InUse
-from ..pool.interfaces import WorkerExit
+from ..pool.interfaces import ServersChanged, WorkerExit
 from ..pool.models import Lease, Server, WorkerAddress, WorkerUsage
 from ..remote import specs
 from . import process, records
@@ -101,8 +101,8 @@ class LocalEngine(LoggingConfigurable):
 
     # -- Engine
 
-    async def start(self, on_exit: WorkerExit) -> None:
-        """Raises EngineFailure where there can be no workers."""
+    async def start(self, on_exit: WorkerExit, on_servers: ServersChanged = lambda servers: None) -> None:
+        """Raises EngineFailure where there can be no workers. This machine is the one server for good."""
         if sys.platform != "linux":
             raise EngineFailure("GPU workers run on Linux only; name a pool on a GPU server with GPUPOOL_URL")
         self._on_exit = on_exit

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
-from traitlets import Bool, Unicode, default
+from traitlets import Bool, Enum, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from ..api import bundle, discovery
 from ..api.auth import TokenStore, new_token
 from ..api.client import NOT_OFFERED, Passed, PoolClient
 from ..api.handlers import MAX_BODY, standalone_handlers
-from ..api.service import Check, PoolService
+from ..api.service import ENGINES, Check, PoolService
 from ..holder import TOKEN_VARIABLE, URL_VARIABLE
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
@@ -54,6 +54,12 @@ class GPUPool(LoggingConfigurable):
         True,
         help="Let this user's terminals, scripts and kernels find the pool that this server hosts. They reach it at "
         "a loopback port of its own, with a token that only a file readable by this user holds.",
+    ).tag(config=True)
+
+    engine = Enum(
+        list(ENGINES),
+        "local",
+        help="Where a pool that is hosted here has its workers: on this machine, or (`ray`) on a Ray cluster.",
     ).tag(config=True)
 
     nameless = Bool(

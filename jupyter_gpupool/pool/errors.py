@@ -87,6 +87,12 @@ class TooManyAttempts(PoolError):
     status = 429
 
 
+class UnknownServer(PoolError):
+    """No GPU server has that name."""
+
+    status = 404
+
+
 class UnknownToken(PoolError):
     """No token has that id."""
 

@@ -12,12 +12,18 @@ from .models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
 #: and one line for people.
 WorkerExit = Callable[[str, LeaseState, str], None]
 
+#: Called (there too) with all GPU servers that there are now, whenever that has changed.
+ServersChanged = Callable[[Sequence[Server]], None]
+
 
 class Engine(Protocol):
-    """Runs one worker per lease."""
+    """Runs one worker per lease, or one per GPU server of a lease that is spread over several."""
 
-    async def start(self, on_exit: WorkerExit) -> None:
-        """Get ready to start workers (the local engine starts its warm parent)."""
+    #: Whether workers outlive a pool that ends or is killed.
+    persistent: bool
+
+    async def start(self, on_exit: WorkerExit, on_servers: ServersChanged = lambda servers: None) -> None:
+        """Get ready to start workers (the local engine starts its warm parent). Raises EngineFailure."""
 
     async def servers(self) -> Sequence[Server]:
         """The GPU servers and GPUs that this engine can run workers on."""
@@ -39,4 +45,16 @@ class Engine(Protocol):
         """What each running worker last said it uses, by lease id."""
 
     async def stop(self) -> None:
-        """End every worker and the engine itself."""
+        """End the engine itself and, unless they are persistent, every worker."""
+
+    @property
+    def listens_on(self) -> int:
+        """The number of the one port that all workers of a server are behind; 0 where each has its own."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether the next worker starts at once."""
+
+    @property
+    def failure(self) -> str:
+        """Why no worker can be started, one line; empty while nothing speaks against it."""

@@ -7,13 +7,13 @@ and built again on the same ledger at any moment.
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from . import placement
-from .errors import ImpossibleRequest, LeaseEnded, NoCapacity, RequestConflict, UnknownLease
+from .drained import marked, set_drained
+from .errors import ImpossibleRequest, LeaseEnded, NoCapacity, UnknownLease
 from .ledger import EVERY, HOLDING, LIVE, Ledger, Transaction
 from .models import (
     Action,
@@ -29,6 +29,7 @@ from .models import (
     WorkerAddress,
 )
 from .queueing import fair_order
+from .validation import check_same
 
 _BEATING = (LeaseState.QUEUED, LeaseState.GRANTED, LeaseState.ACTIVE)
 _PRUNE_EVERY_S = 3600.0
@@ -96,10 +97,20 @@ class Manager:
 
     def set_servers(self, servers: Sequence[Server]) -> Change:
         """The GPU servers there are now. What is granted on one that left stays so until its worker ends."""
-        servers = tuple(servers)
         plan = _Plan()
         with self._ledger.transaction() as tx:
+            servers = marked(tx, servers)
             tx.record_gpus(servers)
+            self._grant_waiting(tx, plan, servers)
+        self._servers = servers
+        return self._done(plan)
+
+    def drain(self, server: str, draining: bool = True) -> Change:
+        """Place nothing new there from now on, or place there again; the ledger remembers. Raises UnknownServer."""
+        plan = _Plan()
+        with self._ledger.transaction() as tx:
+            set_drained(tx, server, draining, self._clock(), self._servers)
+            servers = marked(tx, self._servers)
             self._grant_waiting(tx, plan, servers)
         self._servers = servers
         return self._done(plan)
@@ -144,7 +155,7 @@ class Manager:
         with self._ledger.transaction() as tx:
             lease = tx.lease(request.id)
             if lease is not None:
-                _check_same(lease, request)
+                check_same(lease, request)
                 return Change(self._shown(tx, [lease])[0])
             lease = self._admit(tx, plan, request)
             if plan.changed[lease.id].state is LeaseState.QUEUED and not request.wait:
@@ -436,13 +447,3 @@ class Manager:
 
 def _positions(queue: Sequence[Lease]) -> dict[str, int]:
     return {lease.id: place for place, lease in enumerate(queue, start=1)}
-
-
-def _check_same(known: Lease, request: Request) -> None:
-    """Raise RequestConflict unless ``request`` repeats the known one; says nothing about a stranger's."""
-    if known.request.owner != request.owner:
-        raise RequestConflict(f"the id {request.id} is taken; choose a new one")
-    same_secret = hmac.compare_digest(known.request.secret_sha256, request.secret_sha256)
-    repeated = replace(request, secret_sha256="", client="")
-    if not same_secret or replace(known.request, secret_sha256="", client="") != repeated:
-        raise RequestConflict(f"you asked for something else under the id {request.id}; choose a new one")

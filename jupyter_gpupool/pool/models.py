@@ -39,7 +39,8 @@ class LeaseState(str, Enum):
 
 @dataclass(frozen=True)
 class GPU:
-    """One physical device of one GPU server; ``memory_mib`` is what the pool may grant of it."""
+    """One physical device of one GPU server; ``memory_mib`` is what the pool may grant of it, less ``taken_mib``,
+    which others than this pool hold now."""
 
     uuid: str
     server: str
@@ -48,15 +49,20 @@ class GPU:
     memory_mib: int
     emulated: bool = False
     healthy: bool = True
+    taken_mib: int = 0
 
 
 @dataclass(frozen=True)
 class Server:
-    """A machine that holds GPUs and runs workers; ``host`` is where clients reach its workers."""
+    """A machine that holds GPUs and runs workers; ``host`` is where clients reach its workers.
+
+    ``draining``: what is granted there stays, but nothing new is placed there.
+    """
 
     name: str
     host: str
     gpus: tuple[GPU, ...]
+    draining: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def place(request: Request, servers: Sequence[Server], used: Mapping[str, int]) 
     for gpus in _servers_for(request, servers):
         room = []
         for gpu in gpus:
-            rest = gpu.memory_mib - used.get(gpu.uuid, 0) - share_mib(request, gpu)
+            rest = gpu.memory_mib - gpu.taken_mib - used.get(gpu.uuid, 0) - share_mib(request, gpu)
             if rest >= 0:
                 room.append((rest, gpu.index, gpu))
         if len(room) < request.num_gpus:
@@ -78,7 +78,7 @@ def resized(
             raise ImpossibleRequest(
                 f"{share} MiB per GPU asked for, but GPU {gpu.index} has {gpu.memory_mib} MiB"
             )
-        free = max(0, gpu.memory_mib - used.get(gpu.uuid, 0))
+        free = max(0, gpu.memory_mib - gpu.taken_mib - used.get(gpu.uuid, 0))
         if share > piece.memory_mib and share - piece.memory_mib > free:
             raise NoCapacity(
                 f"GPU {gpu.index} of {gpu.server} has {free} MiB free: the slice of {piece.memory_mib} MiB there "
@@ -91,14 +91,15 @@ def resized(
 def impossible(request: Request, servers: Sequence[Server]) -> str | None:
     """Why these servers could not grant the request even if they were idle; None if they could."""
     asked = request.num_gpus
-    every = [gpu for server in servers for gpu in server.gpus]
+    drained = [server.name for server in servers if server.draining]
+    every = [gpu for server in servers if not server.draining for gpu in server.gpus]
     healthy = [gpu for gpu in every if gpu.healthy]
     if not every:
-        return "the pool has no GPUs"
+        return "the pool has no GPUs" + (f" but those of {_names(drained)}" if drained else "")
     if asked > len(healthy):
         broken = len(every) - len(healthy)
         return f"{_gpus(asked)} asked for, but the pool has {len(every)}" + (
-            f", {broken} of them unhealthy" if broken else ""
+            f", {broken} of them unhealthy" if broken else f" besides {_names(drained)}" if drained else ""
         )
     matching = [gpu for gpu in healthy if matches(request, gpu)]
     if asked > len(matching):
@@ -118,7 +119,7 @@ def impossible(request: Request, servers: Sequence[Server]) -> str | None:
                 f"but only {len(fitting)} of the pool's have as much"
             )
         return f"{request.memory_mib} MiB per GPU asked for, but the largest that fits has {largest} MiB"
-    most = max(len(gpus) for gpus in _servers_for(request, servers))
+    most = max((len(gpus) for gpus in _servers_for(request, servers)), default=0)
     if asked > most:
         return f"{_gpus(asked)} on one server asked for, but no server has more than {most} that fit"
     return None
@@ -135,11 +136,17 @@ def equivalents(request: Request, servers: Sequence[Server]) -> float:
 def _servers_for(request: Request, servers: Sequence[Server]) -> Iterator[list[GPU]]:
     """Groups of GPUs that may serve one lease together: here, those of one server."""
     for server in servers:
+        if server.draining:
+            continue
         yield [
             gpu
             for gpu in server.gpus
             if gpu.healthy and matches(request, gpu) and 1 <= share_mib(request, gpu) <= gpu.memory_mib
         ]
+
+
+def _names(drained: Sequence[str]) -> str:
+    return f"{', '.join(drained)}, where an administrator lets nothing new be placed"
 
 
 def _passes(key: str, value: str, gpu: GPU) -> bool:

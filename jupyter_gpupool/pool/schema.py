@@ -29,7 +29,7 @@ from sqlalchemy import (
 from .models import Lease, LeaseState, Request, Slice, WorkerAddress
 
 #: The newest step in migrations/versions. A change of the tables below is a step there, and one more here.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -113,6 +113,14 @@ tokens = Table(
     Column("revoked_at", Double),
     Column("cuts_leases", Boolean, nullable=False, default=False),
     Column("last_used_at", Double),
+)
+
+#: The GPU servers on which nothing new is placed, see drained.py.
+drained = Table(
+    "drained_servers",
+    metadata,
+    Column("server", String(255), primary_key=True),
+    Column("since", Double, nullable=False),
 )
 
 #: How much of the pool was in use, see history.py; ``gpus`` holds the same of each GPU, compressed.

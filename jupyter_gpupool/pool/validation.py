@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 import re
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 
-from .errors import InvalidRequest
-from .models import Request
+from .errors import InvalidRequest, RequestConflict
+from .models import Lease, Request
 
 FILTERS = ("name", "server", "uuid", "index", "emulated")
 MAX_TEXT = 200
@@ -113,3 +115,13 @@ def _shown(value: object) -> str:
     """The value as a person gave it, never longer than a line."""
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def check_same(known: Lease, request: Request) -> None:
+    """Raise RequestConflict unless ``request`` repeats the known one; says nothing about a stranger's."""
+    if known.request.owner != request.owner:
+        raise RequestConflict(f"the id {request.id} is taken; choose a new one")
+    same_secret = hmac.compare_digest(known.request.secret_sha256, request.secret_sha256)
+    repeated = replace(request, secret_sha256="", client="")
+    if not same_secret or replace(known.request, secret_sha256="", client="") != repeated:
+        raise RequestConflict(f"you asked for something else under the id {request.id}; choose a new one")

@@ -1,0 +1,57 @@
+"""The pool at one instant, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from .. import __version__
+from ..pool.models import Snapshot, WorkerUsage
+
+
+def picture(snapshot: Snapshot, usage: Mapping[str, WorkerUsage], owner: str | None) -> dict[str, Any]:
+    """The pool (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed. ``usage`` is
+    what workers say, by lease id."""
+    slices: dict[str, list[dict[str, Any]]] = {}
+    used: dict[str, int] = {}
+    busy: dict[str, float] = {}
+    for lease in snapshot.leases:
+        mine = owner is None or lease.request.owner == owner
+        account = usage.get(lease.id)
+        for piece in lease.slices:
+            allocated = account.allocated_bytes.get(piece.gpu_uuid, 0) if account else 0
+            used[piece.gpu_uuid] = used.get(piece.gpu_uuid, 0) + allocated
+            share = account.busy.get(piece.gpu_uuid, 0.0) if account else 0.0
+            busy[piece.gpu_uuid] = min(1.0, busy.get(piece.gpu_uuid, 0.0) + share)
+            slices.setdefault(piece.gpu_uuid, []).append(
+                {
+                    "lease": lease.id if mine else None,
+                    "owner": lease.request.owner if mine else None,
+                    "label": lease.request.label if mine else "",
+                    "memory_mib": piece.memory_mib,
+                    "used_mib": allocated >> 20,
+                    "busy": round(share, 2),
+                    "state": lease.state.value,
+                }
+            )
+    servers = [
+        {
+            "name": server.name,
+            "host": server.host,
+            "draining": server.draining,
+            "gpus": [
+                {
+                    **asdict(gpu),
+                    "granted_mib": snapshot.granted_mib.get(gpu.uuid, 0),
+                    "used_mib": used.get(gpu.uuid, 0) >> 20,
+                    "busy": round(busy.get(gpu.uuid, 0.0), 2),
+                    "slices": slices.get(gpu.uuid, []),
+                }
+                for gpu in server.gpus
+            ],
+        }
+        for server in snapshot.servers
+    ]
+    queue = [lease.id if owner is None or lease.request.owner == owner else None for lease in snapshot.queue]
+    return {"version": __version__, "servers": servers, "queue": queue, "healthy": True}
