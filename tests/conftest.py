@@ -92,3 +92,19 @@ def eventually() -> Callable[..., Any]:
 def project_root() -> Path:
     """The root of the source tree."""
     return Path(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A real PostgreSQL server (tests/postgresql.py); ``ready`` is a database with an empty ledger."""
+    from jupyter_gpupool.pool.ledger import Ledger
+
+    from .postgresql import PostgreSQL
+
+    server = PostgreSQL()
+    try:
+        server.sql("CREATE DATABASE ready")
+        Ledger(server.url("ready")).close()
+        yield server
+    finally:
+        server.remove()

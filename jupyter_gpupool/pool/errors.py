@@ -103,3 +103,9 @@ class NotOffered(PoolError):
     """This kind of pool has no such call."""
 
     status = 404
+
+
+class NotLeading(PoolError):
+    """This daemon does not lead: another one on the same ledger does, or none for a moment. Nothing was changed."""
+
+    status = 503

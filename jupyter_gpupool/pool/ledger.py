@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from . import migrations, postgresql, sqlite
 from . import statements as sql
-from .errors import LedgerUnavailable
+from .errors import LedgerUnavailable, NotLeading
 from .models import Lease, LeaseState, Server, Slice, WorkerAddress
 from .schema import lease_from, lease_row, slice_from, slice_row
 from .statements import EVERY, HOLDING, LIVE
@@ -38,8 +38,12 @@ class Ledger:
             self._url: URL = make_url(url)
         except ArgumentError as error:
             raise LedgerUnavailable(
-                "the ledger's address is not a database URL; one looks like sqlite:////path/to/ledger.sqlite"
+                "the ledger's address is not a database URL; one looks like sqlite:////path/to/ledger.sqlite, "
+                "or postgresql://user:password@host/database"
             ) from error
+        self._shared = postgresql.is_postgresql(self._url)
+        #: Of those on a shared ledger: the epoch in which this one leads; 0 for one that must not write.
+        self.epoch: int | None = None
         self.path: Path | None = sqlite.file_of(self._url)
         self._engine = self._open()
         try:
@@ -60,16 +64,18 @@ class Ledger:
             if sqlite.is_sqlite(self._url):
                 connection = sqlite.for_writing(connection)
             with connection.begin():
-                if not sqlite.is_sqlite(self._url):
-                    # One writer at a time, as BEGIN IMMEDIATE has it there.
-                    connection.execute(sql.LOCK_VERSION)
+                if self._shared:
+                    self._be_the_only_writer(connection)
                 yield Transaction(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
         """A transaction that sees one state of the ledger and must not write."""
-        with self._errors(), self._engine.connect() as connection, connection.begin():
-            yield Transaction(connection)
+        with self._errors(), self._engine.connect() as connection:
+            if self._shared:
+                connection = postgresql.for_reading(connection)
+            with connection.begin():
+                yield Transaction(connection)
 
     def check(self) -> None:
         """Raise :class:`LedgerUnavailable` unless a change can be made durable right now."""
@@ -78,6 +84,13 @@ class Ledger:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _be_the_only_writer(self, connection: Connection) -> None:
+        """As BEGIN IMMEDIATE has it in SQLite. Raises NotLeading once another daemon has taken the lead."""
+        if self.epoch is None:
+            connection.execute(sql.COUNT_CHANGE)
+        elif connection.execute(sql.COUNT_LEADERS_CHANGE, {"of_epoch": self.epoch}).scalar() is None:
+            raise NotLeading("this server does not lead the pool; ask another one of it")
 
     def _prepare(self) -> None:
         """Create the tables, bring older ones up to date, or see that they are ours."""
@@ -97,11 +110,15 @@ class Ledger:
         try:
             if self.path:
                 sqlite.prepare_file(self.path)
-            engine = create_engine(self._url, hide_parameters=True)
+            url = postgresql.complete(self._url) if self._shared else self._url
+            engine = create_engine(url, hide_parameters=True)
         except OSError as error:
             why = error.strerror or str(error)
             raise LedgerUnavailable(f"the ledger {self.name} cannot be opened: {why}") from error
-        except (ModuleNotFoundError, ArgumentError) as error:
+        except ModuleNotFoundError as error:
+            what = "pip install 'jupyter_gpupool[postgresql]'" if self._shared else str(error)
+            raise LedgerUnavailable(f"no driver for the ledger {self.name}: {what}") from error
+        except ArgumentError as error:
             raise LedgerUnavailable(f"no driver for the ledger {self.name}: {error}") from error
         if sqlite.is_sqlite(self._url):
             sqlite.configure(engine)
@@ -113,7 +130,7 @@ class Ledger:
             yield
         except SQLAlchemyError as error:
             detail = str(getattr(error, "orig", None) or error).splitlines()[0]
-            meaning = sqlite.advice(detail) if sqlite.is_sqlite(self._url) else None
+            meaning = (postgresql if self._shared else sqlite).advice(detail)
             line = f"the ledger {self.name} cannot be used: {meaning or detail}"
             raise LedgerUnavailable(line) from error
 

@@ -41,6 +41,20 @@ schema_version = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
 )
 
+#: Of several daemons on one PostgreSQL, see leadership.py: one row.
+leadership = Table(
+    "leadership",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    #: One more with every daemon that took the lead.
+    Column("epoch", BigInteger, nullable=False),
+    #: One more with every writing transaction.
+    Column("changes", BigInteger, nullable=False),
+    #: Where the one that leads answers, for people.
+    Column("leader", Text, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
 gpus = Table(
     "gpus",
     metadata,

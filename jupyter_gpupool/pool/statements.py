@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Select, Update, bindparam, delete, insert, literal_column, select, update
 
 from .models import LeaseState
-from .schema import gpus, leases, schema_version, slices
+from .schema import gpus, leadership, leases, schema_version, slices
 
 HOLDING = tuple(state for state in LeaseState if state.holds)
 LIVE = tuple(state for state in LeaseState if not state.ended)
@@ -88,8 +88,18 @@ _OLD = leases.c.ended_at < bindparam("before")
 PRUNE_SLICES = delete(slices).where(slices.c.lease.in_(select(leases.c.seq).where(_OLD)))
 PRUNE_LEASES = delete(leases).where(_OLD)
 
-LOCK_VERSION = select(schema_version.c.version).with_for_update()
 TOUCH_VERSION: Update = update(schema_version).values(version=schema_version.c.version)
+
+
+#: Of daemons on one PostgreSQL: the first statement of every writing transaction, which makes them one after the other.
+COUNT_CHANGE = update(leadership).values(changes=leadership.c.changes + 1).returning(leadership.c.changes)
+COUNT_LEADERS_CHANGE = COUNT_CHANGE.where(leadership.c.epoch == bindparam("of_epoch"))
+TAKE_LEAD = (
+    update(leadership)
+    .values(epoch=leadership.c.epoch + 1, leader=bindparam("name"))
+    .returning(leadership.c.epoch)
+)
+FIND_LEADER = select(leadership.c.epoch, leadership.c.leader)
 
 
 @cache

@@ -36,9 +36,19 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.sqlite"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def db_url(request: pytest.FixtureRequest, path: Path) -> Iterator[str]:
+    """Of an empty database, once in each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{path}"
+        return
+    with request.getfixturevalue("postgresql").database("ready") as url:
+        yield url
+
+
 @pytest.fixture
-def ledger(path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{path}")
+def ledger(db_url: str) -> Iterator[Ledger]:
+    ledger = Ledger(db_url)
     yield ledger
     ledger.close()
 

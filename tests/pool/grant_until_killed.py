@@ -1,6 +1,6 @@
 """A pool in a process of its own, for test_crashes.py to kill: grants, starts and releases without end.
 
-Usage: grant_until_killed.py LEDGER. It writes what
+Usage: grant_until_killed.py URL, of a ledger. It writes what
 the pool told it, one JSON object a line, as a client would have heard it: after the call returned.
 """
 
@@ -23,9 +23,12 @@ def tell(**what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
-def main(path: str) -> None:
-    LedgerLock(path).acquire()
-    manager = Manager(Ledger(f"sqlite:///{path}"), ttl_s=3600.0)
+def main(url: str) -> None:
+    ledger = Ledger(url)
+    if ledger.path is not None:
+        lock = LedgerLock(ledger.path)
+        lock.acquire()
+    manager = Manager(ledger, ttl_s=3600.0)
     manager.set_servers([Server("one", "127.0.0.1", emulated_gpus("one"))])
     # Every second worker survived, as it were; a real one would be found by its process id.
     adopted = {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from jupyter_gpupool.pool.errors import InvalidRequest
@@ -13,13 +10,6 @@ from jupyter_gpupool.pool.ledger import Ledger
 from jupyter_gpupool.pool.schema import samples
 
 START = 1_800_000_000  # a multiple of every step
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    yield ledger
-    ledger.close()
 
 
 def half(granted: float = 500, busy: float = 0.5) -> dict[str, Use]:

@@ -1,3 +1,5 @@
+"""The ledger as a file of SQLite's; test_ledgers.py has what both databases do."""
+
 from __future__ import annotations
 
 import os
@@ -14,9 +16,14 @@ from jupyter_gpupool.pool.errors import LedgerUnavailable, PoolError
 from jupyter_gpupool.pool.ledger import Ledger
 from jupyter_gpupool.pool.lock import LedgerLock
 from jupyter_gpupool.pool.manager import Manager
-from jupyter_gpupool.pool.models import Lease, LeaseState, Request, Server, Slice
+from jupyter_gpupool.pool.models import LeaseState, Request, Server
 
 Ask = Callable[..., Request]
+
+
+@pytest.fixture
+def db_url(path: Path) -> str:
+    return f"sqlite:///{path}"
 
 
 def one_line(error: BaseException) -> str:
@@ -216,49 +223,6 @@ def test_a_read_only_ledger_gets_one_line(manager: Manager, ledger: Ledger, ask:
     with pytest.raises(LedgerUnavailable, match="read-only"):
         ledger.check()
     assert manager.leases() == []
-
-
-def test_the_database_itself_refuses_what_exceeds_a_gpu(
-    ledger: Ledger, servers: list[Server], ask: Ask
-) -> None:
-    """Whatever placement may decide one day."""
-    card = servers[0].gpus[0]
-    whole = Slice(card.uuid, card.server, card.index, card.name, card.memory_mib, card.memory_mib)
-    first, second = ask(), ask()
-    with ledger.transaction() as tx:
-        tx.record_gpus(servers)
-        for request in (first, second):
-            tx.add(Lease(request, LeaseState.QUEUED))
-        tx.grant(first.id, [whole], at=1.0)
-    with pytest.raises(LedgerUnavailable), ledger.transaction() as tx:
-        tx.grant(second.id, [whole], at=2.0)
-    with pytest.raises(LedgerUnavailable), ledger.transaction() as tx:
-        tx.grant(first.id, [whole], at=2.0)
-    with ledger.reading() as tx:
-        assert tx.granted_mib()[card.uuid] == card.memory_mib
-        after = tx.lease(second.id)
-    assert after is not None and after.state is LeaseState.QUEUED and after.slices == ()
-
-
-def test_everything_about_a_lease_survives(path: Path, ledger: Ledger, ask: Ask) -> None:
-    request = ask(
-        num_gpus=2,
-        partial=0.1 + 0.2,
-        filters={"name": "V100"},
-        namespace="n",
-        wait=False,
-        label="läbel",
-        client="c",
-    )
-    with ledger.transaction() as tx:
-        tx.add(Lease(request, LeaseState.QUEUED, created_at=1.25, ttl_s=3.5))
-    ledger.close()
-    other = Ledger(f"sqlite:///{path}")
-    with other.reading() as tx:
-        assert tx.lease(request.id) == Lease(
-            request, LeaseState.QUEUED, created_at=1.25, heartbeat_at=1.25, ttl_s=3.5
-        )
-    other.close()
 
 
 def test_a_second_pool_is_told_who_has_the_ledger(path: Path) -> None:

@@ -25,6 +25,12 @@ from jupyter_gpupool.pool.tokens import Tokens
 BEFORE_ALEMBIC = Path(__file__).with_name("ledger_before_alembic.sql")
 
 
+@pytest.fixture
+def db_url(path: Path) -> str:
+    """Files alone: test_ledgers.py has the same of PostgreSQL, where it is not SQLite's."""
+    return f"sqlite:///{path}"
+
+
 def definitions(path: Path) -> dict[str, list[str]]:
     """Every table and index of an SQLite file, as the database knows it, without the order of constraints."""
     with sqlite3.connect(path) as connection:
