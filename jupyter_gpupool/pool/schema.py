@@ -29,7 +29,7 @@ from sqlalchemy import (
 from .models import Lease, LeaseState, Request, Slice, WorkerAddress
 
 #: The newest step in migrations/versions. A change of the tables below is a step there, and one more here.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 

