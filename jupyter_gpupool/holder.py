@@ -46,6 +46,8 @@ MODES = ("auto", "remote", "direct")
 #: Name the pool to ask, and its token, where neither is given.
 URL_VARIABLE = "GPUPOOL_URL"
 TOKEN_VARIABLE = "GPUPOOL_TOKEN"
+#: The certificate (PEM text) of the one authority whose word for that pool is taken.
+CA_VARIABLE = "GPUPOOL_CA"
 
 #: How long one question for news of a lease may stay unanswered, in seconds.
 _NEWS_S = 1.0
@@ -71,7 +73,8 @@ def find_pool(
     if url:
         ours = given is not None and given.covers(url)
         if given is None or not ours:
-            return _greeted(PoolClient(url, token, patience_s=patience_s))
+            ca = os.environ.get(CA_VARIABLE, "") if url == os.environ.get(URL_VARIABLE) else ""
+            return _greeted(PoolClient(url, token, patience_s=patience_s, ca=ca))
         return _greeted(PoolClient(url, token or given.token, patience_s=patience_s, ca=given.ca))
     if given is not None:
         return _first_that_answers(given, token or given.token, patience_s)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import getpass
 import hashlib
 import hmac
+import inspect
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Protocol
+
+from tornado.httputil import HTTPServerRequest
 
 from ..pool.errors import NotAdmitted, NotAllowed, PoolError, TooManyAttempts
 from ..pool.models import Request
@@ -52,14 +56,21 @@ class Caller:
 class Doorkeeper(Protocol):
     """Knows callers by what they show."""
 
-    def caller(self, authorization: str, address: str) -> Caller:
-        """Of an ``Authorization`` header. Raises NotAdmitted and TooManyAttempts."""
+    def caller(self, authorization: str, address: str) -> Caller | Awaitable[Caller]:
+        """Of an ``Authorization`` header; awaited where somebody else has to be asked. Raises NotAdmitted and
+        TooManyAttempts."""
 
     def still(self, caller: Caller) -> bool:
         """Whether somebody who was admitted once would be again."""
 
     def note(self, caller: Caller, lease_id: str) -> None:
         """That lease is the caller's."""
+
+
+async def who_calls(tokens: Doorkeeper, request: HTTPServerRequest) -> Caller:
+    """Raises what :meth:`Doorkeeper.caller` raises."""
+    caller = tokens.caller(request.headers.get("Authorization", ""), request.remote_ip or "unknown")
+    return await caller if inspect.isawaitable(caller) else caller
 
 
 def new_token() -> str:

@@ -149,6 +149,15 @@ class PoolClient:
         body = {"partial": partial} if memory_mib is None else {"memory_mib": memory_mib}
         return _lease(self._call("PATCH", f"/leases/{lease_id}", None, body, wait_s=20.0))
 
+    def my_server(self) -> tuple[Lease | None, str]:
+        """Of a hub's pool, to one of the hub's servers: the lease that was got for it, and that one's secret."""
+        said = self._call("GET", "/hub/mine")
+        return (_lease(said["lease"]) if said["lease"] else None), said["secret"]
+
+    def hold_my_server(self) -> None:
+        """The server that calls holds that lease now."""
+        self._call("POST", "/hub/mine")
+
     def tokens(self) -> list[dict[str, Any]]:
         """For administrators, as all calls about tokens."""
         return self._token_call("GET", "/tokens")["tokens"]

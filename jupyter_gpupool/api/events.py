@@ -11,7 +11,7 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from ..pool.errors import NotAdmitted, PoolError
-from .auth import Caller, Doorkeeper
+from .auth import Caller, Doorkeeper, who_calls
 from .feed import Feed, View
 
 #: RFC 6455: "policy violation".
@@ -81,11 +81,9 @@ class EventsWithToken(_Events):
         self.feed = feed
         self.tokens = tokens
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         try:
-            self.caller = self.tokens.caller(
-                self.request.headers.get("Authorization", ""), self.request.remote_ip or "unknown"
-            )
+            self.caller = await who_calls(self.tokens, self.request)
             if self.caller.objection:
                 raise NotAdmitted(self.caller.objection)
         except PoolError as e:

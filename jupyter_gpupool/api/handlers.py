@@ -17,7 +17,7 @@ from tornado import web
 
 from ..pool.errors import InvalidRequest, NotAdmitted, NotAllowed, PoolError
 from ..pool.models import Request
-from .auth import Caller, Doorkeeper
+from .auth import Caller, Doorkeeper, who_calls
 from .events import EventsInJupyter, EventsWithToken
 from .feed import Feed
 from .openapi import document
@@ -303,11 +303,9 @@ class _WithToken(Calls):
 
     caller: Caller
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         assert self.tokens is not None
-        caller = self.tokens.caller(
-            self.request.headers.get("Authorization", ""), self.request.remote_ip or "unknown"
-        )
+        caller = await who_calls(self.tokens, self.request)
         if caller.objection:
             if self.request.method not in self.last_rights:
                 raise NotAdmitted(caller.objection)

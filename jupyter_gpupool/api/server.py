@@ -55,6 +55,7 @@ class PoolApp(JupyterApp):
         ),
     }
 
+    service_class: type[PoolService] = PoolService
     _server: HTTPServer | None = None
 
     def start(self) -> None:
@@ -75,7 +76,7 @@ class PoolApp(JupyterApp):
         self.prepare()
         ephemeral = self.starter_fd >= 0
         sockets = bind_sockets(0 if ephemeral else self.port, self.host or None, socket.AF_UNSPEC)
-        service = PoolService(parent=self)
+        service = self.service_class(parent=self)
         over = asyncio.Event()
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):

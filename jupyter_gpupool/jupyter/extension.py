@@ -16,6 +16,7 @@ from ..pool.errors import PoolError
 from .administration import administrative_handlers
 from .events import LeaseEvents
 from .handlers import kernel_handlers
+from .hub.single_user import HubServer
 from .metrics import PoolMetrics
 from .provisioner import GPUPoolProvisioner
 from .user_pool import GPUPool
@@ -34,12 +35,17 @@ class GPUPoolExtension(ExtensionApp):
     classes = [GPUPool, PoolService, LocalEngine, GPUPoolProvisioner]
 
     pool = Instance(GPUPool)
+    _hub_server = Instance(HubServer)
     _metrics: PoolMetrics | None = None
 
     @default("pool")
     def _default_pool(self) -> GPUPool:
         assert self.serverapp is not None
         return GPUPool(parent=self, nameless=type(self.serverapp.identity_provider) in _NAMELESS)
+
+    @default("_hub_server")
+    def _default_hub_server(self) -> HubServer:
+        return HubServer(lambda line: self.log.warning("%s", line))
 
     def initialize_handlers(self) -> None:
         # It answers the calls that the handlers make of a service.
@@ -54,6 +60,7 @@ class GPUPoolExtension(ExtensionApp):
         except PoolError as e:
             # The server is of use without GPUs, and the panel says the same line.
             self.log.warning("The GPU pool is not available: %s", e)
+        await self._hub_server.start()
         self._metrics = PoolMetrics(self.pool)
         self.pool.listen(self._metrics.changed)
         if serverapp.event_logger is not None:
@@ -62,4 +69,5 @@ class GPUPoolExtension(ExtensionApp):
     async def stop_extension(self) -> None:
         if self._metrics is not None:
             await self._metrics.stop()
+        await self._hub_server.stop()
         await self.pool.stop()

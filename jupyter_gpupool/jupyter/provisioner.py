@@ -12,6 +12,7 @@ from traitlets import Bool, Dict, Float, Int
 
 from ..pool.errors import InvalidRequest, PoolError
 from . import contract
+from .hub.single_user import at_server, default_wish
 from .wishes import FIELDS, Wish, of_notebook, parse, wishes
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class GPUPoolProvisioner(LocalProvisioner):
         except BaseException:
             await self._release()  # nobody will call cleanup
             raise
-        for name in contract.ALL:
-            kwargs["env"].pop(name, None)  # the server's own are none of the kernel's
+        if environment or not at_server():
+            for name in contract.ALL:
+                kwargs["env"].pop(name, None)  # the server's own are none of the kernel's
         if environment:
             kwargs["env"].update(environment)
             kwargs["cmd"] = _with_magic(kwargs["cmd"])
@@ -152,7 +154,8 @@ class GPUPoolProvisioner(LocalProvisioner):
                 return wish
         if self._spec_fault is not None:
             raise self._spec_fault
-        return parse({name: getattr(self, name) for name in FIELDS}, "the kernelspec")
+        wish = parse({name: getattr(self, name) for name in FIELDS}, "the kernelspec")
+        return wish or parse(default_wish(), "what was chosen for this server")
 
     async def _begin(self, wish: Wish) -> None:
         from .kernel_lease import KernelLease  # a kernel that asks for nothing does not pay for it

@@ -21,7 +21,7 @@ from ..api.auth import TokenStore, new_token
 from ..api.client import NOT_OFFERED, Passed, PoolClient
 from ..api.handlers import MAX_BODY, standalone_handlers
 from ..api.service import ENGINES, Check, PoolService
-from ..holder import TOKEN_VARIABLE, URL_VARIABLE
+from ..holder import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
 from . import door
@@ -139,6 +139,8 @@ class GPUPool(LoggingConfigurable):
         given = bundle.find()
         if given is not None and given.covers(self.url):
             token, ca = token or given.token, given.ca
+        elif self.url == os.environ.get(URL_VARIABLE):
+            ca = os.environ.get(CA_VARIABLE, "")
         # The kernels and terminals of this server are to find the same pool.
         for name, value in ((URL_VARIABLE, self.url), (TOKEN_VARIABLE, token)):
             self._environment.setdefault(name, os.environ.get(name))

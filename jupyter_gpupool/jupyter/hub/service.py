@@ -1,0 +1,156 @@
+"""The hub's service: one pool for all of its users. Started by the hub, or elsewhere with the same environment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+from jupyterhub.services.auth import HubOAuth
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
+from traitlets import Bool, Unicode
+
+from ...api.handlers import MAX_BODY
+from ...api.server import PoolApp
+from ...api.service import PoolService
+from ...daemon.https import Certificate
+from ...pool.errors import InvalidRequest, PoolError
+from .handlers import hub_handlers
+from .identity import FRESH_S, HubTokens
+from .pool import HubPool
+from .servers import Servers
+
+#: How long a predecessor may take to leave its address and its ledger, in seconds.
+_HANDOVER_S = 15.0
+
+
+class HubService(PoolApp):
+    """Serves the pool behind a hub's login. What it needs to know of the hub is in JupyterHub's own variables."""
+
+    name = "gpupool-hub"
+    description = "Lend this machine's GPUs to the users of a JupyterHub."
+
+    directory = Unicode("gpupool", help="Where the ledger is, and which servers have GPUs.").tag(config=True)
+    certfile = Unicode(help="Certificate (PEM), for HTTPS and for the data port. Default: none.").tag(
+        config=True
+    )
+    keyfile = Unicode(help="Its private key (PEM).").tag(config=True)
+    ca_file = Unicode(help="Whose word for it servers are to take (PEM).").tag(config=True)
+    managed = Bool(True, help="Whether to end when the process that started this one does.").tag(config=True)
+
+    service_class = HubPool
+    flags = {**PoolApp.flags, "unmanaged": ({"HubService": {"managed": False}}, "Not started by the hub.")}
+
+    def prepare(self) -> None:
+        try:
+            self._token = os.environ["JUPYTERHUB_API_TOKEN"]
+            self._prefix = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
+            self._api = os.environ["JUPYTERHUB_API_URL"].rstrip("/")
+            url = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
+        except KeyError as e:
+            raise InvalidRequest(
+                f"{e.args[0]} is not set: this is started by JupyterHub, or as docs/hub.md says"
+            ) from None
+        self.host, self.port = url.hostname or "127.0.0.1", url.port or self.port
+        folder = Path(self.directory)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        engine = self.config.LocalEngine
+        engine.setdefault("run_dir", str(folder / "run"))
+        engine.setdefault("persistent", True)
+        if self.certfile:
+            engine.setdefault("certfile", self.certfile)
+            engine.setdefault("keyfile", self.keyfile)
+            engine.setdefault("host", self.host)
+        self.config.PoolService.setdefault("db_url", f"sqlite:///{folder.resolve() / 'ledger.sqlite'}")
+
+    async def serve(self) -> None:
+        self._parent = os.getppid()
+        deadline = time.monotonic() + _HANDOVER_S
+        while True:
+            try:
+                await super().serve()
+                return
+            except (PoolError, OSError):
+                # A hub that was killed leaves its service a moment longer.
+                if time.monotonic() > deadline or self._server is not None:
+                    raise
+            await asyncio.sleep(0.2)
+
+    async def open(self, service: PoolService, sockets: list[socket.socket]) -> None:
+        assert isinstance(service, HubPool)
+        auth = HubOAuth.instance(config=self.config, cache_max_age=int(FRESH_S))
+
+        async def who(token: str) -> Any:
+            # The doorkeeper remembers the answers itself.
+            return await auth.user_for_token(token, use_cache=False, sync=False)
+
+        said = json.loads(os.environ.get("GPUPOOL_HUB_NAMESPACES") or "null")
+        tokens = HubTokens(self._token, who, said)
+        ca = Path(self.ca_file).read_text() if self.ca_file else ""
+        certificate = Certificate(self.certfile, self.keyfile) if self.certfile else None
+        self._servers = Servers(
+            service, Path(self.directory) / "servers.json", self._runs, secure=bool(certificate), ca=ca
+        )
+        await self._servers.start()
+        application = Application(
+            hub_handlers(self._prefix, service, tokens, self._servers),
+            log_function=self._log_request,
+            cookie_secret=secrets.token_bytes(32),
+            websocket_max_message_size=4096,
+        )
+        self._server = HTTPServer(
+            application,
+            ssl_options=certificate.context if certificate else None,
+            max_body_size=4 * MAX_BODY,
+            max_header_size=32 * 1024,
+            xheaders=True,
+        )
+        self._server.add_sockets(sockets)
+        self._hub = httpx.AsyncClient(
+            headers={"Authorization": f"token {self._token}"}, trust_env=False, timeout=10
+        )
+        if self.managed:
+            self._orphaned = asyncio.create_task(self._end_with_the_hub())
+        self.log.info("GPU pool of the hub on port %d (process %d)", sockets[0].getsockname()[1], os.getpid())
+
+    async def close(self, service: PoolService) -> None:
+        if self._server is not None:
+            self._server.stop()
+            await self._servers.stop()
+            await self._hub.aclose()
+        await service.stop()
+        if self._server is not None:
+            await self._server.close_all_connections()
+
+    async def _end_with_the_hub(self) -> None:
+        while os.getppid() == self._parent:
+            await asyncio.sleep(0.5)
+        self.log.info("The hub has ended")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _runs(self, user: str, server: str) -> bool:
+        """Whether the hub says so. Raises OSError when it says nothing."""
+        try:
+            answer = await self._hub.get(f"{self._api}/users/{quote(user, safe='')}")
+        except httpx.HTTPError as e:
+            raise OSError(str(e)) from None
+        if answer.status_code == 404:
+            return False
+        if answer.status_code != 200:
+            raise OSError(f"the hub answers {answer.status_code}")
+        return server in answer.json().get("servers", {})
+
+
+main = HubService.launch_instance
+
+if __name__ == "__main__":
+    main()
