@@ -1,6 +1,6 @@
 /** What a user does with slices: ask, resize, give back; with questions where work would be lost. */
 
-import { Dialog, Notification, showDialog } from '@jupyterlab/apputils';
+import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
 import { PathExt } from '@jupyterlab/coreutils';
 import { TranslationBundle } from '@jupyterlab/translation';
 
@@ -87,6 +87,59 @@ export class Actions {
       : '';
   }
 
+  /** Give everything back, after one question. A line about what went wrong; empty if nothing did. */
+  async releaseAll(leases: readonly ILease[], asks = true): Promise<string> {
+    const trans = this._trans;
+    const names = leases.map(lease => this.nameOf(lease));
+    if (
+      asks &&
+      !(await this._sure(
+        trans._n('Release %1 lease?', 'Release %1 leases?', leases.length),
+        trans.__('%1. What is on their GPUs is lost where it cannot be moved.', names.join(', ')),
+        trans.__('Release all')
+      ))
+    ) {
+      return '';
+    }
+    const troubles = await Promise.all(leases.map(lease => this._give(lease)));
+    return troubles.find(Boolean) ?? '';
+  }
+
+  /** More time, for a lease whose time is limited. A line about what went wrong; empty if nothing did. */
+  extend(lease: ILease, seconds: number): Promise<string> {
+    return this._of(this._pool.api.extend(lease.id, seconds));
+  }
+
+  /** Tell the holder that one would like to have it, in words. A line about what went wrong; empty if nothing did. */
+  async askBack(lease: string, holder: string): Promise<string> {
+    const trans = this._trans;
+    const { button, value } = await InputDialog.getText({
+      title: trans.__('Ask %1 for these GPUs?', holder),
+      label: trans.__('A word for %1, who decides; nothing is taken away.', holder),
+      placeholder: trans.__('what for, and until when'),
+      okLabel: trans.__('Ask')
+    });
+    if (!button.accept) {
+      return '';
+    }
+    const trouble = await this._of(this._pool.api.ask(lease, value ?? ''));
+    if (!trouble) {
+      Notification.success(trans.__('%1 has been asked.', holder), { autoClose: 5000 });
+    }
+    return trouble;
+  }
+
+  /** It is wanted still. A line about what went wrong; empty if nothing did. */
+  keep(lease: ILease): Promise<string> {
+    return this._of(this._pool.api.keep(lease.id));
+  }
+
+  /** Whether a cell of the notebook that a lease is for runs now. */
+  async isComputing(lease: ILease): Promise<boolean> {
+    const kernel = this._living(lease);
+    return kernel !== null && !(await this._kernels.isIdle(kernel));
+  }
+
   /** Take a request out of the queue; nothing is lost but the place. */
   async leave(lease: ILease): Promise<string> {
     return this._of(this._pool.api.release(lease.id));
@@ -96,6 +149,15 @@ export class Actions {
   private _living(lease: ILease): string | null {
     const kernel = kernelOf(lease);
     return kernel && this._kernels.session(kernel) ? kernel : null;
+  }
+
+  /** Give it back without a question: by its kernel, which keeps what can be kept, if that is idle. */
+  private async _give(lease: ILease): Promise<string> {
+    const kernel = this._living(lease);
+    if (kernel && lease.state !== 'QUEUED' && (await this._kernels.isIdle(kernel))) {
+      return this._line(await this._kernels.release(kernel, true));
+    }
+    return this._of(this._pool.api.release(lease.id));
   }
 
   private async _sure(title: string, body: string, accept: string): Promise<boolean> {

@@ -51,6 +51,11 @@ export class PoolAPI {
     return this._call<IHistory>(`history?${query}`);
   }
 
+  /** The user's own leases that have not ended. */
+  async myLeases(): Promise<ILease[]> {
+    return (await this._call<{ leases: ILease[] }>('leases?mine=1')).leases;
+  }
+
   /** The user's leases of the last days, those that have ended too. */
   async pastLeases(): Promise<ILease[]> {
     return (await this._call<{ leases: ILease[] }>('leases?all=1')).leases;
@@ -78,6 +83,21 @@ export class PoolAPI {
   /** Another share of the same GPUs; what is on them stays. */
   resize(id: string, share: { partial: number } | { memory_mib: number }): Promise<ILease> {
     return this._call<ILease>(`leases/${encodeURIComponent(id)}`, 'PATCH', share);
+  }
+
+  /** So many seconds more for a lease whose time is limited. */
+  extend(id: string, seconds: number): Promise<ILease> {
+    return this._call<ILease>(`leases/${encodeURIComponent(id)}`, 'PATCH', { extend_s: seconds });
+  }
+
+  /** Tell the holder of a lease that one would like to have it; an administrator or a colleague may. */
+  ask(id: string, message: string): Promise<unknown> {
+    return this._call<unknown>(`leases/${encodeURIComponent(id)}/ask`, 'POST', { message });
+  }
+
+  /** A lease is wanted still: it does not count as idle, and who asked for it has an answer. */
+  keep(id: string): Promise<unknown> {
+    return this._call<unknown>(`leases/${encodeURIComponent(id)}/keep`, 'POST', {});
   }
 
   /** The feed of the pool; see feed.ts. */

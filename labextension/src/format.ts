@@ -21,6 +21,14 @@ export function size(mib: number, trans: TranslationBundle): string {
   return trans.__('%1 GiB', figure(gib, gib < 100 ? 1 : 0));
 }
 
+/** `12.4 of 50.8 GiB`: both in the unit of the whole. */
+export function part(mib: number, whole: number, trans: TranslationBundle): string {
+  if (unit === 'MiB' || (unit === 'auto' && whole < 1024)) {
+    return trans.__('%1 of %2 MiB', figure(mib, 0), figure(whole, 0));
+  }
+  return trans.__('%1 of %2 GiB', figure(mib / 1024, 1), figure(whole / 1024, 1));
+}
+
 /** `26,008 MiB`, exactly. */
 export function exactly(mib: number, trans: TranslationBundle): string {
   return trans.__('%1 MiB', figure(mib, 0));

@@ -1,8 +1,22 @@
 /** The JupyterLab side of jupyter_gpupool: which plugins there are. */
 
+import { commandsPlugin } from './plugins/commands';
+import { launcherPlugin } from './plugins/launcher';
 import { panelPlugin } from './plugins/panel';
 import { poolPlugin } from './plugins/pool';
+import { runningPlugin } from './plugins/running';
 import { slicesPlugin } from './plugins/slices';
+import { statusPlugin } from './plugins/status';
+import { warningsPlugin } from './plugins/warnings';
 
 export { IGPUPool, ISlices } from './tokens';
-export default [poolPlugin, slicesPlugin, panelPlugin];
+export default [
+  poolPlugin,
+  slicesPlugin,
+  panelPlugin,
+  commandsPlugin,
+  launcherPlugin,
+  runningPlugin,
+  statusPlugin,
+  warningsPlugin
+];

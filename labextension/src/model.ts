@@ -4,7 +4,7 @@ import { DisposableDelegate, IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
 
 import { PoolAPI } from './api';
-import { Feed, IConnection } from './feed';
+import { Feed, IConnection, Status } from './feed';
 import { IPoolState } from './state';
 import { IGPUPool } from './tokens';
 
@@ -20,6 +20,9 @@ export class PoolModel implements IGPUPool, IDisposable {
   }
 
   readonly api: PoolAPI;
+
+  /** Seconds between two `changed` at least. */
+  pace = 0;
 
   get state(): IPoolState | null {
     return this._feed.state;
@@ -58,6 +61,7 @@ export class PoolModel implements IGPUPool, IDisposable {
     document.removeEventListener('visibilitychange', this._settle);
     this._settle();
     cancelAnimationFrame(this._frame);
+    clearTimeout(this._pause);
     Signal.clearData(this);
   }
 
@@ -72,17 +76,31 @@ export class PoolModel implements IGPUPool, IDisposable {
 
   /** What comes together is told together. */
   private _later(): void {
-    if (this._frame === 0 && !this._isDisposed) {
-      this._frame = requestAnimationFrame(() => {
-        this._frame = 0;
-        this._changed.emit();
-      });
+    if (this._frame !== 0 || this._isDisposed) {
+      return;
     }
+    // A lost connection is told at once; figures may wait.
+    const { status } = this._feed.connection;
+    const rest = this._told + 1000 * this.pace - Date.now();
+    clearTimeout(this._pause);
+    if (rest > 0 && status === this._status) {
+      this._pause = setTimeout(() => this._later(), rest);
+      return;
+    }
+    this._frame = requestAnimationFrame(() => {
+      this._frame = 0;
+      this._told = Date.now();
+      this._status = this._feed.connection.status;
+      this._changed.emit();
+    });
   }
 
   private _changed = new Signal<this, void>(this);
   private _feed: Feed;
   private _frame = 0;
   private _isDisposed = false;
+  private _pause: ReturnType<typeof setTimeout> | undefined;
+  private _status: Status = 'off';
+  private _told = 0;
   private _watchers = 0;
 }

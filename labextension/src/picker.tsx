@@ -13,16 +13,22 @@ import { IPoolState, shareOf } from './state';
 /** How long a choice has to rest before it is asked about, in milliseconds. */
 const REST_MS = 150;
 
-export function Picker(props: IViewProps): JSX.Element {
+export interface IPickerProps extends IViewProps {
+  /** The notebook has what it was to have, or waits for it. */
+  onDone?: () => void;
+}
+
+export function Picker(props: IPickerProps): JSX.Element {
   useFront(props.slices.front);
   // Another notebook, another choice: what it remembers, if it does.
   return <Choice key={props.slices.front.name ?? ''} {...props} />;
 }
 
-function Choice({ state, pool, slices, trans }: IViewProps): JSX.Element {
-  const { front, actions } = slices;
-  const [count, setCount] = React.useState(() => front.wish?.num_gpus ?? 1);
-  const [text, setText] = React.useState(() => String(front.wish?.partial ?? 0.5));
+function Choice({ state, pool, slices, trans, onDone }: IPickerProps): JSX.Element {
+  const { front, actions, preferences } = slices;
+  const { numGpus, partial: usual } = preferences.choices;
+  const [count, setCount] = React.useState(() => front.wish?.num_gpus ?? numGpus);
+  const [text, setText] = React.useState(() => String(front.wish?.partial ?? usual));
   const [model, setModel] = React.useState(() => front.wish?.filters?.name ?? '');
   const [remember, setRemember] = React.useState(() => front.wish !== null);
   const [trouble, setTrouble] = React.useState('');
@@ -49,9 +55,13 @@ function Choice({ state, pool, slices, trans }: IViewProps): JSX.Element {
     setTrouble('');
     setAsking(true);
     try {
-      setTrouble(await actions.attach(kernel, wish));
+      const line = await actions.attach(kernel, wish);
+      setTrouble(line);
       if (remember) {
         front.remember(wish);
+      }
+      if (!line) {
+        onDone?.();
       }
     } catch (reason) {
       setTrouble(String(reason));

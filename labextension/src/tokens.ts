@@ -8,6 +8,7 @@ import { Actions } from './actions';
 import { PoolAPI } from './api';
 import { IConnection } from './feed';
 import { Front } from './front';
+import { Holdings } from './holdings';
 import { Preferences } from './preferences';
 import { IPoolState } from './state';
 
@@ -18,6 +19,8 @@ export interface IGPUPool {
   readonly connection: IConnection;
   /** `state` or `connection` changed; at most once in a frame, and not while the page is hidden. */
   readonly changed: ISignal<IGPUPool, void>;
+  /** Seconds between two `changed` at least; 0 for every frame. */
+  pace: number;
   /** What can be asked of the pool. */
   readonly api: PoolAPI;
   /** Have the pool watched until the answer is disposed of. Nothing is read while nobody watches. */
@@ -32,6 +35,8 @@ export interface ISlices {
   readonly front: Front;
   readonly actions: Actions;
   readonly preferences: Preferences;
+  /** What the user holds and waits for. */
+  readonly holdings: Holdings;
   /** Bring a notebook to the front. */
   open(path: string): void;
 }

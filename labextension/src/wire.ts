@@ -61,6 +61,13 @@ export interface IPiece {
   emulated: boolean;
 }
 
+/** Somebody's wish to have what a lease holds. */
+export interface IAskedBack {
+  by: string;
+  at: number;
+  message: string;
+}
+
 /** A request and what became of it; times in seconds since the epoch. */
 export interface ILease {
   id: string;
@@ -73,6 +80,10 @@ export interface ILease {
   ended_at: number | null;
   /** When its time is over, where the pool limits it. */
   expires_at?: number | null;
+  /** Since when it has computed nothing, once that is worth telling. */
+  idle_since?: number | null;
+  /** Who would like to have it. */
+  asked_back?: IAskedBack[];
   position: number | null;
 }
 

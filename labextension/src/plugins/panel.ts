@@ -4,13 +4,10 @@ import { ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyte
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
+import { CommandIDs } from '../commandids';
 import { gpuIcon } from '../icon';
 import { PoolPanel } from '../panel';
 import { IGPUPool, ISlices } from '../tokens';
-
-export namespace CommandIDs {
-  export const open = 'gpupool:open';
-}
 
 export const panelPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:plugin',

@@ -6,6 +6,7 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { Actions } from '../actions';
 import { Front } from '../front';
+import { Holdings } from '../holdings';
 import { Kernels } from '../kernels';
 import { Preferences } from '../preferences';
 import { IGPUPool, ISlices } from '../tokens';
@@ -30,15 +31,22 @@ function activate(
 ): ISlices {
   const trans = (translator ?? nullTranslator).load('jupyter_gpupool');
   const preferences = new Preferences();
+  preferences.changed.connect(() => {
+    // The pool speaks each second: a pace of one would skip every other message.
+    pool.pace = Math.max(0, preferences.choices.refresh - 0.5);
+  });
   registry?.load(SETTINGS).then(
     settings => preferences.follow(settings),
     (reason: Error) =>
       console.error(`jupyter_gpupool: its settings cannot be read: ${reason.message}`)
   );
+  const holdings = new Holdings(pool, app.serviceManager.events);
+  void app.restored.then(() => holdings.start());
   return {
     front: new Front(app.shell),
     actions: new Actions(pool, new Kernels(app.serviceManager), trans),
     preferences,
+    holdings,
     open: (path: string) => void app.commands.execute('docmanager:open', { path })
   };
 }

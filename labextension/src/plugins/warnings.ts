@@ -1,0 +1,18 @@
+/** Notifications about what the user holds. */
+
+import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+
+import { ISlices } from '../tokens';
+import { Warnings } from '../warnings';
+
+export const warningsPlugin: JupyterFrontEndPlugin<void> = {
+  id: 'jupyter-gpupool:warnings',
+  description: 'Warns of GPUs that do not compute, and tells who asks for them.',
+  autoStart: true,
+  requires: [ISlices],
+  optional: [ITranslator],
+  activate: (app: JupyterFrontEnd, slices: ISlices, translator: ITranslator | null) => {
+    new Warnings(slices, (translator ?? nullTranslator).load('jupyter_gpupool'));
+  }
+};
