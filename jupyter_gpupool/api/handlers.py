@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized
@@ -17,6 +18,7 @@ from tornado import web
 
 from ..pool.errors import InvalidRequest, NotAdmitted, NotAllowed, PoolError
 from ..pool.models import Request
+from . import health
 from .auth import Caller, Doorkeeper, who_calls
 from .events import EventsInJupyter, EventsWithToken
 from .feed import Feed
@@ -263,10 +265,9 @@ class HistoryCall(Calls):
 
 class HealthCall(Calls):
     async def read(self) -> None:
-        checks = await self.service.health()
-        ok = all(check.ok for check in checks)
-        body = {"status": "ok" if ok else "failing", "checks": [asdict(check) for check in checks]}
-        self.reply(body, 200 if ok else 503)
+        at, checks = await self.service.health()
+        body = health.document(at, checks, time.time())
+        self.reply(body, 503 if body["status"] == "failing" else 200)
 
 
 class OpenAPICall(Calls):

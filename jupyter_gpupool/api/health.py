@@ -1,59 +1,211 @@
-"""Whether a pool is well: checks by name, each with a figure or with what to do."""
+"""Whether a pool is well: what its machines say of themselves and what it sees itself, read in the background.
+
+Who asks gets what was read last, with its age; no question waits for a driver, a disk or a database.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
+from cryptography import x509
 
+from ..devices.checks import STATUSES, Check, graded, worst
+from ..devices.diagnosis import diagnose, disk_check, marked
 from ..pool.errors import PoolError
 from ..pool.interfaces import Engine
+from ..pool.ledger import Ledger
+from ..pool.models import Server
+
+__all__ = ["Check", "Health", "document", "from_json", "worst"]
+
+log = logging.getLogger(__name__)
+
+#: How often everything is looked at, in seconds, and until the first reading has come.
+EVERY_S, _FIRST_S = 5.0, 0.1
+#: How often the ledger is written to see how long that takes.
+_TOUCH_S = 15.0
+#: For so long, in seconds, answers wait for servers that have not been read yet.
+_PATIENCE_S = 15.0
+_DAY_S = 86400.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """One health check: what was looked at, whether it is well, and a figure or what to do."""
+class Health:
+    """Looks after one pool. ``on_ledger`` runs a function of the ledger on its thread; ``changed`` is called whenever
+    other GPUs than before are to get no new slices. ``servers`` are to be those that the engine knows."""
 
-    name: str
-    ok: bool
-    detail: str
+    def __init__(
+        self,
+        engine: Engine,
+        on_ledger: Callable[[Callable[[Ledger], Any]], Awaitable[Any]],
+        changed: Callable[[], None],
+    ) -> None:
+        self.servers: tuple[Server, ...] = ()
+        self._engine = engine
+        self._on_ledger = on_ledger
+        self._changed = changed
+        self._checks: tuple[Check, ...] = ()
+        self._at = 0.0
+        self._sick: Mapping[str, str] = {}
+        self._ledger: tuple[Check, ...] = ()
+        self._touched = -_TOUCH_S
+        self._began = time.monotonic()
+        self._looked = asyncio.Event()
+
+    @property
+    def sick(self) -> Mapping[str, str]:
+        """Why which GPUs are to get no new slices, by uuid."""
+        return self._sick
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that was looked at fails."""
+        return worst(self._checks) != "failing"
+
+    def marked(self, servers: Iterable[Server]) -> tuple[Server, ...]:
+        """Those servers, with the GPUs marked that are to get no new slices."""
+        return tuple(marked(servers, self._sick))
+
+    async def checks(self) -> tuple[float, tuple[Check, ...]]:
+        """When (seconds since the epoch) the pool was last looked at, and what was found."""
+        await asyncio.wait_for(self._looked.wait(), 30.0)
+        return self._at, self._checks
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            whole = await self.look()
+            await asyncio.sleep(EVERY_S if whole else _FIRST_S)
+
+    async def look(self) -> bool:
+        """Once, now; whether every server has been read, or has had the time for it."""
+        now, servers = time.time(), self.servers
+        readings = {reading.server: reading for reading in self._engine.readings()}
+        diagnoses = [diagnose(readings.get(s.name), s.gpus, now, s.name) for s in servers]
+        whole = all(s.name in readings for s in servers) or time.monotonic() - self._began > _PATIENCE_S
+        if time.monotonic() - self._touched >= _TOUCH_S:
+            self._touched = time.monotonic()
+            self._ledger = await self._ledger_checks()
+        self._set_sick({uuid: why for diagnosis in diagnoses for uuid, why in diagnosis.sick.items()})
+        found = [*self._ledger, _gpus(servers, self._sick), self._workers(), *_certificate(self._engine, now)]
+        self._checks = (*found, *(check for diagnosis in diagnoses for check in diagnosis.checks))
+        self._at = now
+        if whole:
+            self._looked.set()
+        return whole
+
+    def _set_sick(self, sick: Mapping[str, str]) -> None:
+        before, self._sick = self._sick, sick
+        for uuid in sick.keys() - before.keys():
+            log.error("GPU %s gets no new slices: %s", uuid, sick[uuid])
+        for uuid in before.keys() - sick.keys():
+            log.warning("GPU %s is well again", uuid)
+        if sick != before:
+            self._changed()
+
+    async def _ledger_checks(self) -> tuple[Check, ...]:
+        try:
+            took, disk = await self._on_ledger(_timed_touch)
+        except PoolError as e:
+            advice = "the message says what; nothing is granted until then"
+            return (Check("ledger", "failing", str(e), advice=advice),)
+        ms = round(took * 1000, 2)
+        touch = graded(
+            "ledger",
+            ms,
+            "ms",
+            at_most=50.0,
+            fails_beyond=5000.0,
+            detail=f"a change is durable in {ms:g} ms",
+            advice="put the ledger on a local SSD, or nearer to the pool; each grant waits for it",
+        )
+        return (touch, *disk)
+
+    def _workers(self) -> Check:
+        engine = self._engine
+        if engine.failure:
+            return Check("engine", "failing", engine.failure, advice="until then leases are granted in vain")
+        if engine.warm:
+            return Check("engine", "ok", "ready to start workers")
+        return Check("engine", "ok", "starting: PyTorch is being imported")
 
 
-async def checks(
-    read_ledger: Callable[[], Awaitable[Any]], engine: Engine, ledger_file: Path | None
-) -> list[Check]:
-    """Of a pool that runs; ``read_ledger`` raises PoolError where the ledger cannot be read."""
-    started = time.perf_counter()
-    try:
-        await read_ledger()
-        ledger = Check("ledger", True, f"answers in {(time.perf_counter() - started) * 1000:.1f} ms")
-    except PoolError as e:
-        ledger = Check("ledger", False, str(e))
-    servers = await engine.servers()
+def document(at: float, checks: Iterable[Check], now: float) -> dict[str, Any]:
+    """As JSON: ``status`` is the worst of all; ``time`` is this machine's clock at the moment of the answer."""
+    checks = tuple(checks)
+    return {
+        "status": worst(checks),
+        "time": now,
+        "age_s": round(max(0.0, now - at), 1),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> Check:
+    """A check that a pool of this version or a later one has told."""
+    known = {name: value for name, value in data.items() if name in Check.__dataclass_fields__}
+    check = Check(**known)
+    return check if check.status in STATUSES else replace(check, status="unknown")
+
+
+def _timed_touch(ledger: Ledger) -> tuple[float, list[Check]]:
+    began = time.perf_counter()
+    ledger.check()
+    took = time.perf_counter() - began
+    if ledger.path is None:
+        return took, []
+    return took, [disk_check(str(ledger.path.parent), shutil.disk_usage(ledger.path.parent).free >> 20)]
+
+
+def _gpus(servers: Sequence[Server], sick: Mapping[str, str]) -> Check:
     gpus = [gpu for server in servers for gpu in server.gpus]
     emulated = sum(gpu.emulated for gpu in gpus)
-    sick = [gpu.uuid for gpu in gpus if not gpu.healthy]
     detail = f"{len(gpus)} found" + (f", {emulated} of them emulated" if emulated else "")
-    found = [
-        ledger,
-        Check("gpus", bool(gpus) and not sick, detail + (f", unhealthy: {sick}" if sick else "")),
-        _engine(engine),
+    fit = len([gpu for gpu in gpus if gpu.uuid not in sick])
+    if sick:
+        detail += f", {len(gpus) - fit} of them unhealthy"
+    status = "ok" if gpus and not sick else "failing"
+    advice = (
+        ""
+        if status == "ok"
+        else "see the checks of each GPU"
+        if gpus
+        else "gpupool server --emulate, or a driver"
+    )
+    return Check("gpus", status, detail, fit, "GPUs", "at least", max(1, len(gpus)), advice)
+
+
+def _certificate(engine: Engine, now: float) -> list[Check]:
+    certfile = getattr(engine, "certfile", "")  # not every engine has one
+    if not certfile:
+        return []
+    advice = "gpupool server renew; a server that runs takes it up by itself"
+    try:
+        ends = expires_at(Path(certfile))
+    except (OSError, ValueError) as e:
+        return [Check("certificate", "failing", f"{certfile} cannot be read: {e}", advice=advice)]
+    days = round((ends - now) / _DAY_S, 1)
+    date = time.strftime("%Y-%m-%d", time.gmtime(ends))
+    return [
+        graded(
+            "certificate",
+            days,
+            "days",
+            at_least=30.0,
+            fails_beyond=0.0,
+            detail=f"{os.path.basename(certfile)} is valid until {date}",
+            advice=advice,
+        )
     ]
-    if ledger_file is not None:
-        free = shutil.disk_usage(ledger_file.parent).free
-        found.append(Check("disk", free > 64 << 20, f"{free >> 20} MiB free for the ledger (64 needed)"))
-    memory = psutil.virtual_memory()
-    found.append(Check("memory", memory.percent < 97, f"{memory.available >> 20} MiB available"))
-    return found
 
 
-def _engine(engine: Engine) -> Check:
-    if engine.failure:
-        return Check("engine", False, engine.failure)
-    detail = "ready to start workers" if engine.warm else "starting: PyTorch is being imported"
-    return Check("engine", True, detail)
+def expires_at(certfile: Path) -> float:
+    """When a certificate (PEM) ends, in seconds since the epoch. Raises OSError and ValueError."""
+    return x509.load_pem_x509_certificate(certfile.read_bytes()).not_valid_after_utc.timestamp()

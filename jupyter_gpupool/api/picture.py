@@ -10,9 +10,11 @@ from .. import __version__
 from ..pool.models import Snapshot, WorkerUsage
 
 
-def picture(snapshot: Snapshot, usage: Mapping[str, WorkerUsage], owner: str | None) -> dict[str, Any]:
+def picture(
+    snapshot: Snapshot, usage: Mapping[str, WorkerUsage], owner: str | None, healthy: bool = True
+) -> dict[str, Any]:
     """The pool (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed. ``usage`` is
-    what workers say, by lease id."""
+    what workers say, by lease id; ``healthy``: nothing that was looked at fails."""
     slices: dict[str, list[dict[str, Any]]] = {}
     used: dict[str, int] = {}
     busy: dict[str, float] = {}
@@ -54,4 +56,4 @@ def picture(snapshot: Snapshot, usage: Mapping[str, WorkerUsage], owner: str | N
         for server in snapshot.servers
     ]
     queue = [lease.id if owner is None or lease.request.owner == owner else None for lease in snapshot.queue]
-    return {"version": __version__, "servers": servers, "queue": queue, "healthy": True}
+    return {"version": __version__, "servers": servers, "queue": queue, "healthy": healthy}

@@ -24,8 +24,7 @@ from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
-from . import health
-from .health import Check
+from .health import Check, Health
 from .picture import picture
 
 __all__ = ["Check", "PoolService"]
@@ -82,10 +81,12 @@ class PoolService(LoggingConfigurable):
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task] = set()
         self._ticker: asyncio.Task | None = None
+        self._nurse: asyncio.Task | None = None
         self._stopping = False
         self._resizing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._servers: tuple[Server, ...] | None = None  # not in the manager yet
+        self.wellness = Health(self.engine, self.with_ledger, lambda: self._servers_changed(self.wellness.servers))
         self._states: dict[str, LeaseState] = {}  # of live leases, as listeners were last told
 
     # -- life
@@ -112,14 +113,16 @@ class PoolService(LoggingConfigurable):
             raise
         self._ticker = asyncio.create_task(self._tick())
         self._servers_changed(await self.engine.servers())  # one may have come or gone meanwhile
+        self._nurse = asyncio.create_task(self.wellness.run())
 
     async def stop(self) -> None:
         """Stop granting. An embedded pool's leases end with it; a persistent one's go on computing."""
         if self._stopping:
             return
         self._stopping = True
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for task in (self._ticker, self._nurse):
+            if task is not None:
+                task.cancel()
         if self._manager is not None and not self.engine.persistent:
             for lease in await self._call(self._manager.leases):
                 try:
@@ -247,7 +250,7 @@ class PoolService(LoggingConfigurable):
     async def pool(self, owner: str | None) -> dict[str, Any]:
         """The pool as JSON (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed."""
         snapshot = await self._call(self._need().snapshot)
-        return picture(snapshot, self.engine.usage(), owner)
+        return picture(snapshot, self.engine.usage(), owner, self.wellness.ok)
 
     async def history(
         self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
@@ -258,10 +261,10 @@ class PoolService(LoggingConfigurable):
         now = time.time()
         return await self._call(self._history.series, now, now - 3600 if since is None else since, step, gpus)
 
-    async def health(self) -> list[Check]:
-        """Each check by name; a pool with one that is not ok should grant nothing important."""
-        manager = self._need()
-        return await health.checks(lambda: self._call(manager.leases), self.engine, _sqlite_file(self.db_url))
+    async def health(self) -> tuple[float, tuple[Check, ...]]:
+        """When (seconds since the epoch) the pool was last looked at, and each check by name."""
+        self._need()
+        return await self.wellness.checks()
 
     async def with_ledger(self, function: Callable[..., T], *args: Any) -> T:
         """``function(ledger, *args)`` on the manager's thread: for tables that are not about leases."""
@@ -360,7 +363,8 @@ class PoolService(LoggingConfigurable):
     def _servers_changed(self, servers: Sequence[Server]) -> None:
         if self._manager is None or self._ticker is None:
             return  # start() is about to ask for them
-        self._servers, known = tuple(servers), self._servers
+        self.wellness.servers = tuple(servers)
+        self._servers, known = self.wellness.marked(servers), self._servers
         if known is None:  # else whoever is at it takes these too
             task = asyncio.create_task(self._record_servers(self._manager))
             self._tasks.add(task)

@@ -24,6 +24,7 @@ class GPUsApp(Command):
                 str(gpu["memory_mib"] - gpu["granted_mib"]),
                 str(gpu["memory_mib"]),
                 "yes" if gpu["emulated"] else "no",
+                "yes" if gpu.get("healthy", True) else "NO",
                 gpu["uuid"],
             ]
             for server in pool["servers"]
@@ -31,8 +32,17 @@ class GPUsApp(Command):
         ]
         if rows:
             print(
-                table(["SERVER", "GPU", "NAME", "FREE MiB", "MiB", "EMULATED", "UUID"], rows, right=(1, 3, 4))
+                table(
+                    ["SERVER", "GPU", "NAME", "FREE MiB", "MiB", "EMULATED", "HEALTHY", "UUID"],
+                    rows,
+                    right=(1, 3, 4),
+                )
             )
+            for gpu in (gpu for server in pool["servers"] for gpu in server["gpus"]):
+                if not gpu.get("healthy", True):
+                    print(
+                        f"GPU {gpu['index']} ({gpu['uuid']}) gets no new slices: {gpu.get('trouble') or 'not healthy'}"
+                    )
         else:
             print("The pool has no GPUs")
         return 0

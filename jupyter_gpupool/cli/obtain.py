@@ -143,7 +143,7 @@ class Obtaining:
 
     def _warn_of_sickness(self, client: PoolClient) -> None:
         for check in client.health()["checks"]:
-            if not check["ok"]:
+            if check["status"] == "failing":
                 self._tell.warning(f"The pool is not well: {check['name']}: {check['detail']}")
 
     def _news(self, lease: Lease) -> None:

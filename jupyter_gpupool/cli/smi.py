@@ -55,7 +55,7 @@ def picture(pool: dict[str, Any], where: str, when: str) -> Iterator[str]:
         if gpu["emulated"]:
             notes.append("EMULATED: the CPU does its work")
         if not gpu.get("healthy", True):
-            notes.append("NOT HEALTHY")
+            notes.append(f"NOT HEALTHY: {gpu.get('trouble') or 'no new slices'}")
         yield _cells(["", notes[0], "; ".join(notes[1:]), ""], _GPU, "><<>")
         yield _rule(_GPU, "-")
     yield ""

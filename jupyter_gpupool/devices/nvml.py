@@ -34,21 +34,21 @@ def nvml_gpus(server: str) -> tuple[GPU, ...]:
     shares the machine's) cannot be cut into shares: it is left out, and a warning says so.
     """
     found: list[GPU] = []
-    with _library() as working:
+    with library() as working:
         if not working:
             return ()
         count = pynvml.nvmlDeviceGetCount()
         extra = count
         for index in range(count):
-            handle = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+            handle = ask(pynvml.nvmlDeviceGetHandleByIndex, index)
             if handle is None:
                 log.warning("GPU %d does not answer; it is left out of the pool", index)
                 continue
-            if not _in_mig_mode(handle):
+            if not in_mig_mode(handle):
                 gpu = _describe(handle, server, index)
                 found += [gpu] if gpu else []
                 continue
-            for instance in _mig_instances(handle):
+            for instance in mig_instances(handle):
                 gpu = _describe(instance, server, extra)
                 found += [gpu] if gpu else []
                 extra += 1
@@ -58,21 +58,21 @@ def nvml_gpus(server: str) -> tuple[GPU, ...]:
 def samples() -> tuple[DeviceSample, ...]:
     """Load and memory of each device now (MIG instances included); empty without a driver."""
     found: list[DeviceSample] = []
-    with _library() as working:
+    with library() as working:
         if not working:
             return ()
         for index in range(pynvml.nvmlDeviceGetCount()):
-            handle = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+            handle = ask(pynvml.nvmlDeviceGetHandleByIndex, index)
             if handle is None:
                 continue
-            for device in _mig_instances(handle) if _in_mig_mode(handle) else [handle]:
+            for device in mig_instances(handle) if in_mig_mode(handle) else [handle]:
                 sample = _sample(device)
                 found += [sample] if sample else []
     return tuple(found)
 
 
 @contextmanager
-def _library() -> Iterator[bool]:
+def library() -> Iterator[bool]:
     """NVML, initialised for this block; False where it is missing or does not work."""
     try:
         pynvml.nvmlInit()
@@ -84,10 +84,10 @@ def _library() -> Iterator[bool]:
     try:
         yield True
     finally:
-        _ask(pynvml.nvmlShutdown)
+        ask(pynvml.nvmlShutdown)
 
 
-def _ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The function's answer, or None when the device or its driver cannot give one."""
     try:
         return function(*args, **kwargs)
@@ -96,24 +96,24 @@ def _ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return None
 
 
-def _in_mig_mode(handle: Any) -> bool:
-    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)  # (now, after the next reset)
+def in_mig_mode(handle: Any) -> bool:
+    mode = ask(pynvml.nvmlDeviceGetMigMode, handle)  # (now, after the next reset)
     return bool(mode) and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
 
 
-def _mig_instances(handle: Any) -> list[Any]:
-    slots = _ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
-    found = (_ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot) for slot in range(slots))
+def mig_instances(handle: Any) -> list[Any]:
+    slots = ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
+    found = (ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, slot) for slot in range(slots))
     return [instance for instance in found if instance is not None]
 
 
 def _describe(handle: Any, server: str, index: int) -> GPU | None:
-    uuid = _text(_ask(pynvml.nvmlDeviceGetUUID, handle))
-    name = _text(_ask(pynvml.nvmlDeviceGetName, handle)) or "NVIDIA GPU"
+    uuid = text(ask(pynvml.nvmlDeviceGetUUID, handle))
+    name = text(ask(pynvml.nvmlDeviceGetName, handle)) or "NVIDIA GPU"
     if not uuid:
         log.warning("GPU %d (%s) does not tell its uuid; it is left out of the pool", index, name)
         return None
-    memory = _memory(handle)
+    memory = memory_of(handle)
     if memory is None or memory[1] < 1:
         log.warning("%s (%s) reports no memory of its own; it is left out of the pool", name, uuid)
         return None
@@ -121,11 +121,11 @@ def _describe(handle: Any, server: str, index: int) -> GPU | None:
 
 
 def _sample(handle: Any) -> DeviceSample | None:
-    uuid = _text(_ask(pynvml.nvmlDeviceGetUUID, handle))
+    uuid = text(ask(pynvml.nvmlDeviceGetUUID, handle))
     if not uuid:
         return None
-    load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
-    memory = _memory(handle)
+    load = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    memory = memory_of(handle)
     return DeviceSample(
         uuid=uuid,
         busy=None if load is None else load.gpu / 100,
@@ -134,15 +134,15 @@ def _sample(handle: Any) -> DeviceSample | None:
     )
 
 
-def _memory(handle: Any) -> tuple[int, int] | None:
+def memory_of(handle: Any) -> tuple[int, int] | None:
     """(used, grantable) in MiB. What the driver keeps for itself is neither, where it tells."""
-    info = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle, version=pynvml.nvmlMemory_v2)
+    info = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, version=pynvml.nvmlMemory_v2)
     if info is not None:
         return info.used // MIB, (info.total - info.reserved) // MIB
-    info = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)  # drivers before 510
+    info = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)  # drivers before 510
     return None if info is None else (info.used // MIB, info.total // MIB)
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """NVML's strings are bytes in some versions of its binding."""
     return value.decode() if isinstance(value, bytes) else (value or "")

@@ -21,6 +21,9 @@ from traitlets.config import LoggingConfigurable
 
 from ..devices import discover
 from ..devices.emulated import DEFAULT_COUNT, DEFAULT_MEMORY_MIB, DEFAULT_NAME
+from ..devices.host import read as read_host
+from ..devices.readings import ServerReading
+from ..devices.watch import Watch, Xids
 from ..pool.errors import EngineFailure, InUse
 from ..pool.interfaces import ServersChanged, WorkerExit
 from ..pool.models import Lease, Server, WorkerAddress, WorkerUsage
@@ -92,6 +95,8 @@ class LocalEngine(LoggingConfigurable):
         self._control: socket.socket | None = None
         self._ready: asyncio.Future[int] | None = None
         self._failure = ""
+        self._health: Watch | None = None
+        self._real = False
         self._stopping = False
         self._starting: dict[str, asyncio.Future[WorkerAddress]] = {}
         self._workers: dict[str, WorkerAddress] = {}
@@ -114,6 +119,14 @@ class LocalEngine(LoggingConfigurable):
             self._door = DataPort(self.data_host, self.data_port, self.run_dir, self.persistent, self.log)
             await self._door.start()
         self._start_parent()
+        self._health = Watch(self._read)
+        self._health.start()
+
+    def _read(self, xids: Xids) -> ServerReading:
+        folders, real = [self.run_dir], self._real
+        return read_host(
+            self.server_name, folders=folders, address=self.host, driver_expected=real, xids=xids
+        )
 
     async def servers(self) -> Sequence[Server]:
         gpus = discover(
@@ -123,7 +136,13 @@ class LocalEngine(LoggingConfigurable):
             name=self.emulated_name,
             memory_mib=self.emulated_memory_mib,
         )
+        self._real = any(not gpu.emulated for gpu in gpus)
         return [Server(self.server_name, self.host, gpus)]
+
+    def readings(self) -> Sequence[ServerReading]:
+        """What this machine last said of its health."""
+        latest = self._health.latest if self._health is not None else None
+        return [] if latest is None else [latest]
 
     async def start_worker(self, lease: Lease) -> WorkerAddress:
         control = await self._parent_is_ready()
@@ -222,6 +241,8 @@ class LocalEngine(LoggingConfigurable):
     async def stop(self) -> None:
         """End the engine and, unless they are persistent, its workers."""
         self._stopping = True
+        if self._health is not None:
+            self._health.stop()
         if not self.persistent:
             await asyncio.gather(*(self.stop_worker(lease_id) for lease_id in list(self._workers)))
         for lease_id in list(self._watched):

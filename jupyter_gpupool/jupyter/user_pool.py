@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from ..api import bundle, discovery
 from ..api.auth import TokenStore, new_token
 from ..api.client import NOT_OFFERED, Passed, PoolClient
 from ..api.handlers import MAX_BODY, standalone_handlers
-from ..api.service import ENGINES, Check, PoolService
+from ..api.health import Check, from_json
+from ..api.service import ENGINES, PoolService
 from ..holder import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
@@ -231,7 +233,7 @@ class GPUPool(LoggingConfigurable):
     ) -> dict[str, Any]:
         return await self._ask(lambda p: p.history(since, step, gpus))
 
-    async def health(self) -> list[Check]:
+    async def health(self) -> tuple[float, tuple[Check, ...]]:
         return await self._ask(lambda p: p.health())
 
     async def administer(
@@ -334,9 +336,9 @@ class _Joined:
     ) -> dict[str, Any]:
         return await asyncio.to_thread(self._client.history, since, step, gpus)
 
-    async def health(self) -> list[Check]:
+    async def health(self) -> tuple[float, tuple[Check, ...]]:
         answer = await asyncio.to_thread(self._client.health)
-        return [Check(c["name"], c["ok"], c["detail"]) for c in answer["checks"]]
+        return time.time() - answer["age_s"], tuple(from_json(check) for check in answer["checks"])
 
     async def administer(
         self, method: str, path: str, query: dict[str, list[str]], body: bytes, accept: str

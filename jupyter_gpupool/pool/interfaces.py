@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from ..devices.readings import ServerReading
 from .models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
 
 #: Called (in the event loop's thread) when a worker has ended: lease id, the state that follows
@@ -43,6 +44,9 @@ class Engine(Protocol):
 
     def usage(self) -> dict[str, WorkerUsage]:
         """What each running worker last said it uses, by lease id."""
+
+    def readings(self) -> Sequence[ServerReading]:
+        """What each GPU server last said of its health, as far as it has been read; answers at once."""
 
     async def stop(self) -> None:
         """End the engine itself and, unless they are persistent, every worker."""

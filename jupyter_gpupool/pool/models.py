@@ -40,7 +40,7 @@ class LeaseState(str, Enum):
 @dataclass(frozen=True)
 class GPU:
     """One physical device of one GPU server; ``memory_mib`` is what the pool may grant of it, less ``taken_mib``,
-    which others than this pool hold now."""
+    which others than this pool hold now. One that is not ``healthy`` gets no new slices; ``trouble`` says why."""
 
     uuid: str
     server: str
@@ -50,6 +50,7 @@ class GPU:
     emulated: bool = False
     healthy: bool = True
     taken_mib: int = 0
+    trouble: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class SecureSocket:
                 self._wait(self._readable, deadline)
             try:
                 with self._lock:
-                    return self._ssl.read(len(view), view)
+                    return self._ssl.read(len(view), view)  # type: ignore[return-value]  # with a buffer, a count
             except ssl.SSLWantReadError:
                 continue
             except ssl.SSLWantWriteError:

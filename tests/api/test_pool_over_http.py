@@ -257,7 +257,7 @@ def test_the_description_is_valid_openapi(pool: Pool) -> None:
 
 def test_health_names_its_checks(pool: Pool) -> None:
     health = pool.client.health()
-    assert health["status"] == "ok"
+    assert health["status"] in ("ok", "warning")
     checks = {check["name"]: check for check in health["checks"]}
     assert {"ledger", "gpus", "engine", "disk", "memory"} <= set(checks)
     assert checks["gpus"]["detail"] == "2 found, 2 of them emulated"

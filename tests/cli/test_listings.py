@@ -24,8 +24,8 @@ def held(start: Callable[..., Any], eventually: Callable[..., Any], *options: ob
 def test_gpus(gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any) -> None:
     held(start, eventually, "-p", 0.25)
     head, first, second = gpupool("gpus").stdout.splitlines()
-    assert head.split() == ["SERVER", "GPU", "NAME", "FREE", "MiB", "MiB", "EMULATED", "UUID"]
-    row = r"\S+ +{} +Tesla V100-PCIE-32GB \(emulated\) +{} +32510 +yes +GPU-[0-9a-f-]{{36}}"
+    assert head.split() == ["SERVER", "GPU", "NAME", "FREE", "MiB", "MiB", "EMULATED", "HEALTHY", "UUID"]
+    row = r"\S+ +{} +Tesla V100-PCIE-32GB \(emulated\) +{} +32510 +yes +yes +GPU-[0-9a-f-]{{36}}"
     assert re.fullmatch(row.format(0, 32510 - 8127), first) and re.fullmatch(row.format(1, 32510), second)
     gpus = json.loads(gpupool("gpus", "--json").stdout)["servers"][0]["gpus"]
     assert [gpu["granted_mib"] for gpu in gpus] == [8127, 0]
@@ -115,8 +115,12 @@ def test_release(
 def test_health_and_version(gpupool: Callable[..., Any], pool: Any) -> None:
     done = gpupool("health")
     assert done.returncode == 0 and f"The GPU pool at {pool.address.url} is ok" in done.stdout
-    for check in ("ledger", "gpus", "engine", "disk", "memory"):
-        assert re.search(rf"^  ok +{check} +\S", done.stdout, re.M), done.stdout
-    assert json.loads(gpupool("health", "--json").stdout)["status"] == "ok"
+    for check in ("ledger", "gpus", "engine", "disk", "clock"):
+        assert re.search(rf"^ok +{check} +\S", done.stdout, re.M), done.stdout
+    assert re.search(r"^(ok|WARN) +round trip +\S+ +\d\S* µs +≤ 50 ", done.stdout, re.M), done.stdout
+    said = json.loads(gpupool("health", "--json").stdout)
+    assert said["status"] in ("ok", "warning") and said["age_s"] >= 0
+    (clock,) = [check for check in said["checks"] if check["name"] == "clock"]
+    assert clock["unit"] == "s" and clock["value"] < 1
     version = gpupool("version").stdout
     assert re.search(r"^gpupool +\d+\.\d+\.\d+", version, re.M) and re.search(r"^torch +2\.", version, re.M)

@@ -10,8 +10,6 @@ import pytest
 from jupyter_gpupool.devices import discover, emulated_gpus, nvml
 from jupyter_gpupool.pool.models import GPU
 
-MIB = 1024 * 1024
-
 
 def driver_works() -> bool:
     try:
@@ -71,62 +69,8 @@ def test_real_gpus_are_described() -> None:
     assert set(samples) >= {gpu.uuid for gpu in gpus}
 
 
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], None]:
-    """A stand-in for the driver: pynvml's functions answer as written down for some machines.
-
-    There is no such hardware where these tests usually run; what is tested is how answers are read.
-    """
-
-    def install(devices: list[dict[str, Any]]) -> None:
-        def answer(field: str) -> Callable[..., Any]:
-            def function(device: dict[str, Any], *_: Any, **__: Any) -> Any:
-                if field not in device:
-                    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-                return device[field]
-
-            return function
-
-        def handle(index: int) -> dict[str, Any]:
-            if devices[index].get("lost"):
-                raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
-            return devices[index]
-
-        def instance(device: dict[str, Any], slot: int) -> dict[str, Any]:
-            if slot >= len(device["instances"]):
-                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-            found: dict[str, Any] = device["instances"][slot]
-            return found
-
-        def memory(device: dict[str, Any], version: int | None = None) -> Any:
-            if version is not None and device.get("old_driver"):
-                raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-            if "memory" not in device:
-                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-            total, reserved, used = (part * MIB for part in device["memory"])
-            return SimpleNamespace(total=total, reserved=reserved, used=used)
-
-        replacements: dict[str, Callable[..., Any]] = {
-            "nvmlInit": lambda: None,
-            "nvmlShutdown": lambda: None,
-            "nvmlDeviceGetCount": lambda: len(devices),
-            "nvmlDeviceGetHandleByIndex": handle,
-            "nvmlDeviceGetUUID": answer("uuid"),
-            "nvmlDeviceGetName": answer("name"),
-            "nvmlDeviceGetMemoryInfo": memory,
-            "nvmlDeviceGetMigMode": answer("mig"),
-            "nvmlDeviceGetMaxMigDeviceCount": lambda device: 7,
-            "nvmlDeviceGetMigDeviceHandleByIndex": instance,
-            "nvmlDeviceGetUtilizationRates": answer("load"),
-        }
-        for name, function in replacements.items():
-            monkeypatch.setattr(pynvml, name, function)
-
-    return install
-
-
 def test_answers_of_recorded_devices_are_read(
-    recorded: Callable[[list[dict[str, Any]]], None], caplog: pytest.LogCaptureFixture
+    recorded: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a stand-in for the driver: see ``recorded``."""
     recorded(
