@@ -1,8 +1,6 @@
 /** The pool over HTTP. */
 
-import { URLExt } from '@jupyterlab/coreutils';
-import { ServerConnection } from '@jupyterlab/services';
-
+import { ITransport } from './transport';
 import { IHistory, ILease } from './wire';
 
 /** What a user may ask for: GPUs, and of each one `partial` (0 to 1) or `memory_mib`. */
@@ -32,7 +30,7 @@ export class PoolError extends Error {
 
 /** The calls of docs/architecture.md. Every one rejects with a `PoolError`. */
 export class PoolAPI {
-  constructor(private _settings: ServerConnection.ISettings) {}
+  constructor(private _transport: ITransport) {}
 
   /** Why the pool cannot be asked; empty if it can. */
   async trouble(): Promise<string> {
@@ -102,31 +100,68 @@ export class PoolAPI {
 
   /** The feed of the pool; see feed.ts. */
   events(query: string): WebSocket {
-    const { wsUrl, token, appendToken, WebSocket } = this._settings;
-    const url = URLExt.join(wsUrl, 'gpupool/api/v1/events') + query;
-    const secret = appendToken && token ? `token=${encodeURIComponent(token)}` : '';
-    return new WebSocket(secret ? `${url}${query ? '&' : '?'}${secret}` : url);
+    return this._transport.socket(`events${query}`);
   }
 
-  private async _call<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
-    const url = URLExt.join(this._settings.baseUrl, 'gpupool/api/v1', path);
-    const init = { method, body: body === undefined ? undefined : JSON.stringify(body) };
-    let response: Response;
-    try {
-      response = await ServerConnection.makeRequest(url, init, this._settings);
-    } catch (reason) {
-      throw new PoolError(reason instanceof Error ? reason.message : String(reason));
+  /** Any call, for what is not everybody's. `expect`: refusals that are answers. */
+  other<T>(
+    path: string,
+    method = 'GET',
+    body?: unknown,
+    expect: readonly number[] = []
+  ): Promise<T> {
+    return this._call<T>(path, method, body, expect);
+  }
+
+  /** A file, and what it is called. */
+  async file(path: string, body: unknown, type: string): Promise<{ name: string; data: Blob }> {
+    const response = await this._answer(path, 'POST', body, { Accept: type });
+    if (!response.ok) {
+      throw await refused(response);
+    }
+    const [, name] =
+      /filename="([\w.-]+)"/.exec(response.headers.get('Content-Disposition') ?? '') ?? [];
+    return { name: name ?? 'file', data: await response.blob() };
+  }
+
+  private async _call<T>(
+    path: string,
+    method = 'GET',
+    body?: unknown,
+    expect: readonly number[] = []
+  ): Promise<T> {
+    const response = await this._answer(path, method, body);
+    if (!response.ok && !expect.includes(response.status)) {
+      throw await refused(response);
     }
     const answer: unknown = await response.json().catch(() => null);
-    if (!response.ok) {
-      const line = refusal(answer) ?? `${response.status} ${response.statusText}`;
-      throw new PoolError(line, response.status);
-    }
     if (answer === null) {
-      throw new PoolError(`${url}: not JSON`, response.status);
+      throw new PoolError(`${response.url}: not JSON`, response.status);
     }
     return answer as T;
   }
+
+  private async _answer(
+    path: string,
+    method: string,
+    body: unknown,
+    headers?: Record<string, string>
+  ): Promise<Response> {
+    const text = body === undefined ? undefined : JSON.stringify(body);
+    try {
+      return await this._transport.fetch(path, { method, body: text, headers });
+    } catch (reason) {
+      throw new PoolError(reason instanceof Error ? reason.message : String(reason));
+    }
+  }
+}
+
+async function refused(response: Response): Promise<PoolError> {
+  const answer: unknown = await response.json().catch(() => null);
+  return new PoolError(
+    refusal(answer) ?? `${response.status} ${response.statusText}`,
+    response.status
+  );
 }
 
 /** The line that the pool gave as its reason, if it gave one. */

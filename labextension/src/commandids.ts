@@ -1,6 +1,7 @@
 /** The names of this extension's commands. */
 export namespace CommandIDs {
   export const open = 'gpupool:open';
+  export const console = 'gpupool:open-console';
   export const request = 'gpupool:request';
   export const newNotebook = 'gpupool:new-notebook';
   export const resize = 'gpupool:resize';

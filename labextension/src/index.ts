@@ -1,6 +1,7 @@
 /** The JupyterLab side of jupyter_gpupool: which plugins there are. */
 
 import { commandsPlugin } from './plugins/commands';
+import { consolePlugin } from './plugins/console';
 import { launcherPlugin } from './plugins/launcher';
 import { panelPlugin } from './plugins/panel';
 import { poolPlugin } from './plugins/pool';
@@ -15,6 +16,7 @@ export default [
   slicesPlugin,
   panelPlugin,
   commandsPlugin,
+  consolePlugin,
   launcherPlugin,
   runningPlugin,
   statusPlugin,

@@ -48,6 +48,14 @@ export class PoolPanel extends ReactWidget {
       <>
         <header className="jp-GPUPool-header">
           <h2>{trans.__('GPU Pool')}</h2>
+          <button
+            type="button"
+            className="jp-GPUPool-link"
+            title={trans.__('Servers, leases of everybody, tokens and namespaces of the pool')}
+            onClick={this._context.slices.openConsole}
+          >
+            {trans.__('Console')}
+          </button>
         </header>
         <React.Suspense fallback={wait}>{this._seen && <Body {...this._context} />}</React.Suspense>
       </>

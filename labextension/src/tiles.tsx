@@ -6,7 +6,7 @@ import { IViewProps } from './context';
 import { exactly, size } from './format';
 import { totals } from './state';
 
-export function Tiles({ state, trans }: IViewProps): JSX.Element {
+export function Tiles({ state, trans }: Pick<IViewProps, 'state' | 'trans'>): JSX.Element {
   const sum = React.useMemo(() => totals(state), [state]);
   return (
     <dl className="jp-GPUPool-tiles" aria-label={trans.__('The pool in figures')}>

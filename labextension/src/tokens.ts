@@ -39,6 +39,8 @@ export interface ISlices {
   readonly holdings: Holdings;
   /** Bring a notebook to the front. */
   open(path: string): void;
+  /** What administrators do. */
+  openConsole(): void;
 }
 
 export const ISlices = new Token<ISlices>(

@@ -21,8 +21,42 @@ export interface IWindowed {
 
 export function Windowed({ rows, scroller, label }: IWindowed): JSX.Element {
   const list = React.useRef<HTMLUListElement>(null);
-  const [[from, to], see] = React.useState<[number, number]>([0, 1000]);
+  const [from, to] = useWindow(list, scroller);
 
+  const tops = React.useMemo(() => topsOf(rows), [rows]);
+  const shown: JSX.Element[] = [];
+  for (let n = firstFrom(tops, from); n < rows.length && tops[n] < to; n++) {
+    const { key, height, render } = rows[n];
+    shown.push(
+      <li
+        key={key}
+        className="jp-GPUPool-row"
+        style={{ top: tops[n], height }}
+        aria-setsize={rows.length}
+        aria-posinset={n + 1}
+      >
+        {render()}
+      </li>
+    );
+  }
+  return (
+    <ul
+      ref={list}
+      className="jp-GPUPool-windowed"
+      style={{ height: tops[rows.length] }}
+      aria-label={label}
+    >
+      {shown}
+    </ul>
+  );
+}
+
+/** From where to where a list can be seen, in pixels of its own, and a little beyond. */
+export function useWindow(
+  list: React.RefObject<HTMLElement>,
+  scroller: string
+): readonly [number, number] {
+  const [seen, see] = React.useState<readonly [number, number]>([0, 1000]);
   React.useLayoutEffect(() => {
     const node = list.current;
     const outer = node?.closest<HTMLElement>(scroller);
@@ -54,34 +88,8 @@ export function Windowed({ rows, scroller, label }: IWindowed): JSX.Element {
       outer.removeEventListener('scroll', soon);
       sizes.disconnect();
     };
-  }, [scroller]);
-
-  const tops = React.useMemo(() => topsOf(rows), [rows]);
-  const shown: JSX.Element[] = [];
-  for (let n = firstFrom(tops, from); n < rows.length && tops[n] < to; n++) {
-    const { key, height, render } = rows[n];
-    shown.push(
-      <li
-        key={key}
-        className="jp-GPUPool-row"
-        style={{ top: tops[n], height }}
-        aria-setsize={rows.length}
-        aria-posinset={n + 1}
-      >
-        {render()}
-      </li>
-    );
-  }
-  return (
-    <ul
-      ref={list}
-      className="jp-GPUPool-windowed"
-      style={{ height: tops[rows.length] }}
-      aria-label={label}
-    >
-      {shown}
-    </ul>
-  );
+  }, [list, scroller]);
+  return seen;
 }
 
 /** Where each row begins, and where the last one ends. */

@@ -3,6 +3,7 @@
 import { HTMLSelect } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
+import { Actions } from '../actions';
 import { IViewProps } from '../context';
 import { exactly, moment, share, size } from '../format';
 import { ISeries } from '../series';
@@ -11,7 +12,9 @@ import { drawn, holders, latest, Range, RANGES, rows } from './columns';
 import type { Drawing } from './draw';
 import { usePast, useSeries } from './load';
 
-export interface IChartProps extends IViewProps {
+export interface IChartProps extends Omit<IViewProps, 'slices'> {
+  /** What names a lease. */
+  slices: { actions: Pick<Actions, 'nameOf'> };
   /** In pixels. */
   height?: number;
   range: Range;

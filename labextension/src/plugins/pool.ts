@@ -4,11 +4,13 @@ import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application'
 
 import { PoolAPI } from '../api';
 import { PoolModel } from '../model';
+import { ServerTransport } from '../server';
 import { IGPUPool } from '../tokens';
 
 export const poolPlugin: JupyterFrontEndPlugin<IGPUPool> = {
   id: 'jupyter-gpupool:pool',
   description: 'The pool of GPUs that this Jupyter server offers.',
   provides: IGPUPool,
-  activate: (app: JupyterFrontEnd) => new PoolModel(new PoolAPI(app.serviceManager.serverSettings))
+  activate: (app: JupyterFrontEnd) =>
+    new PoolModel(new PoolAPI(new ServerTransport(app.serviceManager.serverSettings)))
 };

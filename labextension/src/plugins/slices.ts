@@ -5,6 +5,7 @@ import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { Actions } from '../actions';
+import { CommandIDs } from '../commandids';
 import { Front } from '../front';
 import { Holdings } from '../holdings';
 import { Kernels } from '../kernels';
@@ -47,6 +48,7 @@ function activate(
     actions: new Actions(pool, new Kernels(app.serviceManager), trans),
     preferences,
     holdings,
-    open: (path: string) => void app.commands.execute('docmanager:open', { path })
+    open: (path: string) => void app.commands.execute('docmanager:open', { path }),
+    openConsole: () => void app.commands.execute(CommandIDs.console)
   };
 }

@@ -1,0 +1,84 @@
+/** A question, or a form, before everything else: the browser's own modal dialog, which keeps the focus. */
+
+import * as React from 'react';
+
+import { useAct } from './asked';
+import { Button, Trouble } from './parts';
+
+interface IModal {
+  title: string;
+  onClose: () => void;
+}
+
+export function Modal({ title, onClose, children }: React.PropsWithChildren<IModal>): JSX.Element {
+  const node = React.useRef<HTMLDialogElement>(null);
+  const id = React.useId();
+  React.useLayoutEffect(() => {
+    const before = document.activeElement as HTMLElement | null;
+    node.current?.showModal();
+    return () => {
+      if (before?.isConnected) {
+        before.focus();
+      }
+    };
+  }, []);
+  return (
+    <dialog
+      ref={node}
+      className="jp-GPUPoolConsole-dialog"
+      aria-labelledby={id}
+      onCancel={event => {
+        event.preventDefault();
+        onClose();
+      }}
+      // What is typed here is no shortcut of the page around it.
+      onKeyDown={event => event.stopPropagation()}
+    >
+      <h2 id={id}>{title}</h2>
+      {children}
+    </dialog>
+  );
+}
+
+interface IForm extends IModal {
+  accept: string;
+  cancel: string;
+  kind?: 'accept' | 'warn';
+  /** Resolves when it is done; what it rejects with is shown. */
+  action: () => Promise<unknown>;
+  /** Called after a success instead of `onClose`. */
+  onDone?: () => void;
+}
+
+/** What is in it, and a button that does it. */
+export function Form(props: React.PropsWithChildren<IForm>): JSX.Element {
+  const { title, accept, cancel, kind = 'accept', action, onClose, onDone, children } = props;
+  const { acting, trouble, act } = useAct();
+  const submit = async () => {
+    if (await act(action)) {
+      (onDone ?? onClose)();
+    }
+  };
+  return (
+    <Modal title={title} onClose={onClose}>
+      <form
+        noValidate // what is wrong the pool says, in words
+        onSubmit={event => {
+          event.preventDefault();
+          void submit();
+        }}
+      >
+        <div className="jp-GPUPoolConsole-dialogBody">
+          {children}
+          <Trouble>{trouble}</Trouble>
+        </div>
+        <div className="jp-GPUPoolConsole-dialogButtons">
+          <Button onClick={onClose}>{cancel}</Button>
+          <Button type="submit" kind={kind} disabled={acting}>
+            {accept}
+          </Button>
+        </div>
+      </form>
+    </Modal>
+  );
+}

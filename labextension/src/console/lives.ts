@@ -1,0 +1,30 @@
+/** How long something is to last, as people choose it, and when it is over. */
+
+import { TranslationBundle } from '@jupyterlab/translation';
+
+const DAY = 86400;
+
+/** What a token's life can be chosen from: seconds and what they are called; null for ever. */
+export function lives(trans: TranslationBundle): [string, number | null, string][] {
+  return [
+    ['1d', DAY, trans.__('1 day')],
+    ['7d', 7 * DAY, trans.__('7 days')],
+    ['30d', 30 * DAY, trans.__('30 days')],
+    ['90d', 90 * DAY, trans.__('90 days')],
+    ['1y', 365 * DAY, trans.__('1 year')],
+    ['never', null, trans.__('for ever')]
+  ];
+}
+
+/** A day, in the user's locale; seconds since the epoch. */
+export function day(at: number): string {
+  return new Date(at * 1000).toLocaleDateString(undefined, { dateStyle: 'medium' });
+}
+
+/** A day and its hour. */
+export function instant(at: number): string {
+  return new Date(at * 1000).toLocaleString(undefined, {
+    dateStyle: 'medium',
+    timeStyle: 'medium'
+  });
+}

@@ -1,0 +1,214 @@
+/** One namespace: what it may hold together, how long, who is in it. */
+
+import { TranslationBundle } from '@jupyterlab/translation';
+import * as React from 'react';
+
+import { Administration, ILimits, INamespace, Role } from './administration';
+import { Form } from './dialog';
+import { Button, Field } from './parts';
+
+interface INamespaceForm {
+  administration: Administration;
+  /** Null: a new one. */
+  before: INamespace | null;
+  trans: TranslationBundle;
+  onClose: () => void;
+}
+
+interface IMember {
+  owner: string;
+  role: Role;
+}
+
+const ROLES: readonly Role[] = ['view', 'use', 'administer'];
+
+export function NamespaceForm({ administration, before, trans, onClose }: INamespaceForm) {
+  const [name, setName] = React.useState('');
+  const [description, setDescription] = React.useState(before?.description ?? '');
+  const [limits, setLimits] = React.useState(() => textsOf(before?.limits ?? {}));
+  const [weight, setWeight] = React.useState(String(before?.weight ?? 1));
+  const [names, setNames] = React.useState(before?.names_holders ?? false);
+  const [members, setMembers] = React.useState<readonly IMember[]>(() =>
+    Object.entries(before?.members ?? {}).map(([owner, role]) => ({ owner, role }))
+  );
+  const save = () => {
+    const fields = {
+      description,
+      limits: valuesOf(limits),
+      weight: Number(weight),
+      names_holders: names,
+      members: Object.fromEntries(
+        members.filter(({ owner }) => owner.trim()).map(({ owner, role }) => [owner.trim(), role])
+      )
+    };
+    return before
+      ? administration.changeNamespace(before.name, fields)
+      : administration.createNamespace({ name, ...fields });
+  };
+  const figures: [keyof ILimits, string, string][] = [
+    ['memory_mib', trans.__('Memory in MiB'), trans.__('all of its leases together')],
+    ['gpus', trans.__('Whole GPUs'), trans.__('shares added up: two halves are one')],
+    ['leases', trans.__('Leases'), trans.__('at a time')],
+    ['user_share', trans.__('Share of one user'), trans.__('of the above: 0.5 is half')],
+    ['lease_s', trans.__('Longest lease in seconds'), trans.__('then it ends')],
+    ['idle_s', trans.__('Idle seconds'), trans.__('without computing, then it ends')]
+  ];
+  return (
+    <Form
+      title={before ? trans.__('Namespace “%1”', before.name) : trans.__('New namespace')}
+      accept={before ? trans.__('Save') : trans.__('Create')}
+      cancel={trans.__('Cancel')}
+      action={save}
+      onClose={onClose}
+    >
+      {!before && (
+        <Field label={trans.__('Name')} hint={trans.__('Letters, digits, - and _')}>
+          {(id, hint) => (
+            <input
+              id={id}
+              className="jp-mod-styled"
+              aria-describedby={hint}
+              autoFocus
+              required
+              maxLength={63}
+              value={name}
+              onChange={event => setName(event.target.value)}
+            />
+          )}
+        </Field>
+      )}
+      <Field label={trans.__('Description')}>
+        {id => (
+          <input
+            id={id}
+            className="jp-mod-styled"
+            maxLength={200}
+            value={description}
+            onChange={event => setDescription(event.target.value)}
+          />
+        )}
+      </Field>
+      <fieldset className="jp-GPUPoolConsole-limits">
+        <legend>{trans.__('Limits; empty means none')}</legend>
+        {figures.map(([key, label, hint]) => (
+          <Field key={key} label={label} hint={hint}>
+            {(id, described) => (
+              <input
+                id={id}
+                className="jp-mod-styled"
+                aria-describedby={described}
+                type="number"
+                min={0}
+                step="any"
+                value={limits[key]}
+                onChange={event => setLimits({ ...limits, [key]: event.target.value })}
+              />
+            )}
+          </Field>
+        ))}
+        <Field label={trans.__('Weight')} hint={trans.__('its part when many wait: 2 is twice 1')}>
+          {(id, hint) => (
+            <input
+              id={id}
+              className="jp-mod-styled"
+              aria-describedby={hint}
+              type="number"
+              min={0}
+              step="any"
+              value={weight}
+              onChange={event => setWeight(event.target.value)}
+            />
+          )}
+        </Field>
+      </fieldset>
+      <label className="jp-GPUPool-check">
+        <input type="checkbox" checked={names} onChange={event => setNames(event.target.checked)} />
+        {trans.__('Members see who holds what')}
+      </label>
+      <Members members={members} trans={trans} onChange={setMembers} />
+    </Form>
+  );
+}
+
+interface IMembers {
+  members: readonly IMember[];
+  trans: TranslationBundle;
+  onChange: (members: readonly IMember[]) => void;
+}
+
+function Members({ members, trans, onChange }: IMembers): JSX.Element {
+  const change = (n: number, fields: Partial<IMember>) =>
+    onChange(members.map((member, m) => (m === n ? { ...member, ...fields } : member)));
+  const roles: Record<Role, string> = {
+    view: trans.__('may look'),
+    use: trans.__('may use'),
+    administer: trans.__('administers')
+  };
+  return (
+    <fieldset className="jp-GPUPoolConsole-members">
+      <legend>{trans.__('Members')}</legend>
+      {members.map(({ owner, role }, n) => (
+        <div key={n}>
+          <input
+            className="jp-mod-styled"
+            aria-label={trans.__('Member %1', n + 1)}
+            value={owner}
+            onChange={event => change(n, { owner: event.target.value })}
+          />
+          <select
+            className="jp-mod-styled"
+            aria-label={trans.__('Role of %1', owner || trans.__('member %1', n + 1))}
+            value={role}
+            onChange={event => change(n, { role: event.target.value as Role })}
+          >
+            {ROLES.map(value => (
+              <option key={value} value={value}>
+                {roles[value]}
+              </option>
+            ))}
+          </select>
+          <Button
+            className="jp-mod-small"
+            aria-label={trans.__('Remove %1', owner || trans.__('member %1', n + 1))}
+            onClick={() => onChange(members.filter((_, m) => m !== n))}
+          >
+            {trans.__('Remove')}
+          </Button>
+        </div>
+      ))}
+      <Button
+        className="jp-mod-small"
+        onClick={() => onChange([...members, { owner: '', role: 'use' }])}
+      >
+        {trans.__('Add a member')}
+      </Button>
+    </fieldset>
+  );
+}
+
+type Texts = Record<keyof ILimits, string>;
+
+function textsOf(limits: Partial<ILimits>): Texts {
+  const text = (key: keyof ILimits) => String(limits[key] ?? '');
+  return {
+    memory_mib: text('memory_mib'),
+    gpus: text('gpus'),
+    leases: text('leases'),
+    user_share: text('user_share'),
+    lease_s: text('lease_s'),
+    idle_s: text('idle_s')
+  };
+}
+
+/** What is no number, the pool refuses, in words. */
+function valuesOf(texts: Texts): ILimits {
+  const value = (key: keyof ILimits) => (texts[key].trim() === '' ? null : Number(texts[key]));
+  return {
+    memory_mib: value('memory_mib'),
+    gpus: value('gpus'),
+    leases: value('leases'),
+    user_share: value('user_share'),
+    lease_s: value('lease_s'),
+    idle_s: value('idle_s')
+  };
+}

@@ -1,0 +1,168 @@
+/** A new token: for whom, and then its bundle, which can be had this once. */
+
+import { TranslationBundle } from '@jupyterlab/translation';
+import * as React from 'react';
+
+import { Administration, INewToken, IWho } from './administration';
+import { useAsked } from './asked';
+import { Form, Modal } from './dialog';
+import { lives } from './lives';
+import { Button, Commands, Field } from './parts';
+
+interface INewTokenProps {
+  administration: Administration;
+  who: IWho | null;
+  trans: TranslationBundle;
+  onClose: () => void;
+}
+
+interface IBundle {
+  name: string;
+  url: string;
+}
+
+export function NewToken(props: INewTokenProps): JSX.Element {
+  const { administration, trans, onClose } = props;
+  const [bundle, setBundle] = React.useState<IBundle | null>(null);
+  React.useEffect(() => (bundle ? () => URL.revokeObjectURL(bundle.url) : undefined), [bundle]);
+  return bundle ? (
+    <Made bundle={bundle} trans={trans} onClose={onClose} />
+  ) : (
+    <Wanted
+      {...props}
+      onMake={async token => {
+        const { name, data } = await administration.createToken(token);
+        setBundle({ name, url: URL.createObjectURL(data) });
+      }}
+    />
+  );
+}
+
+function Wanted(props: INewTokenProps & { onMake: (token: INewToken) => Promise<void> }) {
+  const { administration, trans, onMake, onClose } = props;
+  const [description, setDescription] = React.useState('');
+  const [owner, setOwner] = React.useState('');
+  const [namespace, setNamespace] = React.useState('default');
+  const [administers, setAdministers] = React.useState(false);
+  const [chosen, choose] = React.useState('1y');
+  const namespaces = useAsked(() => administration.namespaces());
+  const choices = lives(trans);
+  const id = React.useId();
+  const life = choices.find(([value]) => value === chosen)?.[1] ?? null;
+  return (
+    <Form
+      title={trans.__('New token')}
+      accept={trans.__('Create and download')}
+      cancel={trans.__('Cancel')}
+      action={() => onMake({ description, owner, namespace, administers, expires_s: life })}
+      onDone={() => undefined} // the bundle is shown next
+      onClose={onClose}
+    >
+      <Field label={trans.__('Description')} hint={trans.__('Whom, or what, is it for?')}>
+        {(field, hint) => (
+          <input
+            id={field}
+            className="jp-mod-styled"
+            aria-describedby={hint}
+            autoFocus
+            required
+            maxLength={200}
+            value={description}
+            onChange={event => setDescription(event.target.value)}
+          />
+        )}
+      </Field>
+      <Field
+        label={trans.__('Owner')}
+        hint={trans.__('Tokens of one owner share their leases. Empty: an owner of its own.')}
+      >
+        {(field, hint) => (
+          <input
+            id={field}
+            className="jp-mod-styled"
+            aria-describedby={hint}
+            maxLength={200}
+            value={owner}
+            onChange={event => setOwner(event.target.value)}
+          />
+        )}
+      </Field>
+      <Field
+        label={trans.__('Namespace')}
+        hint={trans.__('Its leases count against the limits of this namespace.')}
+      >
+        {(field, hint) => (
+          <>
+            <input
+              id={field}
+              className="jp-mod-styled"
+              aria-describedby={hint}
+              list={`${id}-namespaces`}
+              value={namespace}
+              onChange={event => setNamespace(event.target.value)}
+            />
+            <datalist id={`${id}-namespaces`}>
+              {(namespaces.answer ?? []).map(({ name }) => (
+                <option key={name} value={name} />
+              ))}
+            </datalist>
+          </>
+        )}
+      </Field>
+      <Field label={trans.__('Valid')}>
+        {field => (
+          <select
+            id={field}
+            className="jp-mod-styled"
+            value={chosen}
+            onChange={event => choose(event.target.value)}
+          >
+            {choices.map(([value, , name]) => (
+              <option key={value} value={value}>
+                {name}
+              </option>
+            ))}
+          </select>
+        )}
+      </Field>
+      <label className="jp-GPUPool-check">
+        <input
+          type="checkbox"
+          checked={administers}
+          onChange={event => setAdministers(event.target.checked)}
+        />
+        {trans.__('Administers the pool: sees and does everything')}
+      </label>
+    </Form>
+  );
+}
+
+/** The bundle is downloaded by itself, and again by the link for as long as this is open. */
+function Made(props: { bundle: IBundle; trans: TranslationBundle; onClose: () => void }) {
+  const { bundle, trans, onClose } = props;
+  const link = React.useRef<HTMLAnchorElement>(null);
+  React.useEffect(() => link.current?.click(), []);
+  return (
+    <Modal title={trans.__('The token is made')} onClose={onClose}>
+      <div className="jp-GPUPoolConsole-dialogBody">
+        <p role="status">
+          {trans.__(
+            'Its bundle was downloaded. Keep it safe: it is nowhere else, and cannot be had again.'
+          )}
+        </p>
+        <p>
+          <a ref={link} href={bundle.url} download={bundle.name}>
+            {bundle.name}
+          </a>
+        </p>
+        <p>{trans.__('Unpack it where its user is:')}</p>
+        <Commands lines={[`mkdir -p ~/.gpupool && tar -xf ${bundle.name} -C ~/.gpupool`]} />
+      </div>
+      <div className="jp-GPUPoolConsole-dialogButtons">
+        <Button kind="accept" autoFocus onClick={onClose}>
+          {trans.__('Done')}
+        </Button>
+      </div>
+    </Modal>
+  );
+}

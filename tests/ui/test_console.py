@@ -1,0 +1,177 @@
+"""An administrator's Console: JupyterLab joined to a secured server with the administrator's bundle."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from jupyter_gpupool import holder
+from jupyter_gpupool.api import bundle
+from jupyter_gpupool.api.client import PoolClient
+
+from ..daemon.conftest import Server, initialised
+from .conftest import Lab
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A secured server of two emulated GPUs."""
+    made = initialised(tmp_path_factory.mktemp("server"))
+    made.start()
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def admin_lab(server: Server, project_root: Path) -> Iterator[Lab]:
+    home = Path(tempfile.mkdtemp(prefix="gpupool-test-"))
+    (home / "notebooks").mkdir()
+    lab = Lab(home, home / "notebooks", project_root / "jupyter_gpupool/labextension")
+    lab.env["GPUPOOL_CONFIG_DIR"] = str(server.folder / "admin")
+    try:
+        lab.start()
+        yield lab
+    finally:
+        lab.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def opened(page: Page) -> Locator:
+    """The Console, by the palette."""
+    page.keyboard.press("Control+Shift+C")
+    page.get_by_role("textbox", name="SEARCH").fill("GPU Pool Console")
+    page.get_by_role("menuitem", name="GPU Pool Console").click()
+    console = page.get_by_role("tabpanel", name="GPU Pool Console", exact=True)
+    expect(console.get_by_role("tab", name="Servers and health")).to_be_visible()
+    return console
+
+
+@pytest.fixture(scope="module")
+def page(window: Callable[[], Page], admin_lab: Lab) -> Iterator[Page]:
+    page = window()
+    page.goto(admin_lab.url)
+    expect(page.get_by_role("tab", name="Launcher")).to_be_visible()
+    opened(page)
+    yield page
+    page.context.close()
+
+
+@pytest.fixture
+def console(page: Page) -> Locator:
+    return page.get_by_role("tabpanel", name="GPU Pool Console", exact=True)
+
+
+def see(console: Locator, view: str) -> Locator:
+    console.get_by_role("tab", name=view).click()
+    return console.get_by_role("tabpanel")
+
+
+def row(view: Locator, text: str) -> Locator:
+    return view.get_by_role("row").filter(has_text=text)
+
+
+def test_servers_and_health(console: Locator) -> None:
+    view = see(console, "Servers and health")
+    servers = view.get_by_role("table", name="GPU servers")
+    expect(servers.get_by_role("row")).to_have_count(2)
+    expect(servers).to_contain_text("2 × Tesla V100-PCIE-32GB emulated")
+    health = view.get_by_role("region", name="Health")
+    for check in ("ledger", "gpus", "engine", "disk", "memory"):
+        expect(health.get_by_role("listitem").filter(has_text=check).first).to_be_visible()
+
+
+def test_a_token_is_made_used_extended_and_revoked(
+    page: Page, console: Locator, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = see(console, "Tokens")
+    view.get_by_role("button", name="New token…").click()
+    dialog = page.get_by_role("dialog", name="New token")
+    dialog.get_by_role("button", name="Create and download").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("a token needs a description")
+    dialog.get_by_label("Description").fill("grace's cluster")
+    dialog.get_by_label("Owner").fill("grace")
+    dialog.get_by_label("Valid").select_option("30 days")
+    with page.expect_download() as waiting:
+        dialog.get_by_role("button", name="Create and download").click()
+    made = page.get_by_role("dialog", name="The token is made")
+    expect(made).to_contain_text("cannot be had again")
+    name = waiting.value.suggested_filename
+    assert re.fullmatch(r"gpupool-[0-9a-f]{12}\.tar", name)
+    expect(made).to_contain_text(f"tar -xf {name} -C ~/.gpupool")
+    waiting.value.save_as(tmp_path / name)
+    made.get_by_role("button", name="Done").click()
+
+    with tarfile.open(tmp_path / name) as archive:
+        members = {member.name: member.mode for member in archive.getmembers()}
+        assert members == {"ca.crt": 0o600, "client.yaml": 0o600, "servers.conf": 0o600}
+        archive.extractall(tmp_path / "theirs", filter="data")
+    monkeypatch.setenv("GPUPOOL_CONFIG_DIR", str(tmp_path / "theirs"))
+    found = bundle.find()
+    assert found is not None
+    with PoolClient(found.urls[0], found.token, ca=found.ca) as client:
+        request, _ = holder.new_request(partial=0.25, label="grace's notebook")
+        lease = client.request(request, wait_s=30)
+        assert lease.request.owner == "grace"
+
+        leases = see(console, "Leases")
+        mine = row(leases, "grace's notebook")
+        expect(mine).to_contain_text("active")
+        expect(mine).to_contain_text("1 × 8,127 MiB")
+        mine.get_by_role("button", name="Release").click()
+        question = page.get_by_role("dialog", name="Release the GPUs of grace's notebook?")
+        question.get_by_role("button", name="Keep").click()
+        expect(mine).to_be_visible()
+        mine.get_by_role("button", name="Release").click()
+        question.get_by_role("button", name="Release and lose it").click()
+        expect(mine).to_have_count(0)
+        assert client.lease(lease.id).state.ended
+
+    view = see(console, "Tokens")
+    token = row(view, "grace's cluster")
+    before = token.inner_text()
+    token.get_by_role("button", name="Extend").click()
+    question = page.get_by_role("dialog", name="Extend the token")
+    question.get_by_label("Valid from now on").select_option("for ever")
+    question.get_by_role("button", name="Extend").click()
+    expect(token).to_contain_text("never")
+    assert "never" not in before
+    token.get_by_role("button", name="Revoke").click()
+    page.get_by_role("dialog", name="Revoke the token").get_by_role("button", name="Revoke").click()
+    expect(token).to_have_count(0)
+    view.get_by_label("Revoked ones too").check()
+    expect(token).to_contain_text("revoked")
+
+
+def test_leases_are_searched_and_sorted(console: Locator, server: Server) -> None:
+    view = see(console, "Leases")
+    with server.administrator() as client, ExitStack() as held:
+        for label, partial in (("alpha", 0.1), ("beta", 0.3), ("gamma", 0.2)):
+            request, _ = holder.new_request(partial=partial, label=label)
+            lease = client.request(request, wait_s=30)
+            held.callback(client.release, lease.id)
+        expect(view.get_by_text("3 in all")).to_be_visible()
+        names = view.locator("[role=row] [role=cell]:nth-child(3)")
+        view.get_by_role("button", name="Memory").click()
+        expect(view.get_by_role("columnheader", name="Memory")).to_have_attribute("aria-sort", "ascending")
+        expect(names).to_have_text(["alpha", "gamma", "beta"])
+        view.get_by_role("button", name="Memory").click()
+        expect(names).to_have_text(["beta", "gamma", "alpha"])
+        view.get_by_role("searchbox").fill("GAM")
+        expect(names).to_have_text(["gamma"])
+        expect(view.get_by_text("1 of 3")).to_be_visible()
+        view.get_by_role("searchbox").fill("")
+    expect(view).to_contain_text("Nobody holds or waits for a GPU.")
+
+
+def test_it_is_there_again_after_a_reload(page: Page) -> None:
+    page.reload()
+    console = page.get_by_role("tabpanel", name="GPU Pool Console", exact=True)
+    expect(console.get_by_role("table", name="GPU servers")).to_be_visible()
