@@ -1,3 +1,5 @@
 import './base.css';
 import './chart.css';
 import './console.css';
+import './console-table.css';
+import './console-dialog.css';
