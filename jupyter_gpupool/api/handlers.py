@@ -55,6 +55,8 @@ class Calls(web.RequestHandler):
     #: The verbs that a token still has when it has expired or was revoked: for what it asked for before.
     last_rights: Sequence[str] = ()
     administrators_only = False
+    #: The PoolError by which the call was refused.
+    refusal = ""
 
     def initialize(self, service: PoolService, tokens: Doorkeeper | None = None) -> None:
         self.service = service
@@ -88,6 +90,7 @@ class Calls(web.RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, PoolError):
+            self.refusal = type(error).__name__
             self.reply({"error": type(error).__name__, "message": str(error)}, error.status)
             return
         reason = getattr(error, "log_message", None) or getattr(error, "reason", None) or self._reason
@@ -388,12 +391,17 @@ _VERBS = {"get": "read", "post": "create", "put": "replace", "patch": "change", 
 
 
 def standalone_handlers(
-    service: PoolService, tokens: Doorkeeper, more: Sequence[tuple[str, type[Calls]]] = ()
+    service: PoolService,
+    tokens: Doorkeeper,
+    more: Sequence[tuple[str, type[Calls]]] = (),
+    beside: Sequence[tuple[str, type[Calls]]] = (),
 ) -> list[tuple]:
-    """Handlers for a tornado application of the pool's own; ``more``: calls that not every pool has."""
+    """Handlers for a tornado application of the pool's own; ``more``: calls that not every pool has, ``beside``:
+    calls that are not below the API's path."""
     arguments = {"service": service, "tokens": tokens}
     events = (f"{PREFIX}/events", EventsWithToken, {"feed": Feed(service), "tokens": tokens})
-    return [events, *((f"{PREFIX}{path}", with_token(call), arguments) for path, call in (*more, *ROUTES))]
+    routes = [*((f"{PREFIX}{path}", call) for path, call in (*more, *ROUTES)), *beside]
+    return [events, *((path, with_token(call), arguments) for path, call in routes)]
 
 
 def jupyter_handlers(service: PoolService) -> list[tuple]:

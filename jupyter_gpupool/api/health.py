@@ -73,6 +73,11 @@ class Health:
         """Those servers, with the GPUs marked that are to get no new slices."""
         return tuple(marked(servers, self._sick))
 
+    @property
+    def latest(self) -> tuple[Check, ...]:
+        """What was found last; nothing where nothing has been looked at yet."""
+        return self._checks
+
     async def checks(self) -> tuple[float, tuple[Check, ...]]:
         """When (seconds since the epoch) the pool was last looked at, and what was found."""
         await asyncio.wait_for(self._looked.wait(), 30.0)

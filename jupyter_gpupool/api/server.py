@@ -20,6 +20,7 @@ from ..pool.errors import PoolError
 from . import discovery
 from .auth import TokenStore
 from .handlers import MAX_BODY, standalone_handlers
+from .metrics import METRICS, OpenMetrics, ServerFigures
 from .service import PoolService
 
 #: The control port that Bitfusion's users know.
@@ -43,6 +44,11 @@ class PoolApp(JupyterApp):
         "left, so does the pool. -1: there is no such process.",
     ).tag(config=True)
 
+    metrics_address = Unicode(
+        help="ADDRESS:PORT, such as 127.0.0.1:56002, at which /metrics is served to everybody who reaches it, without "
+        "a token. Default: nowhere; on the pool's own port it takes an administrator's token.",
+    ).tag(config=True)
+
     aliases = {"host": "PoolApp.host", "port": "PoolApp.port", "db-url": "PoolService.db_url"}
     flags = {
         "persistent": (
@@ -57,6 +63,7 @@ class PoolApp(JupyterApp):
 
     service_class: type[PoolService] = PoolService
     _server: HTTPServer | None = None
+    figures: ServerFigures
 
     def start(self) -> None:
         super().start()
@@ -83,6 +90,8 @@ class PoolApp(JupyterApp):
             loop.add_signal_handler(sig, over.set)
         await service.start()
         try:
+            self.figures = ServerFigures(service)
+            self._open_metrics()
             await self.open(service, sockets)
             if ephemeral:
                 asyncio.create_task(self._end_when_unneeded(service, over))
@@ -97,7 +106,11 @@ class PoolApp(JupyterApp):
         """Let clients in."""
         token = discovery.user_token()
         self._server = HTTPServer(
-            Application(standalone_handlers(service, TokenStore(token)), log_function=self._log_request),
+            Application(
+                standalone_handlers(service, TokenStore(token), beside=METRICS),
+                log_function=self.answered,
+                figures=self.figures,
+            ),
             max_body_size=4 * MAX_BODY,
             max_header_size=16 * 1024,
         )
@@ -106,6 +119,24 @@ class PoolApp(JupyterApp):
         host = f"[{self.host}]" if ":" in self.host else self.host
         discovery.publish(f"http://{host}:{port}", token)
         self.log.info("GPU pool on http://%s:%d (process %d)", host, port, os.getpid())
+
+    def answered(self, handler: Any) -> None:
+        """A request has been answered."""
+        self.figures.answered(handler)
+        self._log_request(handler)
+
+    def _open_metrics(self) -> None:
+        if not self.metrics_address:
+            return
+        host, _, port = self.metrics_address.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit():
+            raise PoolError(f"metrics_address is ADDRESS:PORT, such as 127.0.0.1:56002, not {self.metrics_address}")
+        application = Application([("/metrics", OpenMetrics)], figures=self.figures, log_function=lambda handler: None)
+        try:
+            application.listen(int(port), host.strip("[]"), max_body_size=1024)
+        except (OSError, OverflowError) as e:
+            raise PoolError(f"/metrics cannot be served at {self.metrics_address}: {e}") from None
+        self.log.info("Metrics, for everybody who reaches them, on http://%s/metrics", self.metrics_address)
 
     async def close(self, service: PoolService) -> None:
         """Let nobody in any more, and end."""

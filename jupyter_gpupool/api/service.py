@@ -84,6 +84,8 @@ class PoolService(LoggingConfigurable):
         self._nurse: asyncio.Task | None = None
         self._stopping = False
         self._resizing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        #: is told, on the manager's thread, how long a transaction of the ledger took, in seconds
+        self.timed: Callable[[float], None] = lambda seconds: None
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._servers: tuple[Server, ...] | None = None  # not in the manager yet
         self.wellness = Health(self.engine, self.with_ledger, lambda: self._servers_changed(self.wellness.servers))
@@ -292,7 +294,15 @@ class PoolService(LoggingConfigurable):
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         """Run on the manager's thread; one call at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args))
+
+        def run() -> T:
+            began = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                self.timed(time.perf_counter() - began)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     async def _run(self, function: Callable[..., Change], *args: Any) -> Lease:
         change = await self._call(function, *args)

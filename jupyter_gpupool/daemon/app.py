@@ -17,6 +17,7 @@ from traitlets import Enum, List, Unicode, default
 from ..api import bundle
 from ..api.administration import Administration
 from ..api.handlers import MAX_BODY, standalone_handlers
+from ..api.metrics import METRICS
 from ..api.server import PoolApp
 from ..api.service import PoolService
 from ..api.token_calls import token_routes
@@ -88,10 +89,13 @@ class Daemon(PoolApp):
         self._bound = sockets[0].getsockname()[1]
         self._administration = administration = Administration(service, self._bundle)
         await administration.start()
-        handlers = standalone_handlers(service, administration.doorkeeper, token_routes(administration))
+        handlers = standalone_handlers(
+            service, administration.doorkeeper, token_routes(administration), beside=METRICS
+        )
         application = Application(
             handlers,
-            log_function=self._log_request,
+            log_function=self.answered,
+            figures=self.figures,
             websocket_max_message_size=4096,
             admitted=lambda request: server.admit(request),
         )

@@ -61,6 +61,9 @@ c.Daemon.addresses = {addresses}
 # Emulated GPUs: "auto" where NVML finds none, "always", "never". A farm wants "never".
 # c.LocalEngine.emulate = "auto"
 
+# Metrics for Prometheus: /metrics on the control port takes an administrator's token; here it takes none.
+# c.Daemon.metrics_address = "127.0.0.1:56002"
+
 # Log lines: "json" for programs, "text" for people.
 # c.Daemon.log_lines = "json"
 """
