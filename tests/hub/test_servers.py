@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Hub
+from .running import Hub
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,9 @@ class Hooks:
         self._ca = ca
         self._starts: dict[tuple[str, str], _Start] = {}
 
+    def __deepcopy__(self, memo: Any) -> Hooks:
+        return self  # configurations are copied for every spawner; what has begun is the hub's
+
     def limits(self, spawner: Any) -> Limits:
         return self._limits(spawner) if callable(self._limits) else self._limits
 
@@ -272,7 +275,7 @@ def _groups(spawner: Any) -> list[str]:
 
 def _default(spawner: Any, name: str) -> Any:
     """What a trait would be that nobody had configured."""
-    return spawner.traits()[name].default(spawner)
+    return spawner.trait_defaults(name)
 
 
 def _apply(spawner: Any, attributes: dict[str, str], said: dict[str, Any]) -> None:
