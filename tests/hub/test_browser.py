@@ -30,8 +30,8 @@ devices = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
 models = [nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).to(d) for d in devices]
 x, y = torch.randn(64, 64), torch.randint(0, 10, (64,))
 for model, device in zip(models, devices):
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for step in range(200):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for step in range(60):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x.to(device)), y.to(device))
         loss.backward()

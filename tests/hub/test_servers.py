@@ -1,28 +1,217 @@
-"""Servers with slices of the pool: what is lent at a start, and given back however the server ends."""
+"""Servers with slices of the pool: what is lent at a start, given back however the server ends, and to nobody else."""
 
 from __future__ import annotations
 
+import socket
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 
-from .running import Hub
+from jupyter_gpupool import holder
+from jupyter_gpupool.pool.errors import (
+    ImpossibleRequest,
+    NotAdmitted,
+    NotAllowed,
+    PoolError,
+    UnknownLease,
+)
+from jupyter_gpupool.pool.models import Request
+from jupyter_gpupool.remote.handshake import Refused
+from jupyter_gpupool.remote.lifeline import Lifeline
+from jupyter_gpupool.remote.wire import WireError
+
+from .running import TOKEN, Hub
+
+Eventually = Callable[..., Any]
+#: What was lent last time is taken hold of by the server itself, as Jupyter's does.
+TAKES = 'c.Spawner.environment = {"LIGHT_TAKES": "1"}'
 
 
 @pytest.fixture(scope="module")
-def hub(new_hub: Callable[..., Hub]) -> Iterator[Hub]:
-    made = new_hub()
+def hub(new_hub: Callable[..., Hub]) -> Hub:
+    made = new_hub(TAKES, light=True)
     made.start()
-    yield made
+    return made
 
 
-def test_a_server_holds_what_was_chosen_until_it_is_stopped(hub: Hub, eventually: Callable[..., Any]) -> None:
-    assert hub.spawn("alice", num_gpus=2, partial=0.5).status_code in (201, 202)
-    eventually(lambda: hub.ready("alice"), "alice's server runs")
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest, eventually: Eventually) -> Iterator[None]:
+    yield
+    if "hub" in request.fixturenames:
+        hub: Hub = request.getfixturevalue("hub")
+        for user in ("alice", "bob", "carol"):
+            if hub.server(user) is not None:
+                hub.stop_server(user)
+        eventually(lambda: not hub.leases(), "every lease has ended")
+
+
+def start(hub: Hub, eventually: Eventually, user: str, **choice: Any) -> None:
+    assert hub.spawn(user, **choice).status_code in (201, 202)
+    eventually(lambda: hub.ready(user), f"{user}'s server runs")
+
+
+def held_by_itself(hub: Hub, eventually: Eventually, user: str) -> None:
+    """The service has let go: the server's secret is not to be had any more."""
+    mine = hub.pool(hub.token_of(user))
+    eventually(lambda: mine.my_server()[1] == "", f"{user}'s server holds its lease")
+
+
+def test_a_server_has_what_was_chosen_until_it_is_stopped(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=2, partial=0.5)
     (lease,) = hub.pool().leases()
     assert (lease.request.owner, lease.state.value) == ("alice", "ACTIVE")
-    assert lease.request.namespace == "vision", "after her group at the hub"
+    assert lease.request.namespace == "speech" or lease.request.namespace == "vision", (
+        "after a group at the hub"
+    )
     assert [piece.memory_mib for piece in lease.slices] == [16255, 16255]
+    held_by_itself(hub, eventually, "alice")
     hub.stop_server("alice")
-    eventually(lambda: not hub.pool().leases(), "it was given back")
+    eventually(lambda: not hub.leases(), "it was given back")
+
+
+def test_a_server_that_is_killed_gives_back_at_once(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=2, partial=1.0)
+    held_by_itself(hub, eventually, "alice")
+    hub.process_of("alice").kill()
+    eventually(lambda: not hub.leases(), "it was given back", deadline_s=20)
+    eventually(lambda: hub.server("alice") is None, "the hub has noticed")
+
+
+def test_who_waits_is_told_and_has_its_turn(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=2, partial=0.8)
+    hub.http.post("/users/bob")
+    with httpx.Client(base_url=hub.http.base_url, headers=hub.http.headers, timeout=60) as other:
+        options = {"gpupool": {"num_gpus": 1, "partial": 0.8}}
+        assert other.post("/users/bob/server", json=options).status_code == 202
+    assert hub.leases() == {"alice": "ACTIVE", "bob": "QUEUED"}
+    with hub.http.stream("GET", "/users/bob/server/progress") as events:
+        for line in events.iter_lines():
+            if "number 1 in the queue" in line:
+                hub.stop_server("alice")
+            if "ready" in line:
+                break
+    eventually(lambda: hub.leases() == {"bob": "ACTIVE"}, "bob has it")
+
+
+def test_who_leaves_the_queue_gets_no_server(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=2, partial=0.8)
+    hub.spawn("bob", num_gpus=1, partial=0.8)
+    (waiting,) = [lease for lease in hub.pool().leases() if lease.request.owner == "bob"]
+    hub.pool().release(waiting.id)
+    eventually(lambda: hub.server("bob") is None, "no server of bob's starts any more")
+    assert hub.leases() == {"alice": "ACTIVE"}
+
+
+def test_a_start_that_is_interrupted_leaves_the_queue(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=2, partial=0.8)
+    hub.spawn("bob", num_gpus=1, partial=0.8)
+    assert hub.leases()["bob"] == "QUEUED"
+    hub.stop_server("bob")
+    eventually(lambda: hub.leases() == {"alice": "ACTIVE"}, "bob's request is gone")
+
+
+BAD: list[tuple[Any, str]] = [
+    ({"num_gpus": 3, "partial": 0.5}, "this hub lends at most 2"),
+    ({"num_gpus": -1}, "from 0 up"),
+    ({"num_gpus": True}, "from 0 up"),
+    ({"num_gpus": "1"}, "from 0 up"),
+    ({"num_gpus": 1, "partial": 1.5}, "above 0 and at most 1"),
+    ({"num_gpus": 1, "partial": 0.01}, "lends from 0.05 to 1"),
+    ({"num_gpus": 1, "partial": float("1e-300")}, "lends from"),
+    ({"num_gpus": 1, "owner": "bob"}, "unknown field"),
+    ({"num_gpus": 1, "model": "A100"}, "1 GPU with name=A100 asked for"),
+    (["num_gpus"], "must look like"),
+    ("1", "must look like"),
+]
+
+
+@pytest.mark.parametrize("choice, why", BAD, ids=lambda value: str(value)[:40])
+def test_bad_options_start_nothing(hub: Hub, choice: Any, why: str) -> None:
+    hub.http.post("/users/alice")
+    answer = hub.http.post("/users/alice/server", json={"gpupool": choice})
+    assert 400 <= answer.status_code < 500, answer.text
+    assert why in answer.json()["message"]
+    assert hub.server("alice") is None
+    assert hub.leases() == {}
+
+
+def test_one_user_cannot_reach_what_is_anothers(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=1, partial=0.5)
+    start(hub, eventually, "bob", num_gpus=1, partial=0.5)
+    pool = hub.pool()
+    hers = next(lease for lease in pool.leases() if lease.request.owner == "alice")
+    held_by_itself(hub, eventually, "alice")
+    bobs = hub.pool(hub.token_of("bob"))
+
+    # By the API, with her lease's id and any name that he likes.
+    assert [lease.request.owner for lease in bobs.leases(include_ended=True)] == ["bob"] * len(
+        bobs.leases(include_ended=True)
+    )
+    for attempt in (bobs.lease, bobs.release, bobs.heartbeat, lambda id: bobs.resize(id, partial=0.1)):
+        with pytest.raises(UnknownLease):
+            attempt(hers.id)
+    said = str(bobs.pool())
+    assert hers.id not in said and "alice" not in said
+    base, his = f"{hub.service_url}/gpupool/api/v1", {"Authorization": f"token {hub.token_of('bob')}"}
+    for call in ("offer", "server?user=alice"):
+        assert httpx.get(f"{base}/hub/{call}", headers=his).status_code == 403
+    assert httpx.delete(f"{base}/hub/server?user=alice", headers=his).status_code == 403
+    body = {"groups": [], "lease": str(uuid.uuid4()), "mode": "kernel", "choice": {"num_gpus": 2}}
+    assert httpx.put(f"{base}/hub/server?user=bob", headers=his, json=body).status_code == 403
+    assert httpx.get(f"{base}/hub/mine?user=alice", headers=his).json()["lease"]["request"]["owner"] == "bob"
+
+    # By the environment: nothing of hers is in his, and her server's is not for others to read.
+    assert not any(hers.id in value for value in hub.process_of("bob").environ().values())
+
+    # By the data port: he knows where her worker listens, but not the secret.
+    assert hers.worker is not None
+    mine = next(lease for lease in bobs.leases())
+    for secret in ("", "x" * 43, hub.token_of("bob")):
+        spec = holder.attach_spec(bobs, replace(mine, worker=hers.worker), secret, "remote")
+        with pytest.raises((Refused, WireError, OSError)):
+            Lifeline(replace(spec, lease_id=hers.id))
+    with socket.create_connection((hers.worker.host, hers.worker.port)) as raw:
+        raw.sendall(b"\0" * 64)
+
+    # By tokens that are nobody's, or a name.
+    for token in ("", "alice", TOKEN[:-1] + "x"):
+        with pytest.raises((NotAdmitted, PoolError)):
+            hub.pool(token or "none").leases()
+    assert hub.leases() == {"alice": "ACTIVE", "bob": "ACTIVE"}, "and hers goes on"
+
+
+def test_a_token_is_worth_nothing_when_its_server_is_gone(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=1, partial=0.5)
+    kept = hub.pool(hub.token_of("alice"))
+    hub.stop_server("alice")
+    eventually(lambda: hub.server("alice") is None, "it is gone")
+    with pytest.raises((NotAllowed, NotAdmitted)):
+        kept.request(request())
+
+    def refused() -> bool:
+        try:
+            kept.pool()
+        except NotAdmitted:
+            return True
+        return False
+
+    eventually(refused, "the hub does not know it any more")
+
+
+def test_a_server_takes_no_more_than_was_chosen(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=1, partial=0.5)
+    hers = hub.pool(hub.token_of("alice"))
+    with pytest.raises(NotAllowed, match="chosen when it was started"):
+        hers.request(request())
+    (lease,) = hers.leases()
+    with pytest.raises(ImpossibleRequest, match="1 × 0.5 was chosen"):
+        hers.resize(lease.id, partial=0.9)
+    assert hers.resize(lease.id, partial=0.3).slices[0].memory_mib == 9753
+
+
+def request(**fields: Any) -> Request:
+    return holder.new_request(**{"partial": 0.2, **fields})[0]
