@@ -105,8 +105,23 @@ export class Actions {
     return troubles.find(Boolean) ?? '';
   }
 
-  /** More time, for a lease whose time is limited. A line about what went wrong; empty if nothing did. */
-  extend(lease: ILease, seconds: number): Promise<string> {
+  /**
+   * More time, for a lease whose time is limited; without `seconds` the user says how much. A line about what went
+   * wrong; empty if nothing did.
+   */
+  async extend(lease: ILease, seconds?: number): Promise<string> {
+    if (seconds === undefined) {
+      const { value } = await InputDialog.getNumber({
+        title: this._trans.__('More time for %1', this.nameOf(lease)),
+        label: this._trans.__('Minutes'),
+        value: 60,
+        okLabel: this._trans.__('Extend')
+      });
+      if (value === null) {
+        return '';
+      }
+      seconds = 60 * value;
+    }
     return this._of(this._pool.api.extend(lease.id, seconds));
   }
 

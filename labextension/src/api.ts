@@ -1,7 +1,7 @@
 /** The pool over HTTP. */
 
 import { ITransport } from './transport';
-import { IHistory, ILease } from './wire';
+import { IHistory, ILease, IWhoAmI } from './wire';
 
 /** What a user may ask for: GPUs, and of each one `partial` (0 to 1) or `memory_mib`. */
 export interface IWish {
@@ -47,6 +47,11 @@ export class PoolAPI {
     const query = new URLSearchParams({ since: String(since), step: String(step) });
     gpus.forEach(uuid => query.append('gpu', uuid));
     return this._call<IHistory>(`history?${query}`);
+  }
+
+  /** As whom the pool knows the user. */
+  whoAmI(): Promise<IWhoAmI> {
+    return this._call<IWhoAmI>('whoami');
   }
 
   /** The user's own leases that have not ended. */

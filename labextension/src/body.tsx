@@ -6,6 +6,7 @@ import * as React from 'react';
 import { Chart } from './chart/chart';
 import { IViewContext, usePool, usePreferences } from './context';
 import { GPUs } from './gpus';
+import { Holders } from './holders';
 import { Leases } from './leases';
 import { Picker } from './picker';
 import { Queue } from './queue';
@@ -67,6 +68,7 @@ export default function Body(context: IViewContext): JSX.Element {
         <GPUs {...props} />
         <Leases {...props} />
         <Queue {...props} />
+        <Holders {...props} />
       </div>
     </>
   );

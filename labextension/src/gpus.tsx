@@ -11,8 +11,9 @@ import { IRow, Windowed } from './windowed';
 const SERVER_HEIGHT = 28;
 const GPU_HEIGHT = 58;
 
-export function GPUs({ state, trans }: IViewProps): JSX.Element {
+export function GPUs({ state, slices, trans }: IViewProps): JSX.Element {
   const { servers, gpus, leases } = state;
+  const { me } = slices.holdings;
   // A bar changes with its GPU and, seldom, with its holders.
   const rows = React.useMemo(() => {
     const made: IRow[] = [];
@@ -26,12 +27,12 @@ export function GPUs({ state, trans }: IViewProps): JSX.Element {
         made.push({
           key: gpu.uuid,
           height: GPU_HEIGHT,
-          render: () => <GPU gpu={gpu} leases={leases} trans={trans} />
+          render: () => <GPU gpu={gpu} me={me} leases={leases} trans={trans} />
         });
       }
     }
     return made;
-  }, [servers, gpus, leases, trans]);
+  }, [servers, gpus, leases, me, trans]);
   return (
     <section aria-label={trans.__('GPUs')}>
       <h3>{trans.__('GPUs')}</h3>
@@ -54,11 +55,12 @@ function Server({ server, trans }: ITranslated & { server: IServer }): JSX.Eleme
 
 interface IGPUProps extends ITranslated {
   gpu: IGPU;
+  me: string | null;
   leases: Readonly<Record<string, ILease>>;
 }
 
 const GPU = React.memo(
-  function GPU({ gpu, leases, trans }: IGPUProps): JSX.Element {
+  function GPU({ gpu, me, leases, trans }: IGPUProps): JSX.Element {
     // The badge says it, in the user's language.
     const name = gpu.emulated ? gpu.name.replace(/ *\(emulated\)$/, '') : gpu.name;
     const granted =
@@ -98,6 +100,7 @@ const GPU = React.memo(
             <Piece
               key={slice.lease ?? n}
               slice={slice}
+              isMine={slice.lease !== null && (me === null || slice.owner === me)}
               total={gpu.memory_mib}
               lease={slice.lease === null ? undefined : leases[slice.lease]}
               trans={trans}
@@ -113,6 +116,7 @@ const GPU = React.memo(
   },
   (a, b) =>
     a.gpu === b.gpu &&
+    a.me === b.me &&
     a.trans === b.trans &&
     (a.leases === b.leases ||
       a.gpu.slices.every(({ lease }) => lease === null || a.leases[lease] === b.leases[lease]))
@@ -120,12 +124,13 @@ const GPU = React.memo(
 
 interface IPieceProps extends ITranslated {
   slice: ISlice;
+  isMine: boolean;
   total: number;
   lease: ILease | undefined;
 }
 
 /** One slice: as wide as its share, filled as far as its memory is used. */
-function Piece({ slice, total, lease, trans }: IPieceProps): JSX.Element {
+function Piece({ slice, isMine, total, lease, trans }: IPieceProps): JSX.Element {
   const [title, describe] = React.useState('');
   const width = total > 0 ? (100 * slice.memory_mib) / total : 0;
   const used = slice.memory_mib > 0 ? (100 * slice.used_mib) / slice.memory_mib : 0;
@@ -133,7 +138,7 @@ function Piece({ slice, total, lease, trans }: IPieceProps): JSX.Element {
   const point = () => describe(story(slice, lease, trans));
   return (
     <span
-      className={slice.lease === null ? 'jp-GPUPool-piece' : 'jp-GPUPool-piece jp-mod-mine'}
+      className={isMine ? 'jp-GPUPool-piece jp-mod-mine' : 'jp-GPUPool-piece'}
       style={{ width: `${Math.min(100, width)}%` }}
       title={title}
       onPointerEnter={point}

@@ -4,7 +4,7 @@ import { Event } from '@jupyterlab/services';
 import { IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
 
-import { IUse, split, uses } from './state';
+import { IUse, mineOf, split, uses } from './state';
 import { IGPUPool } from './tokens';
 import { ILease } from './wire';
 
@@ -29,6 +29,11 @@ export class Holdings implements IDisposable {
     this._pool.changed.connect(this._look, this);
     document.addEventListener('visibilitychange', this._seen);
     void this.refresh();
+  }
+
+  /** As whom the pool knows the user; null where it does not say, and shows nobody else's leases. */
+  get me(): string | null {
+    return this._me;
   }
 
   /** Leases that hold slices, in order of arrival. */
@@ -91,6 +96,19 @@ export class Holdings implements IDisposable {
     }
   }
 
+  /** Another pool may know the user by another name. */
+  private async _ask(feed: string): Promise<void> {
+    this._feed = feed;
+    try {
+      this._me = (await this._pool.api.whoAmI()).owner || null;
+    } catch {
+      this._me = null;
+    }
+    this._leases = null;
+    this._look();
+    this._changed.emit();
+  }
+
   private _hear(_: unknown, event: Event.Emission): void {
     if (event.schema_id === EVENT && this._pool.connection.status !== 'live') {
       clearTimeout(this._timer);
@@ -111,9 +129,13 @@ export class Holdings implements IDisposable {
     if (!state || connection.status !== 'live') {
       return;
     }
+    if (state.feed !== this._feed) {
+      void this._ask(state.feed);
+      return;
+    }
     if (state.leases !== this._leases) {
       this._leases = state.leases;
-      this._take(Object.values(state.leases));
+      this._take(mineOf(state.leases, this._me));
     }
     if (state.gpus !== this._gpus && this._held.length > 0) {
       this._gpus = state.gpus;
@@ -125,7 +147,7 @@ export class Holdings implements IDisposable {
   private _take(leases: readonly ILease[]): void {
     const living = leases.filter(lease => lease.ended_at === null);
     const before = JSON.stringify([this._held, this._waiting]);
-    const { held, waiting } = split(Object.fromEntries(living.map(lease => [lease.id, lease])));
+    const { held, waiting } = split(living);
     this._held = held;
     this._waiting = waiting;
     if (living.length > 0) {
@@ -140,10 +162,12 @@ export class Holdings implements IDisposable {
   }
 
   private _changed = new Signal<this, void>(this);
+  private _feed = '';
   private _gpus: unknown = null;
   private _held: ILease[] = [];
   private _isDisposed = false;
   private _leases: unknown = null;
+  private _me: string | null = null;
   private _timer: ReturnType<typeof setTimeout> | undefined;
   private _used = new Signal<this, void>(this);
   private _uses = new Map<string, IUse>();

@@ -5,18 +5,20 @@ import { Button } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import { IViewProps } from './context';
-import { age, moment, plain, share, size } from './format';
-import { IUse, split, uses } from './state';
-import { ILease } from './wire';
+import { age, moment, part, plain, share } from './format';
+import { IUse, mineOf, split, uses } from './state';
+import { IAskedBack, ILease } from './wire';
 import { IRow, Windowed } from './windowed';
 
 const HEIGHT = 102;
 const EDITOR_HEIGHT = 32;
 const TROUBLE_HEIGHT = 52;
+const ASKED_HEIGHT = 64;
 
 export function Leases(props: IViewProps): JSX.Element {
-  const { state, trans } = props;
-  const { held } = React.useMemo(() => split(state.leases), [state.leases]);
+  const { state, slices, trans } = props;
+  const { me } = slices.holdings;
+  const { held } = React.useMemo(() => split(mineOf(state.leases, me)), [state.leases, me]);
   const used = React.useMemo(() => uses(state.gpus), [state.gpus]);
   // Which one is being resized, and what went wrong with which: here, because rows come and go with scrolling.
   const [resizing, resize] = React.useState<string | null>(null);
@@ -26,7 +28,11 @@ export function Leases(props: IViewProps): JSX.Element {
     const isResizing = resizing === lease.id;
     return {
       key: lease.id,
-      height: HEIGHT + (isResizing ? EDITOR_HEIGHT : 0) + (trouble ? TROUBLE_HEIGHT : 0),
+      height:
+        HEIGHT +
+        (isResizing ? EDITOR_HEIGHT : 0) +
+        (trouble ? TROUBLE_HEIGHT : 0) +
+        (lease.asked_back?.length ? ASKED_HEIGHT : 0),
       render: () => (
         <Lease
           {...props}
@@ -40,7 +46,11 @@ export function Leases(props: IViewProps): JSX.Element {
       )
     };
   });
-  const lost = state.ended.filter(lease => lease.state === 'LOST' || lease.state === 'EXPIRED');
+  const lost = state.ended.filter(
+    lease =>
+      (lease.state === 'LOST' || lease.state === 'EXPIRED') &&
+      (me === null || lease.request.owner === me)
+  );
   return (
     <section aria-label={trans.__('My leases')}>
       <h3>{trans.__('My leases')}</h3>
@@ -109,6 +119,11 @@ function Lease(props: ILeaseProps): JSX.Element {
             {name}
           </span>
         )}
+        {lease.idle_since && (
+          <span className="jp-GPUPool-badge" title={trans.__('It has computed nothing since then')}>
+            {trans.__('idle %1', age(state.at - lease.idle_since, trans))}
+          </span>
+        )}
         {lease.state !== 'ACTIVE' && (
           <span className="jp-GPUPool-badge">{stateOf(lease, trans)}</span>
         )}
@@ -123,7 +138,7 @@ function Lease(props: ILeaseProps): JSX.Element {
         aria-valuemin={0}
         aria-valuemax={Math.max(1, granted)}
         aria-valuenow={used}
-        aria-valuetext={trans.__('%1 of %2 used', size(used, trans), size(granted, trans))}
+        aria-valuetext={trans.__('%1 used', part(used, granted, trans))}
       >
         <span
           className="jp-GPUPool-used"
@@ -131,7 +146,7 @@ function Lease(props: ILeaseProps): JSX.Element {
         />
       </div>
       <div className="jp-GPUPool-figures">
-        <span>{trans.__('%1 of %2 used', size(used, trans), size(granted, trans))}</span>
+        <span>{trans.__('%1 used', part(used, granted, trans))}</span>
         <span>{trans.__('%1 busy', share(use?.busy ?? 0))}</span>
         <span title={moment(lease.granted_at ?? lease.created_at)}>{time(props, trans)}</span>
       </div>
@@ -146,6 +161,17 @@ function Lease(props: ILeaseProps): JSX.Element {
         >
           {trans.__('Resize')}
         </Button>
+        {lease.expires_at && (
+          <Button
+            className="jp-mod-styled"
+            small
+            aria-label={trans.__('Extend: %1', name)}
+            disabled={acting}
+            onClick={() => void act(actions.extend(lease))}
+          >
+            {trans.__('Extend')}
+          </Button>
+        )}
         <Button
           className="jp-mod-styled"
           small
@@ -168,6 +194,14 @@ function Lease(props: ILeaseProps): JSX.Element {
           }}
         />
       )}
+      {lease.asked_back && lease.asked_back.length > 0 && (
+        <Asked
+          asked={lease.asked_back}
+          trans={trans}
+          disabled={acting}
+          onKeep={() => void act(actions.keep(lease))}
+        />
+      )}
       {trouble && (
         <p role="alert" className="jp-GPUPool-trouble" title={trouble}>
           {trouble}
@@ -181,6 +215,33 @@ function Lease(props: ILeaseProps): JSX.Element {
       ? trans.__('%1 left', age(lease.expires_at - state.at, trans))
       : trans.__('for %1', age(state.at - (lease.granted_at ?? lease.created_at), trans));
   }
+}
+
+interface IAsked {
+  asked: readonly IAskedBack[];
+  trans: TranslationBundle;
+  disabled: boolean;
+  onKeep: () => void;
+}
+
+/** Who would like to have it: the last one in words, and how many. */
+function Asked({ asked, trans, disabled, onKeep }: IAsked): JSX.Element {
+  const { by, message } = asked[asked.length - 1];
+  const others = asked.length - 1;
+  const text = message
+    ? trans.__('%1 asks for it: “%2”', by, message)
+    : trans.__('%1 asks for it', by);
+  return (
+    <div
+      className="jp-GPUPool-asked"
+      title={asked.map(one => `${one.by}: ${one.message}`).join('\n')}
+    >
+      <p>{others > 0 ? trans._n('%2 (and %1 more)', '%2 (and %1 more)', others, text) : text}</p>
+      <Button className="jp-mod-styled" small disabled={disabled} onClick={onKeep}>
+        {trans.__('Keep it')}
+      </Button>
+    </div>
+  );
 }
 
 interface IEditor {

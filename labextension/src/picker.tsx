@@ -155,9 +155,14 @@ function Choice({ state, pool, slices, trans, onDone }: IPickerProps): JSX.Eleme
           </div>
         )}
         <p className="jp-GPUPool-figures">{meaning(wish, state, trans)}</p>
-        <p role="status" className={`jp-GPUPool-forecast jp-mod-${forecast?.outcome ?? 'unknown'}`}>
-          {forecast ? told(forecast, trans) : trans.__('Asking the pool…')}
-        </p>
+        {!mine && (
+          <p
+            role="status"
+            className={`jp-GPUPool-forecast jp-mod-${forecast?.outcome ?? 'unknown'}`}
+          >
+            {forecast ? told(forecast, trans) : trans.__('Asking the pool…')}
+          </p>
+        )}
         {front.remembers && (
           <label className="jp-GPUPool-check">
             <input
@@ -180,7 +185,7 @@ function Choice({ state, pool, slices, trans, onDone }: IPickerProps): JSX.Eleme
         >
           {name === null
             ? trans.__('Attach')
-            : forecast?.outcome === 'queued'
+            : forecast?.outcome === 'queued' && !mine
               ? trans.__('Queue for %1', name)
               : trans.__('Attach to %1', name)}
         </Button>

@@ -6,12 +6,13 @@ import * as React from 'react';
 
 import { IViewProps } from './context';
 import { age, exactly, share } from './format';
-import { split } from './state';
+import { mineOf, split } from './state';
 import { ILease } from './wire';
 
 export function Queue({ state, slices, trans }: IViewProps): JSX.Element | null {
   const { actions } = slices;
-  const { waiting } = React.useMemo(() => split(state.leases), [state.leases]);
+  const { me } = slices.holdings;
+  const { waiting } = React.useMemo(() => split(mineOf(state.leases, me)), [state.leases, me]);
   const others = state.queue.length - waiting.length;
   if (state.queue.length === 0) {
     return null;

@@ -182,9 +182,44 @@ export function uses(gpus: IPoolState['gpus']): Map<string, IUse> {
   return found;
 }
 
+/** The leases of one user; all of them where the pool does not say who that is. */
+export function mineOf(leases: IPoolState['leases'], me: string | null): ILease[] {
+  const all = Object.values(leases);
+  return me === null ? all : all.filter(lease => lease.request.owner === me);
+}
+
+/** What somebody else holds, as far as the user may know. */
+export interface IHolder {
+  lease: string;
+  owner: string;
+  label: string;
+  /** By server: the GPUs' indices. */
+  where: ReadonlyMap<string, readonly number[]>;
+  memory_mib: number;
+}
+
+/** The leases of others whose holders the user may know, by their names. */
+export function holdersOf(gpus: IPoolState['gpus'], me: string | null): IHolder[] {
+  const found = new Map<string, IHolder & { where: Map<string, number[]> }>();
+  for (const gpu of Object.values(gpus)) {
+    for (const { lease, owner, label, memory_mib } of gpu.slices) {
+      if (lease === null || owner === null || me === null || owner === me) {
+        continue;
+      }
+      let holder = found.get(lease);
+      if (!holder) {
+        found.set(lease, (holder = { lease, owner, label, where: new Map(), memory_mib: 0 }));
+      }
+      holder.memory_mib += memory_mib;
+      holder.where.set(gpu.server, [...(holder.where.get(gpu.server) ?? []), gpu.index]);
+    }
+  }
+  return [...found.values()].sort((a, b) => (a.owner < b.owner ? -1 : a.owner > b.owner ? 1 : 0));
+}
+
 /** The leases that hold slices, and those that wait; each in order of arrival. */
-export function split(leases: IPoolState['leases']): { held: ILease[]; waiting: ILease[] } {
-  const all = Object.values(leases).sort((a, b) => a.created_at - b.created_at);
+export function split(leases: readonly ILease[]): { held: ILease[]; waiting: ILease[] } {
+  const all = [...leases].sort((a, b) => a.created_at - b.created_at);
   return {
     held: all.filter(lease => lease.state !== 'QUEUED'),
     waiting: all.filter(lease => lease.state === 'QUEUED')

@@ -1,6 +1,6 @@
 /** What the pool says, as JSON; the names are those of docs/architecture.md. */
 
-/** A share of one GPU that a lease holds; whose it is stays unsaid (null) where it is another user's. */
+/** A share of one GPU that a lease holds; whose it is stays unsaid (null) where the user may not know. */
 export interface ISlice {
   lease: string | null;
   owner: string | null;
@@ -66,6 +66,14 @@ export interface IAskedBack {
   by: string;
   at: number;
   message: string;
+}
+
+/** `GET whoami`: as whom the pool knows the caller. */
+export interface IWhoAmI {
+  owner: string;
+  /** Whether everybody's leases are the caller's to see and to end. */
+  administers: boolean;
+  namespace: string;
 }
 
 /** A request and what became of it; times in seconds since the epoch. */

@@ -1,4 +1,14 @@
-import { apply, freeOf, IPoolState, shareOf, split, totals, uses } from '../src/state';
+import {
+  apply,
+  freeOf,
+  holdersOf,
+  IPoolState,
+  mineOf,
+  shareOf,
+  split,
+  totals,
+  uses
+} from '../src/state';
 import { ISlice, Message } from '../src/wire';
 import { delta, gpu, lease, whole } from './pool';
 
@@ -149,7 +159,37 @@ it('leases that hold and leases that wait, in order of arrival', () => {
       }
     })
   );
-  const { held, waiting } = split(state.leases);
+  const { held, waiting } = split(Object.values(state.leases));
   expect(held.map(l => l.id)).toEqual(['a', 'b']);
   expect(waiting.map(l => l.id)).toEqual(['c']);
+});
+
+it('others whose names may be known are told by name, each lease once', () => {
+  const slice = (fields: object) => ({
+    lease: '1',
+    owner: 'ada',
+    label: 'train',
+    memory_mib: 10,
+    used_mib: 0,
+    busy: 0,
+    state: 'ACTIVE' as const,
+    ...fields
+  });
+  const gpus = {
+    a: gpu({
+      slices: [slice({}), slice({ lease: '2', owner: 'bob' }), slice({ lease: null, owner: null })]
+    }),
+    b: gpu({ uuid: 'b', index: 1, slices: [slice({ lease: '2', owner: 'bob' })] })
+  };
+  expect(holdersOf(gpus, 'ada')).toEqual([
+    { lease: '2', owner: 'bob', label: 'train', where: new Map([['one', [0, 1]]]), memory_mib: 20 }
+  ]);
+  expect(holdersOf(gpus, null)).toEqual([]);
+});
+
+it('leases of others that one administers are not one’s own', () => {
+  const leases = { x: lease({ id: 'x' }), y: lease({ id: 'y' }) };
+  leases.y.request.owner = 'bob';
+  expect(mineOf(leases, 'ada')).toEqual([leases.x]);
+  expect(mineOf(leases, null)).toHaveLength(2);
 });

@@ -30,6 +30,7 @@ export class Drawing {
     this._data = data;
     this._from = from;
     this._to = to;
+    this._fit(); // what was made while the page had no layout
     this._plot?.batch(() => {
       this._plot?.setData(data, false);
       this._plot?.setScale('x', { min: from, max: to });

@@ -110,17 +110,8 @@ function activate(
         holdings.held.filter(isLimited),
         trans.__('Extend the lease of')
       );
-      if (!lease) {
-        return;
-      }
-      const { value } = await InputDialog.getNumber({
-        title: trans.__('More time for %1', actions.nameOf(lease)),
-        label: trans.__('Minutes'),
-        value: 60,
-        okLabel: trans.__('Extend')
-      });
-      if (value !== null) {
-        tell(await actions.extend(lease, 60 * value));
+      if (lease) {
+        tell(await actions.extend(lease));
       }
     }
   });

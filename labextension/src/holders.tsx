@@ -1,0 +1,83 @@
+/** Who else holds GPUs, by name where the user may know; and a way to ask for them. */
+
+import { TranslationBundle } from '@jupyterlab/translation';
+import { Button } from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+import { IViewProps } from './context';
+import { size } from './format';
+import { holdersOf, IHolder } from './state';
+import { IRow, Windowed } from './windowed';
+
+const HEIGHT = 64;
+const TROUBLE_HEIGHT = 52;
+
+export function Holders({ state, slices, trans }: IViewProps): JSX.Element | null {
+  const { holdings, actions } = slices;
+  const { me } = holdings;
+  const holders = React.useMemo(() => holdersOf(state.gpus, me), [state.gpus, me]);
+  const [troubles, setTroubles] = React.useState<Readonly<Record<string, string>>>({});
+  if (holders.length === 0) {
+    return null;
+  }
+  const ask = async (holder: IHolder) => {
+    const line = await actions.askBack(holder.lease, holder.owner);
+    setTroubles(before => ({ ...before, [holder.lease]: line }));
+  };
+  const rows = holders.map((holder): IRow => {
+    const trouble = troubles[holder.lease] ?? '';
+    return {
+      key: holder.lease,
+      height: HEIGHT + (trouble ? TROUBLE_HEIGHT : 0),
+      render: () => (
+        <Holder holder={holder} trouble={trouble} trans={trans} onAsk={() => void ask(holder)} />
+      )
+    };
+  });
+  return (
+    <section aria-label={trans.__('Held by others')}>
+      <h3>{trans.__('Held by others')}</h3>
+      <Windowed rows={rows} scroller=".jp-GPUPool" label={trans.__('Held by others')} />
+    </section>
+  );
+}
+
+interface IHolderProps {
+  holder: IHolder;
+  trouble: string;
+  trans: TranslationBundle;
+  onAsk: () => void;
+}
+
+function Holder({ holder, trouble, trans, onAsk }: IHolderProps): JSX.Element {
+  const { owner, label, memory_mib } = holder;
+  const where = [...holder.where]
+    .map(([server, indices]) => trans.__('GPU %1 of %2', indices.join(', '), server))
+    .join(' · ');
+  return (
+    <article aria-label={owner}>
+      <div className="jp-GPUPool-name">
+        <span className="jp-GPUPool-model" title={label}>
+          {label ? trans.__('%1 · %2', owner, label) : owner}
+        </span>
+      </div>
+      <div className="jp-GPUPool-figures">
+        <span title={where}>{where}</span>
+        <span>{size(memory_mib, trans)}</span>
+      </div>
+      <Button
+        className="jp-mod-styled"
+        small
+        aria-label={trans.__('Ask %1 for it back', owner)}
+        onClick={onAsk}
+      >
+        {trans.__('Ask for it back')}
+      </Button>
+      {trouble && (
+        <p role="alert" className="jp-GPUPool-trouble" title={trouble}>
+          {trouble}
+        </p>
+      )}
+    </article>
+  );
+}
