@@ -256,10 +256,15 @@ def resized_spec(spec: AttachSpec, lease: Lease) -> AttachSpec:
 
 def write_config(path: Path, spec: AttachSpec) -> None:
     """Put the file that GPUPOOL_LEASE names in its place, whole at once. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
-        f.write(spec.to_json())
-    os.replace(draft, path)
+    # Where anybody may write, somebody else may have put something by a name that can be foretold.
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as f:
+            f.write(spec.to_json())
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
 
 
 def refuse_smaller(

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from tornado.httputil import HTTPServerRequest
 
+from ..engines.addresses import network
 from ..pool.errors import NotAdmitted, NotAllowed, PoolError, TooManyAttempts
 from ..pool.models import Request
 from ..pool.tokens import Token, Tokens
@@ -62,6 +63,9 @@ class Doorkeeper(Protocol):
 
     def still(self, caller: Caller) -> bool:
         """Whether somebody who was admitted once would be again."""
+
+    def expects(self, caller: Caller, lease_id: str) -> None:
+        """The caller asks for a lease of that id, which may be somebody else's."""
 
     def note(self, caller: Caller, lease_id: str) -> None:
         """That lease is the caller's."""
@@ -114,6 +118,9 @@ class TokenStore:
     def still(self, caller: Caller) -> bool:
         return True
 
+    def expects(self, caller: Caller, lease_id: str) -> None:
+        pass
+
     def note(self, caller: Caller, lease_id: str) -> None:
         pass  # nobody takes these tokens away
 
@@ -131,7 +138,7 @@ class LedgerTokens:
         shown = _shown(authorization)
         named = self.tokens.named(shown)
         # Whoever guesses locks out neither those behind the same address who know theirs, nor others elsewhere.
-        key = f"{address} {named.id if named else ''}"
+        key = f"{network(address)} {named.id if named else ''}"
         self._throttle.check(key)
         token = self.tokens.proven(shown)
         if token is None:
@@ -146,6 +153,9 @@ class LedgerTokens:
 
     def note(self, caller: Caller, lease_id: str) -> None:
         self.asked[lease_id] = caller.token
+
+    def expects(self, caller: Caller, lease_id: str) -> None:
+        self.asked.setdefault(lease_id, caller.token)
 
     def still(self, caller: Caller) -> bool:
         try:

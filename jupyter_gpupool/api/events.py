@@ -10,7 +10,7 @@ from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from ..pool.errors import NotAdmitted, PoolError
+from ..pool.errors import NotAdmitted, PoolError, TooManyAttempts
 from .auth import Caller, Doorkeeper, who_calls
 from .feed import Feed, View
 
@@ -18,6 +18,8 @@ from .feed import Feed, View
 _NOT_ADMITTED = 1008
 #: RFC 6455: "service restart"; who is told so may come back.
 _TRY_AGAIN = 1012
+#: How many may watch what one owner sees, or all that administrators see.
+_MOST_WATCHERS = 200
 #: Who has so many messages unread has lost the connection, or is too slow for it.
 _MOST_UNSENT = 60
 
@@ -77,6 +79,9 @@ class EventsWithToken(_Events):
 
     caller: Caller
 
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+
     def initialize(self, feed: Feed, tokens: Doorkeeper) -> None:
         self.feed = feed
         self.tokens = tokens
@@ -86,6 +91,10 @@ class EventsWithToken(_Events):
             self.caller = await who_calls(self.tokens, self.request)
             if self.caller.objection:
                 raise NotAdmitted(self.caller.objection)
+            if self.feed.view(self.caller.scope).watched >= _MOST_WATCHERS:
+                raise TooManyAttempts(
+                    f"{_MOST_WATCHERS} connections watch with tokens of this owner already; close one of them"
+                )
         except PoolError as e:
             self.set_status(e.status)
             self.finish({"error": type(e).__name__, "message": str(e)})

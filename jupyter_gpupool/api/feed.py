@@ -78,8 +78,9 @@ class View:
         self._stirred = asyncio.Event()
 
     @property
-    def watched(self) -> bool:
-        return bool(self._watchers)
+    def watched(self) -> int:
+        """How many do."""
+        return len(self._watchers)
 
     async def join(self, watcher: Watcher, feed: str = "", seq: int = -1) -> None:
         """Tell the watcher the state, or what it missed since ``seq`` of ``feed``. Raises PoolError."""
@@ -156,10 +157,7 @@ class View:
 def document(pool: dict[str, Any], leases: list[Lease]) -> dict[str, Any]:
     """The pool with its GPUs and leases by their ids, as deltas name them."""
     return {
-        "servers": [
-            {**s, "gpus": [gpu["uuid"] for gpu in s["gpus"]]}
-            for s in pool["servers"]
-        ],
+        "servers": [{**s, "gpus": [gpu["uuid"] for gpu in s["gpus"]]} for s in pool["servers"]],
         "gpus": {gpu["uuid"]: gpu for s in pool["servers"] for gpu in s["gpus"]},
         "leases": {lease.id: _told(lease) for lease in leases},
         "queue": pool["queue"],

@@ -78,6 +78,9 @@ class Calls(web.RequestHandler):
         """The request as the caller may make it. Raises NotAllowed."""
         return request
 
+    def expects(self, lease_id: str) -> None:
+        """The caller asks for a lease of that id."""
+
     async def keeps(self, lease_id: str) -> None:
         """The caller says that it wants this lease. Raises NotAdmitted where it has lost it."""
 
@@ -175,8 +178,10 @@ class LeasesCall(Calls):
 
     async def create(self) -> None:
         request = self.admitted(parse_request(self.body(), self.owner()))
-        await self.keeps(request.id)
-        lease = await self.service.request(request, self.seconds("wait"))
+        wait_s = self.seconds("wait")
+        self.expects(request.id)
+        lease = await self.service.request(request, wait_s)
+        await self.keeps(lease.id)
         self.reply(lease.to_json(), 201 if lease.state.holds else 202)
 
 
@@ -331,12 +336,20 @@ class _WithToken(Calls):
     def admitted(self, request: Request) -> Request:
         return self.caller.admitted(request)
 
+    def expects(self, lease_id: str) -> None:
+        assert self.tokens is not None
+        self.tokens.expects(self.caller, lease_id)
+
     async def keeps(self, lease_id: str) -> None:
         assert self.tokens is not None
         if self.caller.cut:
             await self.service.release(lease_id, self.scope(), "its token was revoked")
             raise NotAdmitted(self.caller.objection)
         self.tokens.note(self.caller, lease_id)
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")  # whoever is not admitted need not know what runs here
+        self.set_header("X-Content-Type-Options", "nosniff")
 
     def check_xsrf_cookie(self) -> None:
         pass  # no cookies here: the token itself is what another site cannot send
@@ -388,6 +401,22 @@ def _plain(method: Any) -> Any:
 
 
 _VERBS = {"get": "read", "post": "create", "put": "replace", "patch": "change", "delete": "remove"}
+
+
+def standalone_application(
+    service: PoolService,
+    tokens: Doorkeeper,
+    more: Sequence[tuple[str, type[Calls]]] = (),
+    beside: Sequence[tuple[str, type[Calls]]] = (),
+    **settings: Any,
+) -> web.Application:
+    """A tornado application of the pool's own, which answers whatever it is asked as the pool does."""
+    return web.Application(
+        standalone_handlers(service, tokens, more, beside),
+        default_handler_class=with_token(NoSuchCall),
+        default_handler_args={"service": service, "tokens": tokens},
+        **settings,
+    )
 
 
 def standalone_handlers(

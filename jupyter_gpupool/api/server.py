@@ -12,14 +12,13 @@ from typing import Any
 from jupyter_core.application import JupyterApp
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application
 from traitlets import Int, Unicode
 
 from ..engines.local import LocalEngine
 from ..pool.errors import PoolError
 from . import discovery
 from .auth import TokenStore
-from .handlers import MAX_BODY, standalone_handlers
+from .handlers import MAX_BODY, standalone_application
 from .metrics import METRICS, OpenMetrics, ServerFigures
 from .service import PoolService
 
@@ -106,8 +105,10 @@ class PoolApp(JupyterApp):
         """Let clients in."""
         token = discovery.user_token()
         self._server = HTTPServer(
-            Application(
-                standalone_handlers(service, TokenStore(token), beside=METRICS),
+            standalone_application(
+                service,
+                TokenStore(token),
+                beside=METRICS,
                 log_function=self.answered,
                 figures=self.figures,
             ),
@@ -130,8 +131,12 @@ class PoolApp(JupyterApp):
             return
         host, _, port = self.metrics_address.rpartition(":")
         if not host or not port.isascii() or not port.isdigit():
-            raise PoolError(f"metrics_address is ADDRESS:PORT, such as 127.0.0.1:56002, not {self.metrics_address}")
-        application = Application([("/metrics", OpenMetrics)], figures=self.figures, log_function=lambda handler: None)
+            raise PoolError(
+                f"metrics_address is ADDRESS:PORT, such as 127.0.0.1:56002, not {self.metrics_address}"
+            )
+        application = Application(
+            [("/metrics", OpenMetrics)], figures=self.figures, log_function=lambda handler: None
+        )
         try:
             application.listen(int(port), host.strip("[]"), max_body_size=1024)
         except (OSError, OverflowError) as e:

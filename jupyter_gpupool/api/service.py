@@ -88,7 +88,9 @@ class PoolService(LoggingConfigurable):
         self.timed: Callable[[float], None] = lambda seconds: None
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._servers: tuple[Server, ...] | None = None  # not in the manager yet
-        self.wellness = Health(self.engine, self.with_ledger, lambda: self._servers_changed(self.wellness.servers))
+        self.wellness = Health(
+            self.engine, self.with_ledger, lambda: self._servers_changed(self.wellness.servers)
+        )
         self._states: dict[str, LeaseState] = {}  # of live leases, as listeners were last told
 
     # -- life

@@ -108,7 +108,10 @@ class CreateApp(TokenCommand):
             owner=args.user,
             administers=args.administrator,
         )
-        archive = bundle.tar(made["files"])
+        # Whoever unpacks it is to get these three, whatever the server says.
+        archive = bundle.tar(
+            {name: made["files"][name] for name in (bundle.CA, bundle.CLIENT, bundle.SERVERS)}
+        )
         if args.output == "-":
             sys.stdout.buffer.write(archive)
             sys.stdout.buffer.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 import signal
@@ -11,12 +12,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from tornado.web import Application
 from traitlets import Enum, List, Unicode, default
 
 from ..api import bundle
 from ..api.administration import Administration
-from ..api.handlers import MAX_BODY, standalone_handlers
+from ..api.handlers import MAX_BODY, standalone_application
 from ..api.metrics import METRICS
 from ..api.server import PoolApp
 from ..api.service import PoolService
@@ -30,6 +30,8 @@ from .https import Certificate, SecureServer
 _LOOK_S = 5.0
 #: How long a connection of somebody who is known may lie idle, in seconds; heartbeats come every few.
 _IDLE_S = 300.0
+#: What this process has open besides connections, at most: the ledger, and two files for each worker.
+_OTHER_FILES = 512
 
 
 class Daemon(PoolApp):
@@ -64,6 +66,7 @@ class Daemon(PoolApp):
         self._tasks: list[asyncio.Task] = []
         self._administration: Administration | None = None
         self._bound = self.port
+        self._refusals = logs.Damper()
 
     def prepare(self) -> None:
         """What follows from the directory, where the configuration does not say otherwise."""
@@ -79,9 +82,12 @@ class Daemon(PoolApp):
         self.config.PoolService.setdefault("db_url", f"sqlite:///{Path(self.directory) / folder.LEDGER}")
         if self.log_lines == "json":
             logs.use_json(self.log)
+        # Of every connection that speaks no TLS there is a line, and anybody can make thousands.
+        logging.getLogger("tornado.general").addFilter(logs.Damper())
         with contextlib.suppress(ValueError, OSError):
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        os.umask(0o077)  # the ledger, its journal, the workers' files: nobody else's to read
 
     async def open(self, service: PoolService, sockets: list[socket.socket]) -> None:
         self._certificate = Certificate(self.certfile, self.keyfile)
@@ -89,11 +95,11 @@ class Daemon(PoolApp):
         self._bound = sockets[0].getsockname()[1]
         self._administration = administration = Administration(service, self._bundle)
         await administration.start()
-        handlers = standalone_handlers(
-            service, administration.doorkeeper, token_routes(administration), beside=METRICS
-        )
-        application = Application(
-            handlers,
+        application = standalone_application(
+            service,
+            administration.doorkeeper,
+            token_routes(administration),
+            beside=METRICS,
             log_function=self.answered,
             figures=self.figures,
             websocket_max_message_size=4096,
@@ -106,6 +112,7 @@ class Daemon(PoolApp):
             max_header_size=16 * 1024,
             idle_connection_timeout=_IDLE_S,
             body_timeout=30.0,
+            most=_connections(),
         )
         self._server = server
         server.add_sockets(sockets)
@@ -174,14 +181,12 @@ class Daemon(PoolApp):
 
     def _log_request(self, handler: Any) -> None:
         status = handler.get_status()
+        refused = status in (401, 403, 429)
+        held_back = self._refusals.passes() if refused else 0
+        if held_back is None:
+            return
         caller = getattr(handler, "caller", None)
-        log = (
-            self.log.error
-            if status >= 500
-            else self.log.warning
-            if status in (401, 403, 429)
-            else self.log.debug
-        )
+        log = self.log.error if status >= 500 else self.log.warning if refused else self.log.debug
         log(
             "%d %s %s",
             status,
@@ -192,8 +197,15 @@ class Daemon(PoolApp):
                 "address": handler.request.remote_ip,
                 "token": caller.token if caller else None,
                 "seconds": round(handler.request.request_time(), 4),
+                **({"held_back": held_back} if held_back else {}),
             },
         )
+
+
+def _connections() -> int:
+    """How many connections the files that this process may have open leave room for."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(files, 1 << 16) - _OTHER_FILES)
 
 
 def _notify(word: bytes) -> None:

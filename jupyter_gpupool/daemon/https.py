@@ -12,6 +12,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
+from ..engines.addresses import network
 from ..pool.errors import PoolError
 
 #: How long a connection may take until it has shown a token, in seconds, and how many may be about to;
@@ -61,35 +62,78 @@ class Certificate:
         return found
 
 
-class SecureServer(HTTPServer):
-    """Bounds the connections that have not shown a token yet, in number and in time."""
+class _Crowd:
+    """Connections by the address that they came from, oldest first, and when they came."""
 
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self) -> None:
+        self._of: dict[str, dict[IOStream, float]] = {}
+        self.count = 0
+
+    def add(self, address: str, stream: IOStream) -> None:
+        self._of.setdefault(address, {})[stream] = time.monotonic()
+        self.count += 1
+
+    def drop(self, address: str, stream: IOStream) -> None:
+        """Harmless where it is not among them."""
+        streams = self._of.get(address, {})
+        if streams.pop(stream, None) is not None:
+            self.count -= 1
+            if not streams:
+                del self._of[address]
+
+    def first_of_most(self) -> IOStream:
+        """The oldest connection of the address that has most of them."""
+        most = max(self._of, key=lambda address: len(self._of[address]))
+        return next(iter(self._of[most]))
+
+    def before(self, at: float) -> list[IOStream]:
+        return [stream for streams in self._of.values() for stream, came in streams.items() if came <= at]
+
+
+class SecureServer(HTTPServer):
+    """Bounds the connections that have not shown a token yet, in number and in time, and all of them in number.
+
+    Where room is short, the oldest connection of the address that has most of them makes it: whoever floods the
+    server is in nobody's way but their own.
+    """
+
+    def initialize(self, *args: Any, most: int = 1 << 14, **kwargs: Any) -> None:
+        """``most``: how many connections there may be in all."""
         super().initialize(*args, **kwargs)
-        self._strangers: dict[IOStream, float] = {}
+        self._most = most
+        self._addresses: dict[IOStream, str] = {}
+        self._all, self._strangers = _Crowd(), _Crowd()
 
     def handle_stream(self, stream: IOStream, address: tuple) -> None:
-        self._strangers[stream] = time.monotonic()
-        if len(self._strangers) > _MOST:
-            next(iter(self._strangers)).close()
-            self._forget_the_closed()
+        came_from = self._addresses[stream] = network(str(address[0]))
+        for crowd, most in ((self._strangers, _MOST), (self._all, self._most)):
+            crowd.add(came_from, stream)
+            if crowd.count > most:
+                self._turn_away(crowd.first_of_most())
         super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: Any) -> None:
+        super().on_close(server_conn)
+        self._forget(server_conn.stream)
 
     def admit(self, request: Any) -> None:
         """That request's connection is somebody's whom the pool knows."""
-        self._strangers.pop(request.connection.stream, None)
+        stream = request.connection.stream
+        self._strangers.drop(self._addresses.get(stream, ""), stream)
 
     async def turn_away_the_late(self) -> None:
         """For as long as the server runs."""
         while True:
             await asyncio.sleep(1.0)
-            before = time.monotonic() - _PATIENCE_S
-            for stream, came in list(self._strangers.items()):
-                if came > before:
-                    break
-                stream.close()
-            self._forget_the_closed()
+            for stream in self._strangers.before(time.monotonic() - _PATIENCE_S):
+                self._turn_away(stream)
 
-    def _forget_the_closed(self) -> None:
-        for stream in [s for s in self._strangers if s.closed()]:
-            del self._strangers[stream]
+    def _turn_away(self, stream: IOStream) -> None:
+        stream.close()
+        self._forget(stream)
+
+    def _forget(self, stream: IOStream) -> None:
+        came_from = self._addresses.pop(stream, None)
+        if came_from is not None:
+            self._strangers.drop(came_from, stream)
+            self._all.drop(came_from, stream)

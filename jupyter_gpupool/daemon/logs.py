@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from datetime import datetime, timezone
 
 #: What every record has; anything else was given with the message.
@@ -25,6 +26,34 @@ class JSONLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+class Damper(logging.Filter):
+    """Lets so many lines a minute pass, and counts the others: the next one that passes tells ``held_back``."""
+
+    def __init__(self, most: int = 100, per_s: float = 60.0) -> None:
+        super().__init__()
+        self._most, self._per_s = most, per_s
+        self._since = time.monotonic()
+        self._passed = self._held_back = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        held_back = self.passes()
+        if held_back:
+            record.held_back = held_back
+        return held_back is not None
+
+    def passes(self) -> int | None:
+        """None where a line is to be held back; else how many were since the last one."""
+        now = time.monotonic()
+        if now - self._since >= self._per_s:
+            self._since, self._passed = now, 0
+        if self._passed >= self._most:
+            self._held_back += 1
+            return None
+        self._passed += 1
+        held_back, self._held_back = self._held_back, 0
+        return held_back
 
 
 def use_json(*loggers: logging.Logger) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from ..remote.client_hello import MOST, NotTLS, wanted_lease
 from . import process
+from .addresses import network
 from .records import DOOR
 
 #: Where an acceptor hands its listening socket to the next one, in the folder of the workers' doors.
@@ -125,7 +126,7 @@ class Acceptor:
                     continue
                 return  # nobody waits any more, or whoever did has left
             sock.setblocking(False)
-            stranger = _Stranger(sock, str(address[0]), time.monotonic() + _PATIENCE_S)
+            stranger = _Stranger(sock, network(str(address[0])), time.monotonic() + _PATIENCE_S)
             self._strangers[sock.fileno()] = stranger
             self._of_address[stranger.address] += 1
             if self._of_address[stranger.address] > _MOST_OF_ADDRESS:

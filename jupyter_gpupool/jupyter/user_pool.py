@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
-from tornado.web import Application
 from traitlets import Bool, Enum, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from ..api import bundle, discovery
 from ..api.auth import TokenStore, new_token
 from ..api.client import NOT_OFFERED, Passed, PoolClient
-from ..api.handlers import MAX_BODY, standalone_handlers
+from ..api.handlers import MAX_BODY, standalone_application
 from ..api.health import Check, from_json
 from ..api.service import ENGINES, PoolService
 from ..holder import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
@@ -260,8 +259,8 @@ class _Host:
         try:
             sockets = bind_sockets(0, "127.0.0.1")
             token = new_token()
-            application = Application(
-                standalone_handlers(self.service, TokenStore(token)), log_function=lambda handler: None
+            application = standalone_application(
+                self.service, TokenStore(token), log_function=lambda handler: None
             )
             self._server = HTTPServer(application, max_body_size=4 * MAX_BODY)
             self._server.add_sockets(sockets)

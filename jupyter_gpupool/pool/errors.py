@@ -82,7 +82,7 @@ class NotAllowed(PoolError):
 
 
 class TooManyAttempts(PoolError):
-    """Too many wrong tokens came from there; the text says when to try again."""
+    """Too many wrong tokens, or too much of something else, came from there; the text says what to do."""
 
     status = 429
 

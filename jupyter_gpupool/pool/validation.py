@@ -83,8 +83,13 @@ def _check_filters(filters: object) -> None:
     for key, value in filters.items():
         if key not in FILTERS:
             raise InvalidRequest(f"unknown filter {_shown(key)}; there are {', '.join(FILTERS)}")
-        if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
-            raise InvalidRequest(f"the filter {key} needs a text of 1 to {MAX_TEXT} characters")
+        if (
+            not isinstance(value, str)
+            or not value.strip()
+            or len(value) > MAX_TEXT
+            or not value.isprintable()
+        ):
+            raise InvalidRequest(f"the filter {key} needs a printable text of 1 to {MAX_TEXT} characters")
         if key == "index" and not (value.isascii() and value.isdigit() and len(value) <= 6):
             raise InvalidRequest(f"the filter index must be a GPU's number, not {_shown(value)}")
         if key == "emulated" and value.lower() not in _YES_NO:

@@ -28,6 +28,8 @@ _BEAT = 0.25
 #: How long somebody may take to show the lease's secret, in seconds, and how many may be about to at once.
 _PATIENCE_S = 10.0
 _MOST_STRANGERS = 64
+#: How many processes may use the lease at once.
+_MOST_SESSIONS = 256
 
 
 #: Has the worker keep to so many MiB by GPU uuid; answers what is in use where that is more (then nothing changes).
@@ -218,6 +220,12 @@ class Worker:
             with send_lock:
                 wire.send(sock, kind, header, payload)
 
+        with self._lock:
+            full = len(self._sessions) >= _MOST_SESSIONS
+        if full:
+            with contextlib.suppress(ConnectionError):
+                send(wire.Kind.BYE, {"message": f"{_MOST_SESSIONS} processes use this lease already"})
+            return
         threads = hello.get("threads")
         if isinstance(threads, int) and 0 < threads <= 1024 and self.spec.devices[0].emulated:
             # An emulated GPU sums in the same order as the client's own CPU would.

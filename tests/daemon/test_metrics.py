@@ -146,7 +146,9 @@ def expressions(dashboard: dict[str, Any]) -> list[str]:
 def test_every_figure_of_the_dashboard_is_served(metered: Server, project_root: Path) -> None:
     dashboard = json.loads((project_root / "docs" / "grafana.json").read_text())
     client = metered.client(metered.token("traffic", owner="eve")["token"])
-    client.release(client.request(ask(partial=0.1), wait_s=60).id)  # counters with labels begin with their first event
+    client.release(
+        client.request(ask(partial=0.1), wait_s=60).id
+    )  # counters with labels begin with their first event
     with pytest.raises(ImpossibleRequest):
         client.request(ask(num_gpus=9, partial=1.0))
     served = scrape(metered)
@@ -170,9 +172,16 @@ def test_every_figure_of_the_dashboard_is_served(metered: Server, project_root: 
 def test_the_dashboard_is_one_that_grafana_imports(project_root: Path) -> None:
     """Its structure: what the import form and the panels of Grafana 10 and later look at."""
     dashboard = json.loads((project_root / "docs" / "grafana.json").read_text())
-    assert dashboard["id"] is None and dashboard["uid"] and dashboard["title"] and dashboard["schemaVersion"] >= 36
+    assert (
+        dashboard["id"] is None
+        and dashboard["uid"]
+        and dashboard["title"]
+        and dashboard["schemaVersion"] >= 36
+    )
     variables = {v["name"]: v for v in dashboard["templating"]["list"]}
-    assert variables["datasource"]["type"] == "datasource" and variables["datasource"]["query"] == "prometheus"
+    assert (
+        variables["datasource"]["type"] == "datasource" and variables["datasource"]["query"] == "prometheus"
+    )
     panels = dashboard["panels"]
     assert len({p["id"] for p in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
