@@ -126,5 +126,8 @@ class HubTokens:
     def still(self, caller: Caller) -> bool:
         return True  # a socket asks again when it is opened again
 
+    def expects(self, caller: Caller, lease_id: str) -> None:
+        pass
+
     def note(self, caller: Caller, lease_id: str) -> None:
         pass  # the request itself says which server it came from
