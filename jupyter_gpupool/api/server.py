@@ -12,6 +12,7 @@ from typing import Any
 from jupyter_core.application import JupyterApp
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
+from tornado.web import Application
 from traitlets import Int, Unicode
 
 from ..engines.local import LocalEngine
