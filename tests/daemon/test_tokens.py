@@ -25,6 +25,7 @@ from jupyter_gpupool.pool.errors import (
     InvalidRequest,
     NotAdmitted,
     NotAllowed,
+    NotOffered,
     RequestConflict,
     TooManyAttempts,
     UnknownLease,
