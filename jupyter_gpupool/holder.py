@@ -75,9 +75,11 @@ def find_pool(
         if given is None or not ours:
             ca = os.environ.get(CA_VARIABLE, "") if url == os.environ.get(URL_VARIABLE) else ""
             return _greeted(PoolClient(url, token, patience_s=patience_s, ca=ca))
-        return _greeted(PoolClient(url, token or given.token, patience_s=patience_s, ca=given.ca))
+        token = token or given.token
+        return _greeted(PoolClient(url, token, patience_s=patience_s, ca=given.ca, also=given.urls))
     if given is not None:
-        return _first_that_answers(given, token or given.token, patience_s)
+        token, (first, *others) = token or given.token, given.urls
+        return _greeted(PoolClient(first, token, patience_s=patience_s, ca=given.ca, also=others))
     for attempt in range(_ATTEMPTS):
         address = discovery.find_or_start(say)
         # One that was found may be about to end, with the work that it was started for.
@@ -89,15 +91,6 @@ def find_pool(
                 raise
             say("The GPU pool has just ended; looking for another one")
     raise AssertionError("unreachable")
-
-
-def _first_that_answers(
-    given: bundle.Bundle, token: str, patience_s: float
-) -> tuple[PoolClient, dict[str, Any]]:
-    for url in given.urls[:-1]:
-        with contextlib.suppress(PoolUnreachable):
-            return _greeted(PoolClient(url, token, patience_s=0.5, ca=given.ca))
-    return _greeted(PoolClient(given.urls[-1], token, patience_s=patience_s, ca=given.ca))
 
 
 def _greeted(client: PoolClient) -> tuple[PoolClient, dict[str, Any]]:

@@ -18,6 +18,8 @@ _PATH = "/gpupool/api/v1"
 
 #: How long a pool that is restarting is waited for, in seconds.
 PATIENCE_S = 5.0
+#: How long one of several servers may take until it leads in the place of another, in seconds.
+TAKEOVER_S = 12.0
 
 #: Of a pool without tokens and namespaces.
 NOT_OFFERED = "this pool is one user's own and has no tokens; `gpupool server init` makes a server that has"
@@ -35,6 +37,8 @@ class PoolClient:
     """Talks to one pool. Safe to use from several threads; a context manager.
 
     ``ca``: the certificate (PEM) of the one authority to trust; without it those that this system trusts.
+    ``also``: where the pool's other servers answer, of which one leads: who does not answer, or does not lead, is
+    passed over. Then ``patience_s`` is at least what it takes until another one leads.
     Every method raises :mod:`jupyter_gpupool.pool.errors`: what the pool refused, or PoolUnreachable.
     """
 
@@ -45,28 +49,26 @@ class PoolClient:
         timeout_s: float = 10.0,
         patience_s: float = PATIENCE_S,
         ca: str = "",
+        also: Sequence[str] = (),
     ) -> None:
-        self.url = url.rstrip("/")
+        self._urls = list(dict.fromkeys(_checked(u) for u in (url, *also)))
+        self._at = 0  # the one of them that answered last
         self.ca = ca
         self._timeout_s = timeout_s
-        self._patience_s = patience_s
-        try:
-            parsed = httpx.URL(self.url)
-        except httpx.InvalidURL as e:
-            raise errors.PoolUnreachable(f"{url!r} is no address of a GPU pool: {e}") from None
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise errors.PoolUnreachable(
-                f"{url!r} is no address of a GPU pool: it looks like http://host:56001"
-            )
-        self.secure = parsed.scheme == "https"
+        self._patience_s = patience_s if len(self._urls) == 1 else max(patience_s, TAKEOVER_S)
+        self.secure = all(u.startswith("https:") for u in self._urls)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # The pool is addressed directly: a proxy for the web has no business here.
         self._http = httpx.Client(
-            base_url=f"{self.url}{_PATH}",
             headers=headers,
             trust_env=False,
             verify=_context(ca) if ca else True,
         )
+
+    @property
+    def url(self) -> str:
+        """Where the pool answered last."""
+        return self._urls[self._at]
 
     def close(self) -> None:
         self._http.close()
@@ -234,29 +236,48 @@ class PoolClient:
         headers: dict[str, str] | None = None,
         patience_s: float | None = None,
     ) -> httpx.Response:
-        """Nearly every call here may be repeated harmlessly, so a pool that restarts is waited for."""
+        """Nearly every call here may be repeated harmlessly, so a pool that restarts, or whose lead changes, is waited
+        for."""
         timeout = httpx.Timeout(self._timeout_s, read=self._timeout_s + wait_s, connect=3.0)
         deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
-        pause = 0.05
+        pause, tried = 0.05, 0
         while True:
+            at = self._at
+            url = self._urls[at]
+            refusal: errors.PoolError | None
             try:
-                return self._http.request(
-                    method, path, params=query, json=body, headers=headers, timeout=timeout
+                response = self._http.request(
+                    method, f"{url}{_PATH}{path}", params=query, json=body, headers=headers, timeout=timeout
                 )
+                refusal = self._not_leading(response)
+                if refusal is None:
+                    return response
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as e:
                 self._refuse_certificate(e)
-                if time.monotonic() + pause > deadline:
-                    raise errors.PoolUnreachable(f"no GPU pool answers at {self.url} ({_why(e)})") from None
+                everywhere = " or ".join(self._urls)
+                refusal = errors.PoolUnreachable(f"no GPU pool answers at {everywhere} ({_why(e)})")
             except httpx.TimeoutException as e:
-                raise errors.PoolUnreachable(
-                    f"the GPU pool at {self.url} does not answer ({_why(e)})"
-                ) from None
+                refusal = errors.PoolUnreachable(f"the GPU pool at {url} does not answer ({_why(e)})")
+                if len(self._urls) == 1:
+                    raise refusal from None
             except httpx.HTTPError as e:
-                raise errors.PoolUnreachable(
-                    f"the GPU pool at {self.url} cannot be asked ({_why(e)})"
-                ) from None
-            time.sleep(pause)
-            pause = min(1.0, pause * 2)
+                raise errors.PoolUnreachable(f"the GPU pool at {url} cannot be asked ({_why(e)})") from None
+            tried += 1
+            # One that does not lead has changed nothing: the others may be asked even where nothing is repeated.
+            unasked = isinstance(refusal, errors.NotLeading) and tried < len(self._urls)
+            if time.monotonic() + pause > deadline and not unasked:
+                raise refusal from None
+            if self._at == at:  # else another thread has moved on
+                self._at = (at + 1) % len(self._urls)
+            if tried % len(self._urls) == 0:
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+
+    def _not_leading(self, response: httpx.Response) -> errors.PoolError | None:
+        if response.status_code != errors.NotLeading.status:
+            return None
+        refusal = self._refusal(response, _json(response))
+        return refusal if isinstance(refusal, errors.NotLeading) else None
 
     def _refuse_certificate(self, error: BaseException) -> None:
         """Raise PoolUnreachable where it is TLS that failed: that does not get better by waiting."""
@@ -285,6 +306,16 @@ class PoolClient:
         if response.status_code in (401, 403):
             return errors.NotAdmitted(f"the GPU pool at {self.url} does not admit this client: {message}")
         return errors.PoolUnreachable(f"the GPU pool at {self.url}: {message}")
+
+
+def _checked(url: str) -> str:
+    try:
+        parsed = httpx.URL(url.rstrip("/"))
+    except httpx.InvalidURL as e:
+        raise errors.PoolUnreachable(f"{url!r} is no address of a GPU pool: {e}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise errors.PoolUnreachable(f"{url!r} is no address of a GPU pool: it looks like http://host:56001")
+    return url.rstrip("/")
 
 
 def _context(ca: str) -> ssl.SSLContext:

@@ -31,6 +31,7 @@ class PoolAddress:
     token: str
     pid: int = 0
     ca: str = ""
+    also: tuple[str, ...] = ()  # where the pool's other servers answer
 
 
 def folder() -> Path:

@@ -21,8 +21,10 @@ from ..devices.checks import STATUSES, Check, graded, worst
 from ..devices.diagnosis import diagnose, disk_check, marked
 from ..pool.errors import PoolError
 from ..pool.interfaces import Engine
+from ..pool.leadership import FOLLOWING
 from ..pool.ledger import Ledger
 from ..pool.models import Server
+from .leading import Contender
 
 __all__ = ["Check", "Health", "document", "from_json", "worst"]
 
@@ -48,6 +50,7 @@ class Health:
         changed: Callable[[], None],
     ) -> None:
         self.servers: tuple[Server, ...] = ()
+        self.contender: Contender | None = None  # where several servers share the ledger
         self._engine = engine
         self._on_ledger = on_ledger
         self._changed = changed
@@ -55,6 +58,7 @@ class Health:
         self._at = 0.0
         self._sick: Mapping[str, str] = {}
         self._ledger: tuple[Check, ...] = ()
+        self._followed = False  # when the ledger was last looked at
         self._touched = -_TOUCH_S
         self._began = time.monotonic()
         self._looked = asyncio.Event()
@@ -92,14 +96,20 @@ class Health:
     async def look(self) -> bool:
         """Once, now; whether every server has been read, or has had the time for it."""
         now, servers = time.time(), self.servers
+        follows = self.contender is not None and not self.contender.leading
+        if time.monotonic() - self._touched >= _TOUCH_S or self._followed != follows:
+            self._touched, self._followed = time.monotonic(), follows
+            self._ledger = await self._ledger_checks()
+        if follows:  # the GPUs are the leader's to look after
+            self._checks, self._at = (*self._ledger, *self._lead()), now
+            self._looked.set()
+            return True
         readings = {reading.server: reading for reading in self._engine.readings()}
         diagnoses = [diagnose(readings.get(s.name), s.gpus, now, s.name) for s in servers]
         whole = all(s.name in readings for s in servers) or time.monotonic() - self._began > _PATIENCE_S
-        if time.monotonic() - self._touched >= _TOUCH_S:
-            self._touched = time.monotonic()
-            self._ledger = await self._ledger_checks()
         self._set_sick({uuid: why for diagnosis in diagnoses for uuid, why in diagnosis.sick.items()})
-        found = [*self._ledger, _gpus(servers, self._sick), self._workers(), *_certificate(self._engine, now)]
+        found = [*self._ledger, *self._lead(), _gpus(servers, self._sick), self._workers()]
+        found += _certificate(self._engine, now)
         self._checks = (*found, *(check for diagnosis in diagnoses for check in diagnosis.checks))
         self._at = now
         if whole:
@@ -128,10 +138,19 @@ class Health:
             "ms",
             at_most=50.0,
             fails_beyond=5000.0,
-            detail=f"a change is durable in {ms:g} ms",
+            detail=f"it answers in {ms:g} ms" if self._followed else f"a change is durable in {ms:g} ms",
             advice="put the ledger on a local SSD, or nearer to the pool; each grant waits for it",
         )
         return (touch, *disk)
+
+    def _lead(self) -> list[Check]:
+        if self.contender is None:
+            return []
+        if self.contender.leading:
+            return [Check("lead", "ok", "this server leads")]
+        if self.contender.leader:
+            return [Check("lead", "ok", f"this server follows the one at {self.contender.leader}")]
+        return [Check("lead", "failing", "no server leads", advice="see the log of each server")]
 
     def _workers(self) -> Check:
         engine = self._engine
@@ -162,7 +181,11 @@ def from_json(data: Mapping[str, Any]) -> Check:
 
 def _timed_touch(ledger: Ledger) -> tuple[float, list[Check]]:
     began = time.perf_counter()
-    ledger.check()
+    if ledger.epoch == FOLLOWING:
+        with ledger.reading() as tx:
+            tx.granted_mib()
+    else:
+        ledger.check()
     took = time.perf_counter() - began
     if ledger.path is None:
         return took, []

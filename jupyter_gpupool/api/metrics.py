@@ -149,7 +149,7 @@ class ServerFigures(PoolFigures):
                 registry=registry,
             )
             self._certificate.set_function(self._expiry)
-        service.timed = self._ledger.observe
+        service.thread.timed = self._ledger.observe
         service.listen(self.changed)
 
     def answered(self, handler: RequestHandler) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
-from ..pool.models import Snapshot, WorkerUsage
+from ..pool.models import Lease, LeaseState, Snapshot, WorkerUsage
 
 
 def picture(
@@ -57,3 +57,14 @@ def picture(
     ]
     queue = [lease.id if owner is None or lease.request.owner == owner else None for lease in snapshot.queue]
     return {"version": __version__, "servers": servers, "queue": queue, "healthy": healthy}
+
+
+def foreseen(lease: Lease) -> dict[str, Any]:
+    """What a forecast says of a request that could be met one day."""
+    outcome = "queued" if lease.state is LeaseState.QUEUED else "granted"
+    return {
+        "outcome": outcome,
+        "position": lease.position,
+        "reason": "",
+        "slices": lease.to_json()["slices"],
+    }

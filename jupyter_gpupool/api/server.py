@@ -84,6 +84,7 @@ class PoolApp(JupyterApp):
         ephemeral = self.starter_fd >= 0
         sockets = bind_sockets(0 if ephemeral else self.port, self.host or None, socket.AF_UNSPEC)
         service = self.service_class(parent=self)
+        service.address = self.own_address(sockets[0].getsockname()[1])
         over = asyncio.Event()
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
@@ -98,6 +99,10 @@ class PoolApp(JupyterApp):
             await over.wait()
         finally:
             await self.close(service)
+
+    def own_address(self, port: int) -> str:
+        """Where this pool answers."""
+        return f"http://[{self.host}]:{port}" if ":" in self.host else f"http://{self.host}:{port}"
 
     def prepare(self) -> None:
         """Before anything is opened."""
@@ -117,10 +122,9 @@ class PoolApp(JupyterApp):
             max_header_size=16 * 1024,
         )
         self._server.add_sockets(sockets)
-        port = sockets[0].getsockname()[1]
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        discovery.publish(f"http://{host}:{port}", token)
-        self.log.info("GPU pool on http://%s:%d (process %d)", host, port, os.getpid())
+        address = self.own_address(sockets[0].getsockname()[1])
+        discovery.publish(address, token)
+        self.log.info("GPU pool on %s (process %d)", address, os.getpid())
 
     def answered(self, handler: Any) -> None:
         """A request has been answered."""

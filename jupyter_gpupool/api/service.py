@@ -6,10 +6,8 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from jupyter_core.paths import jupyter_data_dir
 from traitlets import Any as AnyTrait
@@ -17,15 +15,19 @@ from traitlets import Enum, Float, Unicode, default
 from traitlets.config import LoggingConfigurable
 from traitlets.utils.importstring import import_item
 
-from ..pool.errors import EngineFailure, ImpossibleRequest, PoolError
+from ..pool.errors import EngineFailure, ImpossibleRequest, NotLeading, PoolError
 from ..pool.history import History, Use
 from ..pool.interfaces import Engine
+from ..pool.leadership import Leadership
 from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
 from .health import Check, Health
-from .picture import picture
+from .leading import Contender
+from .picture import foreseen, picture
+from .resizing import Resizing
+from .thread import ManagerThread
 
 __all__ = ["Check", "PoolService"]
 
@@ -73,7 +75,7 @@ class PoolService(LoggingConfigurable):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpupool-manager")
+        self.thread = ManagerThread()
         self._lock: LedgerLock | None = None
         self._ledger: Ledger | None = None
         self._manager: Manager | None = None
@@ -82,10 +84,10 @@ class PoolService(LoggingConfigurable):
         self._tasks: set[asyncio.Task] = set()
         self._ticker: asyncio.Task | None = None
         self._nurse: asyncio.Task | None = None
+        self._contender: Contender | None = None  # for the lead, where several daemons share the ledger
+        self.address = ""  # where this pool answers
         self._stopping = False
-        self._resizing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        #: is told, on the manager's thread, how long a transaction of the ledger took, in seconds
-        self.timed: Callable[[float], None] = lambda seconds: None
+        self._resizing = Resizing(self._call, self._run)
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._servers: tuple[Server, ...] | None = None  # not in the manager yet
         self.wellness = Health(
@@ -103,21 +105,44 @@ class PoolService(LoggingConfigurable):
             self._lock.acquire()
         try:
             self._manager = await self._call(self._open)
-            await self.engine.start(self._worker_ended, self._servers_changed)
-            servers = await self.engine.servers()
-            live = await self._call(self._manager.leases)
-            self._states = {lease.id: lease.state for lease in live}
-            adopted = await self.engine.adopt([lease for lease in live if lease.state.holds])
-            await self._settled()  # how workers ended while no pool ran is to be known before who is lost
-            manager = self._manager
-            self._follow(await self._call(manager.set_servers, servers))
-            self._follow(await self._call(manager.recover, adopted))
+            if self._ledger is not None and self._ledger.shared:
+                leadership = Leadership(self._ledger, self.address)
+                self._contender = Contender(leadership, self._lead, self._follow_another, self.log)
+                self.wellness.contender = self._contender
+                await self._follow_another()
+                await self._contender.start()
+            else:
+                await self._lead()
         except BaseException:
             await self._close()
             raise
+        self._nurse = asyncio.create_task(self.wellness.run())
+
+    async def _lead(self) -> None:
+        """Take up what the ledger holds, and grant from now on. Raises PoolError."""
+        self._manager = manager = await self._call(self._new_manager)
+        await self.engine.start(self._worker_ended, self._servers_changed)
+        servers = await self.engine.servers()
+        live = await self._call(manager.leases)
+        self._states = {lease.id: lease.state for lease in live}
+        adopted = await self.engine.adopt([lease for lease in live if lease.state.holds])
+        await self._settled()  # how workers ended while no pool ran is to be known before who is lost
+        self._follow(await self._call(manager.set_servers, servers))
+        self._follow(await self._call(manager.recover, adopted))
         self._ticker = asyncio.create_task(self._tick())
         self._servers_changed(await self.engine.servers())  # one may have come or gone meanwhile
-        self._nurse = asyncio.create_task(self.wellness.run())
+
+    async def _follow_another(self) -> None:
+        """Answer questions only: another daemon on this ledger leads, and looks after the workers."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+            await self.engine.stop()
+        try:
+            await self._call(self._need().follow, await self.engine.servers())
+        except PoolError as e:
+            self.log.error("The pool's servers cannot be told yet: %s", e)
+        self._wake()
 
     async def stop(self) -> None:
         """Stop granting. An embedded pool's leases end with it; a persistent one's go on computing."""
@@ -127,7 +152,8 @@ class PoolService(LoggingConfigurable):
         for task in (self._ticker, self._nurse):
             if task is not None:
                 task.cancel()
-        if self._manager is not None and not self.engine.persistent:
+        leads = self._contender is None or self._contender.leading
+        if self._manager is not None and leads and not self.engine.persistent:
             for lease in await self._call(self._manager.leases):
                 try:
                     await self._run(self._manager.release, lease.id, None, "the pool was shut down")
@@ -145,13 +171,19 @@ class PoolService(LoggingConfigurable):
     def _open(self) -> Manager:
         self._ledger = Ledger(self.db_url)
         self._history = History(self._ledger)
+        return self._new_manager()
+
+    def _new_manager(self) -> Manager:
+        assert self._ledger is not None
         return Manager(self._ledger, ttl_s=self.ttl_s)
 
     async def _close(self) -> None:
         await self.engine.stop()
+        if self._contender is not None:
+            await self._contender.stop()
         if self._ledger is not None:
             await self._call(self._ledger.close)
-        self._thread.shutdown(wait=False)
+        self.thread.stop()
         if self._lock is not None:
             self._lock.release()
 
@@ -163,7 +195,7 @@ class PoolService(LoggingConfigurable):
 
     async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
         """Grant, queue or refuse; with ``wait_s`` answer when its worker is up, or that much later."""
-        lease = await self._run(self._need().request, request)
+        lease = await self._run(self._to_change().request, request)
         return await self.wait(lease.id, request.owner, wait_s, until_settled=True)
 
     async def forecast(self, request: Request) -> dict[str, Any]:
@@ -172,9 +204,7 @@ class PoolService(LoggingConfigurable):
             lease = await self._call(self._need().forecast, request)
         except ImpossibleRequest as e:
             return {"outcome": "impossible", "position": None, "reason": str(e), "slices": []}
-        outcome = "queued" if lease.state is LeaseState.QUEUED else "granted"
-        slices = lease.to_json()["slices"]
-        return {"outcome": outcome, "position": lease.position, "reason": "", "slices": slices}
+        return foreseen(lease)
 
     async def wait(
         self,
@@ -201,51 +231,33 @@ class PoolService(LoggingConfigurable):
             if done or left <= 0 or self._stopping:
                 return lease
             try:
-                await asyncio.wait_for(changed.wait(), min(left, self.ttl_s / 3))
+                told = self._contender is None or self._contender.leading
+                await asyncio.wait_for(changed.wait(), min(left, self.ttl_s / 3 if told else 0.3))
             except (TimeoutError, asyncio.TimeoutError):
                 if until_settled and not lease.state.ended:
                     # Who waits for the answer to a request is alive, and has no lease to keep yet.
                     await self._call(self._need().heartbeat, lease_id, owner)
 
     async def heartbeat(self, lease_id: str, owner: str | None) -> Lease:
-        return _lease(await self._call(self._need().heartbeat, lease_id, owner))
+        return _lease(await self._call(self._to_change().heartbeat, lease_id, owner))
 
     async def release(self, lease_id: str, owner: str | None, reason: str = "released") -> Lease:
         """End a lease; when this returns its worker is gone."""
-        lease = await self._run(self._need().release, lease_id, owner, reason)
+        lease = await self._run(self._to_change().release, lease_id, owner, reason)
         await self.engine.stop_worker(lease_id)
         return lease
 
     async def resize(
         self, lease_id: str, owner: str | None, partial: float | None, memory_mib: int | None
     ) -> Lease:
-        """Another share of the same GPUs; when this returns the worker keeps to it. Nothing is lost if it fails.
-
-        The worker keeps to the smaller share first, then the ledger changes, then it may use the larger one:
-        at no instant is there more in use than is granted.
-        """
-        manager = self._need()
-        async with self._resizing.setdefault(lease_id, asyncio.Lock()):
-            before = await self._call(manager.lease, lease_id, owner)
-            after = await self._call(manager.resized, lease_id, partial, memory_mib, owner)
-            now = {piece.gpu_uuid: piece.memory_mib for piece in before.slices}
-            then = {piece.gpu_uuid: piece.memory_mib for piece in after}
-            least = {uuid: min(mib, then[uuid]) for uuid, mib in now.items()}
-            if least != now:
-                await self.engine.limit_worker(lease_id, least)
-            try:
-                lease = await self._run(manager.resize, lease_id, partial, memory_mib, owner)
-            except PoolError:
-                if least != now:
-                    await self.engine.limit_worker(lease_id, now)
-                raise
-            if least != then or now == then:  # repeated: perhaps the worker did not hear it
-                await self.engine.limit_worker(lease_id, then)
-        return lease
+        """Another share of the same GPUs; when this returns the worker keeps to it. Nothing is lost if it fails."""
+        return await self._resizing.resize(
+            self._to_change(), self.engine, lease_id, owner, partial, memory_mib
+        )
 
     async def drain(self, server: str, draining: bool = True) -> None:
         """Place nothing new on that server (what is there stays), or place on it again. Outlives restarts."""
-        self._follow(await self._call(self._need().drain, server, draining))
+        self._follow(await self._call(self._to_change().drain, server, draining))
         self._wake()
 
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
@@ -294,17 +306,15 @@ class PoolService(LoggingConfigurable):
             raise PoolError("the pool is not running")
         return self._manager
 
+    def _to_change(self) -> Manager:
+        """For what only the daemon that leads may do. Raises NotLeading."""
+        if self._contender is not None:
+            self._contender.check()
+        return self._need()
+
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         """Run on the manager's thread; one call at a time."""
-
-        def run() -> T:
-            began = time.perf_counter()
-            try:
-                return function(*args)
-            finally:
-                self.timed(time.perf_counter() - began)
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        return await self.thread.call(function, *args)
 
     async def _run(self, function: Callable[..., Change], *args: Any) -> Lease:
         change = await self._call(function, *args)
@@ -386,6 +396,9 @@ class PoolService(LoggingConfigurable):
         while (servers := self._servers) is not None:
             try:
                 self._follow(await self._call(manager.set_servers, servers))
+            except NotLeading:
+                self._servers = None
+                return
             except PoolError as e:
                 self.log.error("The pool's servers cannot be recorded yet: %s", e)
                 await asyncio.sleep(1.0)
@@ -399,6 +412,8 @@ class PoolService(LoggingConfigurable):
             try:
                 self._follow(await self._call(manager.worker_exited, lease_id, state, reason))
                 return
+            except NotLeading:
+                return  # the one that leads sees it, too
             except PoolError as e:
                 self.log.error("The end of lease %s cannot be recorded yet: %s", lease_id, e)
                 await asyncio.sleep(1.0)

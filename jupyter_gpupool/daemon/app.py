@@ -89,6 +89,10 @@ class Daemon(PoolApp):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         os.umask(0o077)  # the ledger, its journal, the workers' files: nobody else's to read
 
+    def own_address(self, port: int) -> str:
+        name = bundle.with_port(self.addresses[0] if self.addresses else socket.gethostname())
+        return f"https://{name.rpartition(':')[0]}:{port}"
+
     async def open(self, service: PoolService, sockets: list[socket.socket]) -> None:
         self._certificate = Certificate(self.certfile, self.keyfile)
         self._ca = self._read_ca()

@@ -111,6 +111,7 @@ class LocalEngine(LoggingConfigurable):
         if sys.platform != "linux":
             raise EngineFailure("GPU workers run on Linux only; name a pool on a GPU server with GPUPOOL_URL")
         self._on_exit = on_exit
+        self._stopping = False
         try:
             Path(self.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
@@ -247,6 +248,8 @@ class LocalEngine(LoggingConfigurable):
             await asyncio.gather(*(self.stop_worker(lease_id) for lease_id in list(self._workers)))
         for lease_id in list(self._watched):
             self._unwatch(lease_id)
+        self._workers.clear()
+        self._gone.clear()
         if self._control is not None:
             self._hang_up(self._control)
         if self._door is not None:

@@ -137,16 +137,17 @@ class GPUPool(LoggingConfigurable):
                     f"GPUPool.token_file: {self.token_file} cannot be read ({e}); write the pool's token there"
                 ) from None
         token, ca = token or os.environ.get(TOKEN_VARIABLE, ""), ""
+        also: tuple[str, ...] = ()
         given = bundle.find()
         if given is not None and given.covers(self.url):
-            token, ca = token or given.token, given.ca
+            token, ca, also = token or given.token, given.ca, given.urls
         elif self.url == os.environ.get(URL_VARIABLE):
             ca = os.environ.get(CA_VARIABLE, "")
         # The kernels and terminals of this server are to find the same pool.
         for name, value in ((URL_VARIABLE, self.url), (TOKEN_VARIABLE, token)):
             self._environment.setdefault(name, os.environ.get(name))
             os.environ[name] = value
-        return discovery.PoolAddress(self.url, token, ca=ca)
+        return discovery.PoolAddress(self.url, token, ca=ca, also=also)
 
     def _join(self, address: discovery.PoolAddress) -> _Joined:
         joined = self._joined = _Joined(address)
@@ -287,7 +288,9 @@ class _Joined:
     def __init__(self, address: discovery.PoolAddress) -> None:
         self.watch: Watch | None = None
         # Should that process be gone, its place is to be taken at once.
-        self._client = PoolClient(address.url, address.token, patience_s=0.5, ca=address.ca)
+        self._client = PoolClient(
+            address.url, address.token, patience_s=0.5, ca=address.ca, also=address.also
+        )
 
     def close(self) -> None:
         if self.watch is not None:

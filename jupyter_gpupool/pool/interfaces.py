@@ -49,7 +49,7 @@ class Engine(Protocol):
         """What each GPU server last said of its health, as far as it has been read; answers at once."""
 
     async def stop(self) -> None:
-        """End the engine itself and, unless they are persistent, every worker."""
+        """End the engine itself and, unless they are persistent, every worker. It may be started again."""
 
     @property
     def listens_on(self) -> int:

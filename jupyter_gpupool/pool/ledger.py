@@ -41,7 +41,8 @@ class Ledger:
                 "the ledger's address is not a database URL; one looks like sqlite:////path/to/ledger.sqlite, "
                 "or postgresql://user:password@host/database"
             ) from error
-        self._shared = postgresql.is_postgresql(self._url)
+        #: Whether several daemons may have it open, of which one leads.
+        self.shared = postgresql.is_postgresql(self._url)
         #: Of those on a shared ledger: the epoch in which this one leads; 0 for one that must not write.
         self.epoch: int | None = None
         self.path: Path | None = sqlite.file_of(self._url)
@@ -64,7 +65,7 @@ class Ledger:
             if sqlite.is_sqlite(self._url):
                 connection = sqlite.for_writing(connection)
             with connection.begin():
-                if self._shared:
+                if self.shared:
                     self._be_the_only_writer(connection)
                 yield Transaction(connection)
 
@@ -72,10 +73,26 @@ class Ledger:
     def reading(self) -> Iterator[Transaction]:
         """A transaction that sees one state of the ledger and must not write."""
         with self._errors(), self._engine.connect() as connection:
-            if self._shared:
+            if self.shared:
                 connection = postgresql.for_reading(connection)
             with connection.begin():
                 yield Transaction(connection)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[Transaction]:
+        """A transaction that is undone in any case; a daemon that does not lead may have one."""
+        with self._errors(), self._engine.connect() as connection:
+            if sqlite.is_sqlite(self._url):
+                connection = sqlite.for_writing(connection)
+            with connection.begin() as transaction:
+                try:
+                    yield Transaction(connection)
+                finally:
+                    transaction.rollback()
+
+    def session(self) -> Connection:
+        """A connection for locks, without transactions. Raises SQLAlchemyError."""
+        return self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def check(self) -> None:
         """Raise :class:`LedgerUnavailable` unless a change can be made durable right now."""
@@ -110,13 +127,13 @@ class Ledger:
         try:
             if self.path:
                 sqlite.prepare_file(self.path)
-            url = postgresql.complete(self._url) if self._shared else self._url
+            url = postgresql.complete(self._url) if self.shared else self._url
             engine = create_engine(url, hide_parameters=True)
         except OSError as error:
             why = error.strerror or str(error)
             raise LedgerUnavailable(f"the ledger {self.name} cannot be opened: {why}") from error
         except ModuleNotFoundError as error:
-            what = "pip install 'jupyter_gpupool[postgresql]'" if self._shared else str(error)
+            what = "pip install 'jupyter_gpupool[postgresql]'" if self.shared else str(error)
             raise LedgerUnavailable(f"no driver for the ledger {self.name}: {what}") from error
         except ArgumentError as error:
             raise LedgerUnavailable(f"no driver for the ledger {self.name}: {error}") from error
@@ -130,7 +147,7 @@ class Ledger:
             yield
         except SQLAlchemyError as error:
             detail = str(getattr(error, "orig", None) or error).splitlines()[0]
-            meaning = (postgresql if self._shared else sqlite).advice(detail)
+            meaning = (postgresql if self.shared else sqlite).advice(detail)
             line = f"the ledger {self.name} cannot be used: {meaning or detail}"
             raise LedgerUnavailable(line) from error
 

@@ -45,10 +45,6 @@ class _Plan:
     positions: dict[str, int] = field(default_factory=dict)
 
 
-class _Undone(Exception):
-    """Ends a transaction that is to have no effect."""
-
-
 @dataclass(frozen=True)
 class _Beat:
     """When a holder was last heard, on the clock that people read and on the one that measures."""
@@ -104,6 +100,12 @@ class Manager:
             self._grant_waiting(tx, plan, servers)
         self._servers = servers
         return self._done(plan)
+
+    def follow(self, servers: Sequence[Server]) -> None:
+        """Know those servers to answer questions about them, while another manager decides over the ledger."""
+        with self._ledger.reading() as tx:
+            self._servers = marked(tx, servers)
+        self._recovered = True
 
     def drain(self, server: str, draining: bool = True) -> Change:
         """Place nothing new there from now on, or place there again; the ledger remembers. Raises UnknownServer."""
@@ -167,12 +169,9 @@ class Manager:
         """What :meth:`request` would answer at this instant, or raise; nothing is recorded."""
         placement.validate(request)
         plan = _Plan()
-        try:
-            with self._ledger.transaction() as tx:
-                self._admit(tx, plan, request)
-                raise _Undone
-        except _Undone:
-            return self._aged(plan.changed[request.id], plan.positions)
+        with self._ledger.rehearsal() as tx:
+            self._admit(tx, plan, request)
+        return self._aged(plan.changed[request.id], plan.positions)
 
     def heartbeat(self, lease_id: str, owner: str | None = None) -> Change:
         """The holder is alive. Raises UnknownLease, and LeaseEnded once it is over: nothing revives it."""

@@ -1,0 +1,58 @@
+"""A real pool's server whose engine starts no worker, for tests of what is granted: several start within a second.
+
+Usage: as `python -m jupyter_gpupool.api.server`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jupyter_gpupool.api import service
+from jupyter_gpupool.api.server import PoolApp
+from jupyter_gpupool.devices import emulated_gpus
+from jupyter_gpupool.pool.models import Lease, Server, WorkerAddress, WorkerUsage
+
+
+class NoWorkers:
+    """Every worker is up at once, outlives its pool, and ends when it is told to."""
+
+    persistent = True
+    listens_on = 0
+    warm = True
+    failure = ""
+
+    def __init__(self, parent: Any, pool_id: str) -> None:
+        pass
+
+    async def start(self, *_: Any) -> None:
+        pass
+
+    async def servers(self) -> Sequence[Server]:
+        return [Server(name, "127.0.0.1", emulated_gpus(name, count=4)) for name in ("one", "two")]
+
+    async def start_worker(self, lease: Lease) -> WorkerAddress:
+        return WorkerAddress("127.0.0.1", 1, 1, 0.0)
+
+    async def stop_worker(self, lease_id: str) -> None:
+        pass
+
+    async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
+        pass
+
+    async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
+        return {lease.id: lease.worker for lease in leases if lease.worker is not None}
+
+    def readings(self) -> list[Any]:
+        return []
+
+    def usage(self) -> dict[str, WorkerUsage]:
+        return {}
+
+    async def stop(self) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    service.ENGINES["local"] = f"{__name__}.NoWorkers"
+    PoolApp.launch_instance()
