@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
-from . import openapi_tenants
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -45,11 +44,8 @@ _REQUEST: dict[str, Any] = {
 _RESIZE = {
     "type": "object",
     "additionalProperties": False,
-    "description": "Exactly one of partial, memory_mib and extend_s; num_gpus may repeat what the lease has.",
-    "properties": {
-        **{name: _REQUEST["properties"][name] for name in ("num_gpus", "partial", "memory_mib")},
-        "extend_s": {"type": "number", "exclusiveMinimum": 0, "description": "So many more seconds."},
-    },
+    "description": "Exactly one of partial and memory_mib; num_gpus may repeat what the lease has.",
+    "properties": {name: _REQUEST["properties"][name] for name in ("num_gpus", "partial", "memory_mib")},
 }
 
 _SLICE = {
@@ -86,17 +82,6 @@ _LEASE = {
         "ended_at": _NUMBER_OR_NULL,
         "heartbeat_at": {"type": "number"},
         "ttl_s": {"type": "number"},
-        "waits_for": {**_TEXT, "description": "The limit that a queued request waits for."},
-        "expires_at": {**_NUMBER_OR_NULL, "description": "When its time is over."},
-        "idle_since": {**_NUMBER_OR_NULL, "description": "Since when it computes nothing."},
-        "asked_back": {
-            "type": "array",
-            "description": "Who would like to have it.",
-            "items": {
-                "type": "object",
-                "properties": {"by": _TEXT, "at": {"type": "number"}, "message": _TEXT},
-            },
-        },
     },
 }
 
@@ -158,7 +143,6 @@ def _answers(
     meanings = {
         400: "The request makes no sense by itself.",
         401: "No token, or an unknown one.",
-        403: "The caller may not do this.",
         404: "No such lease, or not the caller's.",
         409: "It cannot be met now and would not wait, or the id is taken.",
         410: "The lease has ended.",
@@ -279,7 +263,7 @@ def document() -> dict[str, Any]:
                 },
                 "patch": {
                     "operationId": "resizeLease",
-                    "summary": "More time, or another share of the same GPUs: answered when the worker keeps to it",
+                    "summary": "Another share of the same GPUs; the answer comes when the worker keeps to it",
                     "requestBody": {"required": True, "content": _schema("Resize")},
                     "responses": _answers("The lease", "Lease", 400, 404, 409, 410, 422, 503),
                 },
@@ -297,7 +281,6 @@ def document() -> dict[str, Any]:
                     "responses": _answers("The lease", "Lease", 404, 410, 503),
                 },
             },
-            **openapi_tenants.paths(_answers, _schema, _query),
             "/health": {
                 "get": {
                     "operationId": "getHealth",
@@ -323,7 +306,6 @@ def document() -> dict[str, Any]:
                 "Slice": _SLICE,
                 "Lease": _LEASE,
                 "Error": _ERROR,
-                **openapi_tenants.SCHEMAS,
             },
         },
     }

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """How a lease and its worker get another share of their GPUs, with nothing lost wherever it is interrupted."""
 
 from __future__ import annotations
@@ -52,39 +51,4 @@ class Resizing:
                 raise
             if least != then or now == then:  # repeated: perhaps the worker did not hear it
                 await engine.limit_worker(lease_id, then)
-=======
-"""How a lease is resized while its worker computes: at no instant is there more in use than is granted."""
-
-from __future__ import annotations
-
-from collections.abc import Awaitable, Callable, Sequence
-
-from ..pool.errors import PoolError
-from ..pool.interfaces import Engine
-from ..pool.models import Lease, Slice
-
-
-class Sizes:
-    """What a lease's worker may use before and after, in MiB by GPU uuid."""
-
-    def __init__(self, engine: Engine, before: Lease, after: Sequence[Slice]) -> None:
-        self._engine = engine
-        self._lease_id = before.id
-        self._now = {piece.gpu_uuid: piece.memory_mib for piece in before.slices}
-        self._then = {piece.gpu_uuid: piece.memory_mib for piece in after}
-        self._least = {uuid: min(mib, self._then[uuid]) for uuid, mib in self._now.items()}
-
-    async def around(self, change: Callable[[], Awaitable[Lease]]) -> Lease:
-        """The worker keeps to the smaller share first, then the ledger changes, then it may use the larger one."""
-        if self._least != self._now:
-            await self._engine.limit_worker(self._lease_id, self._least)
-        try:
-            lease = await change()
-        except PoolError:
-            if self._least != self._now:
-                await self._engine.limit_worker(self._lease_id, self._now)
-            raise
-        if self._least != self._then or self._now == self._then:  # repeated: perhaps the worker did not hear it
-            await self._engine.limit_worker(self._lease_id, self._then)
->>>>>>> b79e26e (Namespaces: limits, members, weights, the end of leases; who may see whom, and who asked for what)
         return lease

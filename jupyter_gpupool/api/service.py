@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,16 +24,10 @@ from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
 from .health import Check, Health
-<<<<<<< HEAD
 from .leading import Contender
 from .picture import foreseen, picture
 from .resizing import Resizing
 from .thread import ManagerThread
-=======
-from .picture import picture
-from .resizing import Sizes
-from .tenants import Tenants
->>>>>>> b79e26e (Namespaces: limits, members, weights, the end of leases; who may see whom, and who asked for what)
 
 __all__ = ["Check", "PoolService"]
 
@@ -59,9 +52,6 @@ class PoolService(LoggingConfigurable):
         help="Database URL of the ledger. Default: an SQLite file in Jupyter's data directory."
     ).tag(config=True)
     ttl_s = Float(15.0, min=1.0, help="Seconds that a lease outlives its holder's last heartbeat.").tag(
-        config=True
-    )
-    audit_days = Float(90.0, min=0.0, help="For how many days it is kept who asked for what.").tag(
         config=True
     )
     engine_name = Enum(
@@ -103,7 +93,6 @@ class PoolService(LoggingConfigurable):
         self.wellness = Health(
             self.engine, self.with_ledger, lambda: self._servers_changed(self.wellness.servers)
         )
-        self.tenants = Tenants(self)
         self._states: dict[str, LeaseState] = {}  # of live leases, as listeners were last told
 
     # -- life
@@ -182,15 +171,11 @@ class PoolService(LoggingConfigurable):
     def _open(self) -> Manager:
         self._ledger = Ledger(self.db_url)
         self._history = History(self._ledger)
-<<<<<<< HEAD
         return self._new_manager()
 
     def _new_manager(self) -> Manager:
         assert self._ledger is not None
         return Manager(self._ledger, ttl_s=self.ttl_s)
-=======
-        return Manager(self._ledger, ttl_s=self.ttl_s, audit_s=self.audit_days * 86400.0)
->>>>>>> b79e26e (Namespaces: limits, members, weights, the end of leases; who may see whom, and who asked for what)
 
     async def _close(self) -> None:
         await self.engine.stop()
@@ -208,10 +193,6 @@ class PoolService(LoggingConfigurable):
         """Whose leases ``owner`` sees: None for everybody's."""
         return owner
 
-    def named(self, owner: str) -> str:
-        """The name whose leases ``owner``'s are."""
-        return owner
-
     async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
         """Grant, queue or refuse; with ``wait_s`` answer when its worker is up, or that much later."""
         lease = await self._run(self._to_change().request, request)
@@ -223,13 +204,7 @@ class PoolService(LoggingConfigurable):
             lease = await self._call(self._need().forecast, request)
         except ImpossibleRequest as e:
             return {"outcome": "impossible", "position": None, "reason": str(e), "slices": []}
-<<<<<<< HEAD
         return foreseen(lease)
-=======
-        outcome = "queued" if lease.state is LeaseState.QUEUED else "granted"
-        slices = lease.to_json()["slices"]
-        return {"outcome": outcome, "position": lease.position, "reason": lease.waits_for, "slices": slices}
->>>>>>> b79e26e (Namespaces: limits, members, weights, the end of leases; who may see whom, and who asked for what)
 
     async def wait(
         self,
@@ -275,20 +250,10 @@ class PoolService(LoggingConfigurable):
     async def resize(
         self, lease_id: str, owner: str | None, partial: float | None, memory_mib: int | None
     ) -> Lease:
-<<<<<<< HEAD
         """Another share of the same GPUs; when this returns the worker keeps to it. Nothing is lost if it fails."""
         return await self._resizing.resize(
             self._to_change(), self.engine, lease_id, owner, partial, memory_mib
         )
-=======
-        """Another share of the same GPUs; when this returns the worker keeps to it. Nothing is lost if it fails."""
-        manager = self._need()
-        async with self._resizing.setdefault(lease_id, asyncio.Lock()):
-            before = await self._call(manager.lease, lease_id, owner)
-            after = await self._call(manager.resized, lease_id, partial, memory_mib, owner)
-            limits = Sizes(self.engine, before, after)
-            return await limits.around(lambda: self._run(manager.resize, lease_id, partial, memory_mib, owner))
->>>>>>> b79e26e (Namespaces: limits, members, weights, the end of leases; who may see whom, and who asked for what)
 
     async def drain(self, server: str, draining: bool = True) -> None:
         """Place nothing new on that server (what is there stays), or place on it again. Outlives restarts."""
@@ -299,11 +264,9 @@ class PoolService(LoggingConfigurable):
         return await self._call(self._need().leases, include_ended, owner, 500 if include_ended else None)
 
     async def pool(self, owner: str | None) -> dict[str, Any]:
-        """The pool as JSON (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed, but
-        for those whom a namespace names to its members."""
-        namespaces = self._need().namespaces
+        """The pool as JSON (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed."""
         snapshot = await self._call(self._need().snapshot)
-        return picture(snapshot, self.engine.usage(), owner, namespaces, self.wellness.ok)
+        return picture(snapshot, self.engine.usage(), owner, self.wellness.ok)
 
     async def history(
         self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
@@ -323,16 +286,6 @@ class PoolService(LoggingConfigurable):
         """``function(ledger, *args)`` on the manager's thread: for tables that are not about leases."""
         self._need()
         return await self._call(function, self._ledger, *args)
-
-    async def with_manager(self, function: Callable[[Manager], T]) -> T:
-        """``function(manager)`` on its thread: for what it remembers."""
-        return await self._call(function, self._need())
-
-    async def carry_out(self, function: Callable[[Manager], Change]) -> Any:
-        """The same of what changes something: the lease that it is about, if it is about one."""
-        change = await self.with_manager(function)
-        self._follow(change)
-        return change.lease
 
     async def idle(self) -> bool:
         """Whether nobody holds or waits for anything."""
@@ -361,20 +314,7 @@ class PoolService(LoggingConfigurable):
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         """Run on the manager's thread; one call at a time."""
-<<<<<<< HEAD
         return await self.thread.call(function, *args)
-=======
-        context = contextvars.copy_context()  # who is acting
-
-        def run() -> T:
-            began = time.perf_counter()
-            try:
-                return context.run(function, *args)
-            finally:
-                self.timed(time.perf_counter() - began)
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
->>>>>>> b79e26e (Namespaces: limits, members, weights, the end of leases; who may see whom, and who asked for what)
 
     async def _run(self, function: Callable[..., Change], *args: Any) -> Lease:
         change = await self._call(function, *args)
@@ -495,8 +435,6 @@ class PoolService(LoggingConfigurable):
         while True:
             await asyncio.sleep(_TICK_S)
             try:
-                computing = [id for id, usage in self.engine.usage().items() if any(usage.busy.values())]
-                await self._call(self._need().computing, computing)
                 self._follow(await self._call(self._need().tick))
                 await self._sample()
             except PoolError as e:

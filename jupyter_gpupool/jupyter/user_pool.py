@@ -26,7 +26,6 @@ from ..holder import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
 from . import door
-from .tenants import TenantsElsewhere, TenantsWherever
 from .transitions import Watch
 
 T = TypeVar("T")
@@ -84,8 +83,6 @@ class GPUPool(LoggingConfigurable):
         self._stopped = False
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._environment: dict[str, str | None] = {}
-        #: The calls of :class:`~jupyter_gpupool.api.tenants.Tenants`, wherever the pool is.
-        self.tenants = TenantsWherever(lambda call, owner: self._ask(lambda p: call(p, self._owner(owner))))
 
     # -- life
 
@@ -196,10 +193,6 @@ class GPUPool(LoggingConfigurable):
         """Whose leases ``owner`` sees: None for everybody's."""
         return self._owner(owner)
 
-    def named(self, owner: str) -> str:
-        """The name whose leases ``owner``'s are."""
-        return getpass.getuser() if self.nameless else owner
-
     async def pool(self, owner: str | None) -> dict[str, Any]:
         return await self._ask(lambda p: p.pool(self._owner(owner)))
 
@@ -295,14 +288,9 @@ class _Joined:
     def __init__(self, address: discovery.PoolAddress) -> None:
         self.watch: Watch | None = None
         # Should that process be gone, its place is to be taken at once.
-<<<<<<< HEAD
         self._client = PoolClient(
             address.url, address.token, patience_s=0.5, ca=address.ca, also=address.also
         )
-=======
-        self._client = PoolClient(address.url, address.token, patience_s=0.5, ca=address.ca)
-        self.tenants = TenantsElsewhere(self._client)
->>>>>>> b79e26e (Namespaces: limits, members, weights, the end of leases; who may see whom, and who asked for what)
 
     def close(self) -> None:
         if self.watch is not None:
