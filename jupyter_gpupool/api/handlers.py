@@ -287,6 +287,8 @@ class NoSuchCall(Calls):
     async def read(self, path: str = "") -> None:
         raise web.HTTPError(404, "there is no such call; see openapi.json")
 
+    create = replace = change = remove = read
+
 
 _LEASE_ID = r"([0-9A-Za-z-]{1,64})"
 

@@ -135,6 +135,10 @@ def _schema(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
+#: Whoever calls, and whatever for.
+_ALWAYS = (400, 401, 403, 429, 503)
+
+
 def _answers(
     description: str, schema: str | None = None, *refusals: int, status: int = 200
 ) -> dict[str, Any]:
@@ -142,15 +146,18 @@ def _answers(
     good["content"] = _schema(schema) if schema else {"application/json": {"schema": {"type": "object"}}}
     meanings = {
         400: "The request makes no sense by itself.",
-        401: "No token, or an unknown one.",
-        404: "No such lease, or not the caller's.",
+        401: "No token, an unknown one, or one that is not valid any more.",
+        403: "The caller may not do that.",
+        404: "There is none of that id, or it is not the caller's; or this pool has no such call.",
         409: "It cannot be met now and would not wait, or the id is taken.",
         410: "The lease has ended.",
         422: "This pool can never grant it.",
+        429: "Too many wrong tokens, or too much of something else; the text says what to do.",
         503: "The ledger or the engine is not available; nothing was changed.",
     }
     refused = {
-        str(code): {"description": meanings[code], "content": _schema("Error")} for code in (401, *refusals)
+        str(code): {"description": meanings[code], "content": _schema("Error")}
+        for code in (*_ALWAYS, *refusals)
     }
     return {str(status): good, **refused}
 
@@ -161,6 +168,85 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
 
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
 _WAIT = _query("wait", {"type": "number", "minimum": 0}, "Seconds to wait for a change, at most 30.")
+
+
+_EXPIRES = {
+    "type": ["number", "null"],
+    "exclusiveMinimum": 0,
+    "description": "Seconds from now on; null for ever.",
+}
+_NEW_TOKEN: dict[str, Any] = {
+    "type": "object",
+    "required": ["description"],
+    "additionalProperties": False,
+    "properties": {
+        "description": {"type": "string", "minLength": 1, "maxLength": 200},
+        "owner": {
+            "type": "string",
+            "maxLength": 200,
+            "description": "Whose leases it sees; default: its own.",
+        },
+        "namespace": _TEXT,
+        "administers": {"type": "boolean", "default": False},
+        "expires_s": _EXPIRES,
+    },
+}
+_LIFE = {"type": "object", "additionalProperties": False, "properties": {"expires_s": _EXPIRES}}
+_TOKEN: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "description", "owner", "namespace", "administers", "created_at", "state"],
+    "properties": {
+        **dict.fromkeys(("id", "description", "owner", "namespace"), _TEXT),
+        "administers": {"type": "boolean"},
+        "created_at": {"type": "number"},
+        "expires_at": _NUMBER_OR_NULL,
+        "revoked_at": _NUMBER_OR_NULL,
+        "last_used_at": _NUMBER_OR_NULL,
+        "cuts_leases": {"type": "boolean"},
+        "state": {"type": "string", "enum": ["valid", "expired", "revoked"]},
+    },
+}
+_TOKEN_MADE = {
+    **_TOKEN,
+    "required": [*_TOKEN["required"], "token", "files"],
+    "properties": {
+        **_TOKEN["properties"],
+        "token": {"type": "string", "description": "Told this once."},
+        "files": {"type": "object", "additionalProperties": _TEXT, "description": "A client's, by name."},
+    },
+}
+_TOKEN_PATHS: dict[str, Any] = {
+    "/tokens": {
+        "get": {
+            "operationId": "listTokens",
+            "summary": "A secured pool's tokens; for administrators",
+            "responses": _answers("The tokens", None, 404),
+        },
+        "post": {
+            "operationId": "createToken",
+            "summary": "Admit somebody; `Accept: application/x-tar` asks for the bundle itself",
+            "requestBody": {"required": True, "content": _schema("NewToken")},
+            "responses": _answers("The token, and a client's files", "TokenMade", 404, status=201),
+        },
+    },
+    "/tokens/{id}": {
+        "parameters": [{"name": "id", "in": "path", "required": True, "schema": _TEXT}],
+        "patch": {
+            "operationId": "extendToken",
+            "summary": "Valid for so long from now on",
+            "requestBody": {"required": True, "content": _schema("Life")},
+            "responses": _answers("The token", "Token", 404),
+        },
+        "delete": {
+            "operationId": "revokeToken",
+            "summary": "Admit it no more, for good",
+            "parameters": [
+                _query("end_leases", {"type": "string", "enum": ["0", "1"]}, "End its leases, too.")
+            ],
+            "responses": _answers("The token", "Token", 404),
+        },
+    },
+}
 
 
 def document() -> dict[str, Any]:
@@ -288,6 +374,7 @@ def document() -> dict[str, Any]:
                     "responses": _answers("All is well", None, 503),
                 }
             },
+            **_TOKEN_PATHS,
             "/openapi.json": {
                 "get": {
                     "operationId": "getDescription",
@@ -305,6 +392,10 @@ def document() -> dict[str, Any]:
                 "Resize": _RESIZE,
                 "Slice": _SLICE,
                 "Lease": _LEASE,
+                "Token": _TOKEN,
+                "NewToken": _NEW_TOKEN,
+                "TokenMade": _TOKEN_MADE,
+                "Life": _LIFE,
                 "Error": _ERROR,
             },
         },

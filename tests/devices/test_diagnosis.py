@@ -68,7 +68,12 @@ def test_a_machine_in_good_order_has_no_complaint() -> None:
     assert worst(diagnosis.checks) == "ok"
     assert of(diagnosis, "driver").detail == "NVIDIA 550.54.15, CUDA 12.4"
     memory = of(diagnosis, "memory")
-    assert (memory.value, memory.unit, memory.bound, memory.threshold) == (3.2, "x GPU memory", "at least", 1.5)
+    assert (memory.value, memory.unit, memory.bound, memory.threshold) == (
+        3.2,
+        "x GPU memory",
+        "at least",
+        1.5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,9 @@ def test_machines(changes: dict[str, Any], check: str, status: str) -> None:
     diagnosis = diagnose(replace(MACHINE, **changes), GPUS, NOW)
     found = of(diagnosis, check)
     assert found.status == status and not diagnosis.sick
-    assert bool(found.advice) == (status in ("warning", "failing")), "what to do, where there is anything to do"
+    assert bool(found.advice) == (status in ("warning", "failing")), (
+        "what to do, where there is anything to do"
+    )
     assert found.server == "s"
 
 
@@ -213,6 +220,12 @@ def test_the_worst_check_counts_and_what_is_unknown_does_not() -> None:
     def one(value: float | None) -> Check:
         return graded("x", value, "", at_most=1, fails_beyond=2, detail="", advice="do")
 
-    assert [one(v).status for v in (1, 1.5, 2, 2.1, None)] == ["ok", "warning", "warning", "failing", "unknown"]
+    assert [one(v).status for v in (1, 1.5, 2, 2.1, None)] == [
+        "ok",
+        "warning",
+        "warning",
+        "failing",
+        "unknown",
+    ]
     assert worst([]) == worst([one(None)]) == worst([one(None), one(0)]) == "ok"
     assert worst([one(3), one(1.5), one(None)]) == "failing"
