@@ -74,7 +74,8 @@ def test_the_wheel_holds_all_of_it(wheel: Path, version: str) -> None:
     assert f"{shared}{PANEL}install.json" in names
     assert config["ServerApp"]["jpserver_extensions"]["jupyter_gpupool"] is True
     assert "jupyter_gpupool/examples/mnist.py" in names
-    assert f"{shared}share/jupyter_gpupool/grafana.json" in names
+    for name in ("grafana.json", "deploy/gpupool.service", "deploy/Containerfile"):
+        assert f"{shared}share/jupyter_gpupool/{name}" in names
     assert f"jupyter_gpupool-{version}.dist-info/licenses/LICENSE" in names
     assert "gpupool = jupyter_gpupool.cli.app:main" in commands
     assert "[torch.backends]\ngpupool = jupyter_gpupool.remote.autoload:activate" in commands

@@ -34,6 +34,7 @@ COMMANDS = {
     "token extend": (f"{_HERE}.token.ExtendApp", "admit them for longer"),
     "token revoke": (f"{_HERE}.token.RevokeApp", "admit them no more"),
     "health": (f"{_HERE}.health.HealthApp", "check whether the pool is well"),
+    "netperf": (f"{_HERE}.netperf.NetperfApp", "measure the way to each GPU server"),
     "version": (f"{_HERE}.version.VersionApp", "print versions"),
 }
 

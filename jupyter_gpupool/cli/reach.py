@@ -25,7 +25,7 @@ def checks(ask: Callable[[], Mapping[str, Any]], url: str, pool: Mapping[str, An
     port = parts.port or (443 if parts.scheme == "https" else 80)
     where = {"control": parts.hostname or "", **{s["name"]: s["host"] for s in pool["servers"]}}
     for server, host in where.items():
-        yield round_trip_check(server, _connect(host, port))
+        yield round_trip_check(server, connect(host, port))
     yield from _own_network(parts.hostname or "", port)
 
 
@@ -45,16 +45,19 @@ def clock_check(ahead_s: float, uncertain_s: float) -> Check:
     )
 
 
-def round_trip_check(server: str, seconds: float | None) -> Check:
+def round_trip_check(
+    server: str, seconds: float | None, of: str = "to connect", name: str = "round trip"
+) -> Check:
     micro = None if seconds is None else round(seconds * 1e6, 1)
     return graded(
-        "round trip",
+        name,
         micro,
         "µs",
         at_most=ROUND_TRIP_US,
         fails_beyond=1e6,
-        detail=f"{micro} µs to connect; only what a program looks at waits for it",
-        advice=f"{ROUND_TRIP_US:g} µs are recommended: put clients and GPU servers on one switch",
+        detail=f"{micro} µs: {of}",
+        advice=f"{ROUND_TRIP_US:g} µs are recommended: put clients and GPU servers on one switch; only what a program "
+        "looks at waits for a round trip",
         unknown="no answer to a connection from here; a firewall may be in the way",
         server=server,
     )
@@ -85,7 +88,7 @@ def _clock(ask: Callable[[], Mapping[str, Any]]) -> tuple[float, float]:
     return best
 
 
-def _connect(host: str, port: int) -> float | None:
+def connect(host: str, port: int) -> float | None:
     """How long a connection takes, in seconds: one round trip. A port that is closed answers as quickly."""
     taken = []
     for _ in range(_CONNECTIONS):
