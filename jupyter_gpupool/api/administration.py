@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..pool.errors import PoolError
-from ..pool.tokens import Token, Tokens, new_token
+from ..pool.tokens import Token, Tokens, date, new_token
+from ..pool.validation import check_namespace
 from .auth import LedgerTokens
 from .service import PoolService
 
@@ -62,13 +63,20 @@ class Administration:
             administers=administers,
             expires_at=expires_at,
         )
+        check_namespace(namespace)
+        await self._service.tenants.find(namespace)
         shown = await self._service.with_ledger(lambda ledger: self._tokens.create(ledger, token))
+        if not administers:
+            await self._service.tenants.admit(token.owner, namespace)
+        await self._note("token create", token)
         return token, shown, self._bundle(token, shown)
 
     async def extend(self, token_id: str, expires_at: float | None) -> Token:
-        return await self._service.with_ledger(
+        token = await self._service.with_ledger(
             lambda ledger: self._tokens.extend(ledger, token_id, expires_at)
         )
+        await self._note("token extend", token)
+        return token
 
     async def revoke(self, token_id: str, ends_leases: bool) -> Token:
         """When this returns the token admits nobody, and its leases have ended if that was asked for."""
@@ -76,14 +84,21 @@ class Administration:
         token = await self._service.with_ledger(
             lambda ledger: self._tokens.revoke(ledger, token_id, now, ends_leases)
         )
+        await self._note("token revoke", token, ", its leases end" if ends_leases else "")
         if ends_leases:
             await self._cut(token)
         return token
 
+    async def _note(self, action: str, token: Token, more: str = "") -> None:
+        until = date(token.expires_at) if token.expires_at is not None else "for good"
+        outcome = f"of {token.owner}, until {until}{more}"
+        await self._service.tenants.note(action, token.id, token.namespace, outcome)
+
     async def _cut(self, token: Token) -> None:
         """Leases of which this process has not heard yet are cut by their next heartbeat."""
         # Whoever asks for somebody else's lease is refused, but was noted.
-        live = {lease.id for lease in await self._service.leases(token.owner)}
+        leases = await self._service.leases(token.owner)
+        live = {lease.id for lease in leases if lease.request.owner == token.owner}
         mine = [lease for lease, of in self.doorkeeper.asked.items() if of == token.id and lease in live]
         await asyncio.gather(*(self._release(lease) for lease in mine))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 
 from ..pool import errors
-from ..pool.models import Lease, LeaseState, Request, Slice, WorkerAddress
+from ..pool.models import AskedBack, Lease, LeaseState, Request, Slice, WorkerAddress
 from ..pool.validation import check_memory
 
 _PATH = "/gpupool/api/v1"
@@ -159,6 +160,47 @@ class PoolClient:
     def hold_my_server(self) -> None:
         """The server that calls holds that lease now."""
         self._call("POST", "/hub/mine")
+
+    def extend(self, lease_id: str, seconds: float) -> Lease:
+        """More time, as far as the lease's namespace allows it."""
+        return _lease(self._call("PATCH", f"/leases/{lease_id}", None, {"extend_s": seconds}))
+
+    def ask(self, lease_id: str, message: str = "") -> dict[str, Any]:
+        """Ask a lease's holder, if the caller may know them, to give it back: ``{"lease", "owner"}``."""
+        return self._call("POST", f"/leases/{lease_id}/ask", None, {"message": message})
+
+    def keep(self, lease_id: str) -> Lease:
+        """The holder wants it still, though it computes nothing."""
+        return _lease(self._call("POST", f"/leases/{lease_id}/keep"))
+
+    def whoami(self) -> dict[str, Any]:
+        """``{"owner", "administers", "namespace", "role", "namespaces": {name: role}}``."""
+        return self._call("GET", "/whoami")
+
+    def namespaces(self) -> list[dict[str, Any]]:
+        """Those that the caller is a member of, as docs/architecture.md describes them."""
+        return self._call("GET", "/namespaces")["namespaces"]
+
+    def create_namespace(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """For the pool's administrator. Raises NamespaceConflict, also when it is repeated."""
+        return self._call("POST", "/namespaces", None, {"name": name, **fields})
+
+    def change_namespace(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return self._call("PATCH", f"/namespaces/{quote(name, '')}", None, dict(fields))
+
+    def delete_namespace(self, name: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/namespaces/{quote(name, '')}")
+
+    def set_member(self, name: str, user: str, role: str) -> dict[str, Any]:
+        path = f"/namespaces/{quote(name, '')}/members/{quote(user, '')}"
+        return self._call("PUT", path, None, {"role": role})
+
+    def remove_member(self, name: str, user: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/namespaces/{quote(name, '')}/members/{quote(user, '')}")
+
+    def audit(self, since: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
+        """Who asked for what since then, oldest first; for the pool's administrator."""
+        return self._call("GET", "/audit", {"since": since, "limit": limit})["entries"]
 
     def tokens(self) -> list[dict[str, Any]]:
         """For administrators, as all calls about tokens."""
@@ -346,4 +388,5 @@ def _lease(data: dict[str, Any]) -> Lease:
     fields["state"] = LeaseState(data["state"])
     fields["slices"] = tuple(Slice(**piece) for piece in data["slices"])
     fields["worker"] = WorkerAddress(**data["worker"]) if data.get("worker") else None
+    fields["asked_back"] = tuple(AskedBack(**one) for one in data.get("asked_back", ()))
     return Lease(**fields)

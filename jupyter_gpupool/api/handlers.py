@@ -3,12 +3,11 @@ show a token, and Jupyter Server, which knows its users and what they may do."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,153 +15,27 @@ from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
-from ..pool.errors import InvalidRequest, NotAdmitted, NotAllowed, PoolError
+from ..pool.audit import acting
+from ..pool.errors import InvalidRequest, NotAdmitted, NotAllowed
 from ..pool.models import Request
-from . import health
+from . import health, namespace_calls
 from .auth import Caller, Doorkeeper, who_calls
+from .calls import MAX_BODY, PREFIX, RESIZABLE, Calls, check_types, parse_request
 from .events import EventsInJupyter, EventsWithToken
 from .feed import Feed
 from .openapi import document
 from .service import PoolService
 
-PREFIX = "/gpupool/api/v1"
-MAX_BODY = 64 * 1024
-MAX_WAIT_S = 30.0
-
-#: Field of a request's body → the JSON types it may have.
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "id": (str,),
-    "num_gpus": (int,),
-    "partial": (int, float, type(None)),
-    "memory_mib": (int, type(None)),
-    "filters": (dict,),
-    "namespace": (str,),
-    "wait": (bool,),
-    "secret_sha256": (str,),
-    "label": (str,),
-    "client": (str,),
-}
-
-
-#: The same of a body that resizes a lease.
-_RESIZABLE = {name: _FIELDS[name] for name in ("num_gpus", "partial", "memory_mib")}
-
-
-class Calls(web.RequestHandler):
-    """What every handler shares: the pool, who calls, and how a refusal is told."""
-
-    service: PoolService
-    #: The verbs that a token still has when it has expired or was revoked: for what it asked for before.
-    last_rights: Sequence[str] = ()
-    administrators_only = False
-    #: The PoolError by which the call was refused.
-    refusal = ""
-
-    def initialize(self, service: PoolService, tokens: Doorkeeper | None = None) -> None:
-        self.service = service
-        self.tokens = tokens
-
-    def owner(self) -> str:
-        """The name whose leases these are."""
-        raise NotImplementedError
-
-    def scope(self) -> str | None:
-        """Whose leases the caller may see and release: its own, or (None) everybody's."""
-        return self.owner()
-
-    def mine(self) -> str | None:
-        """The scope of the caller's own leases."""
-        return self.scope()
-
-    def admitted(self, request: Request) -> Request:
-        """The request as the caller may make it. Raises NotAllowed."""
-        return request
-
-    def expects(self, lease_id: str) -> None:
-        """The caller asks for a lease of that id."""
-
-    async def keeps(self, lease_id: str) -> None:
-        """The caller says that it wants this lease. Raises NotAdmitted where it has lost it."""
-
-    def reply(self, value: Any, status: int = 200) -> None:
-        self.set_status(status)
-        self.set_header("Content-Type", "application/json")
-        self.set_header("Cache-Control", "no-store")
-        self.finish(json.dumps(value))
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info", (None, None, None))[1]
-        if isinstance(error, PoolError):
-            self.refusal = type(error).__name__
-            self.reply({"error": type(error).__name__, "message": str(error)}, error.status)
-            return
-        reason = getattr(error, "log_message", None) or getattr(error, "reason", None) or self._reason
-        self.reply({"error": type(error).__name__ if error else "Error", "message": str(reason)}, status_code)
-
-    def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
-        if not isinstance(value, PoolError):
-            super().log_exception(kind, value, trace)
-
-    def seconds(self, name: str) -> float:
-        """A query argument in seconds, at most :data:`MAX_WAIT_S`."""
-        text = self.get_query_argument(name, "0")
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not value >= 0:
-            raise InvalidRequest(f"{name}={text[:40]}: give seconds from 0 up")
-        return min(value, MAX_WAIT_S)
-
-    def number(self, name: str) -> float | None:
-        """A query argument that is a finite number; None without it."""
-        text = self.get_query_argument(name, None)
-        if text is None:
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not abs(value) < 1e12:
-            raise InvalidRequest(f"{name}={text[:40]}: give a number")
-        return value
-
-    def flag(self, name: str) -> bool:
-        return self.get_query_argument(name, "0") in ("1", "true")
-
-    def body(self) -> dict[str, Any]:
-        if len(self.request.body) > MAX_BODY:
-            raise InvalidRequest(f"the body has {len(self.request.body)} bytes; {MAX_BODY} are allowed")
-        try:
-            value = json.loads(self.request.body or b"{}")
-        except (ValueError, RecursionError):
-            raise InvalidRequest("the body is not JSON") from None
-        if not isinstance(value, dict):
-            raise InvalidRequest("the body is not a JSON object")
-        return value
-
-
-def parse_request(body: dict[str, Any], owner: str) -> Request:
-    """The request that a body asks for; ``owner`` never comes from it. Raises InvalidRequest."""
-    check_types(body, _FIELDS)
-    filters = body.get("filters", {})
-    if not all(isinstance(v, str) for v in filters.values()):
-        raise InvalidRequest("filters maps names to text")
-    if "id" not in body:
-        raise InvalidRequest("id is missing: choose a uuid, so that the request can be repeated safely")
-    return Request(**{**body, "owner": owner})
-
-
-def check_types(body: dict[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:
-    """Raise InvalidRequest unless a body has those fields only, with values of their types."""
-    unknown = sorted(set(body) - set(fields))
-    if unknown:
-        raise InvalidRequest(f"unknown field {unknown[0][:40]!r}; known are {', '.join(fields)}")
-    for name, value in body.items():
-        kinds = fields[name]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-            raise InvalidRequest(f"{name} is a {type(value).__name__}, not {wanted}")
+__all__ = [
+    "MAX_BODY",
+    "PREFIX",
+    "Calls",
+    "check_types",
+    "in_jupyter",
+    "jupyter_handlers",
+    "standalone_application",
+    "standalone_handlers",
+]
 
 
 class PoolCall(Calls):
@@ -174,10 +47,12 @@ class LeasesCall(Calls):
     async def read(self) -> None:
         scope = self.mine() if self.flag("mine") else self.scope()
         leases = await self.service.leases(scope, self.flag("all"))
+        if self.flag("mine") and scope is not None:  # without those of others that the caller administers
+            leases = [lease for lease in leases if lease.request.owner == scope]
         self.reply({"leases": [lease.to_json() for lease in leases]})
 
     async def create(self) -> None:
-        request = self.admitted(parse_request(self.body(), self.owner()))
+        request = await self.admitted(parse_request(self.body(), self.owner()))
         wait_s = self.seconds("wait")
         self.expects(request.id)
         lease = await self.service.request(request, wait_s)
@@ -203,7 +78,13 @@ class LeaseCall(Calls):
 
     async def change(self, lease_id: str) -> None:
         body = self.body()
-        check_types(body, _RESIZABLE)
+        check_types(body, {**RESIZABLE, "extend_s": (int, float)})
+        if "extend_s" in body:
+            if len(body) > 1:
+                raise InvalidRequest("extend a lease or resize it, one at a time")
+            extended = await self.service.tenants.extend(self.scope(), lease_id, body["extend_s"])
+            self.reply(extended.to_json())
+            return
         if "num_gpus" in body:
             count = (await self.service.wait(lease_id, self.scope(), 0.0)).request.num_gpus
             if body["num_gpus"] != count:
@@ -222,7 +103,7 @@ class LeaseCall(Calls):
 
 class ForecastCall(Calls):
     async def read(self) -> None:
-        request = self.admitted(parse_request(self._asked(), self.owner()))
+        request = await self.admitted(parse_request(self._asked(), self.owner()))
         self.reply(await self.service.forecast(request))
 
     def _asked(self) -> dict[str, Any]:
@@ -301,6 +182,7 @@ ROUTES: list[tuple[str, type[Calls]]] = [
     (f"/leases/{_LEASE_ID}/heartbeat", HeartbeatCall),
     ("/health", HealthCall),
     ("/forecast", ForecastCall),
+    *namespace_calls.ROUTES,
     (r"/openapi\.json", OpenAPICall),
     (r"/(.*)", NoSuchCall),
 ]
@@ -324,6 +206,7 @@ class _WithToken(Calls):
         if self.administrators_only and not caller.administers:
             raise NotAllowed("that takes an administrator's token; ask who gave you yours")
         self.caller = caller
+        acting.set(caller.owner)
         self.settings.get("admitted", lambda request: None)(self.request)
 
     def owner(self) -> str:
@@ -335,8 +218,11 @@ class _WithToken(Calls):
     def mine(self) -> str | None:
         return self.caller.owner if self.caller.token else self.scope()
 
-    def admitted(self, request: Request) -> Request:
-        return self.caller.admitted(request)
+    def namespace(self) -> str:
+        return self.caller.namespace or super().namespace()
+
+    async def admitted(self, request: Request) -> Request:
+        return await super().admitted(self.caller.admitted(request))
 
     def expects(self, lease_id: str) -> None:
         assert self.tokens is not None
@@ -368,6 +254,9 @@ class _InJupyter(Calls, APIHandler):
     def owner(self) -> str:
         return self.current_user.username
 
+    def scope(self) -> str | None:
+        return self.service.scope(self.owner())
+
     def get_login_url(self) -> str:
         # An API answers 403; it never redirects a program to a login page.
         raise web.HTTPError(403, "this Jupyter server wants you to log in, or its token")
@@ -389,7 +278,8 @@ def in_jupyter(call: type[Calls]) -> type[Calls]:
     members: dict[str, Any] = {}
     for verb, name in _VERBS.items():
         if hasattr(call, name):
-            members[verb] = web.authenticated(authorized(_plain(getattr(call, name))))
+            allowed = authorized("write") if call.administrators_only else authorized
+            members[verb] = web.authenticated(allowed(_plain(getattr(call, name))))
     return type(f"{call.__name__}InJupyter", (_InJupyter, call), members)
 
 
@@ -397,6 +287,7 @@ def _plain(method: Any) -> Any:
     """A function of its own name and identity for each verb: decorators must not stack on a shared one."""
 
     async def call(self: Any, *args: Any) -> Any:
+        acting.set(self.service.named(self.owner()))
         return await method(self, *args)
 
     return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
+from . import openapi_tenants
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -44,8 +45,11 @@ _REQUEST: dict[str, Any] = {
 _RESIZE = {
     "type": "object",
     "additionalProperties": False,
-    "description": "Exactly one of partial and memory_mib; num_gpus may repeat what the lease has.",
-    "properties": {name: _REQUEST["properties"][name] for name in ("num_gpus", "partial", "memory_mib")},
+    "description": "Exactly one of partial, memory_mib and extend_s; num_gpus may repeat what the lease has.",
+    "properties": {
+        **{name: _REQUEST["properties"][name] for name in ("num_gpus", "partial", "memory_mib")},
+        "extend_s": {"type": "number", "exclusiveMinimum": 0, "description": "So many more seconds."},
+    },
 }
 
 _SLICE = {
@@ -82,6 +86,17 @@ _LEASE = {
         "ended_at": _NUMBER_OR_NULL,
         "heartbeat_at": {"type": "number"},
         "ttl_s": {"type": "number"},
+        "waits_for": {**_TEXT, "description": "The limit that a queued request waits for."},
+        "expires_at": {**_NUMBER_OR_NULL, "description": "When its time is over."},
+        "idle_since": {**_NUMBER_OR_NULL, "description": "Since when it computes nothing."},
+        "asked_back": {
+            "type": "array",
+            "description": "Who would like to have it.",
+            "items": {
+                "type": "object",
+                "properties": {"by": _TEXT, "at": {"type": "number"}, "message": _TEXT},
+            },
+        },
     },
 }
 
@@ -349,7 +364,7 @@ def document() -> dict[str, Any]:
                 },
                 "patch": {
                     "operationId": "resizeLease",
-                    "summary": "Another share of the same GPUs; the answer comes when the worker keeps to it",
+                    "summary": "More time, or another share of the same GPUs: answered when the worker keeps to it",
                     "requestBody": {"required": True, "content": _schema("Resize")},
                     "responses": _answers("The lease", "Lease", 400, 404, 409, 410, 422, 503),
                 },
@@ -367,6 +382,7 @@ def document() -> dict[str, Any]:
                     "responses": _answers("The lease", "Lease", 404, 410, 503),
                 },
             },
+            **openapi_tenants.paths(_answers, _schema, _query),
             "/health": {
                 "get": {
                     "operationId": "getHealth",
@@ -397,6 +413,7 @@ def document() -> dict[str, Any]:
                 "TokenMade": _TOKEN_MADE,
                 "Life": _LIFE,
                 "Error": _ERROR,
+                **openapi_tenants.SCHEMAS,
             },
         },
     }

@@ -8,18 +8,25 @@ from typing import Any
 
 from .. import __version__
 from ..pool.models import Lease, LeaseState, Snapshot, WorkerUsage
+from ..pool.namespaces import Namespaces
 
 
 def picture(
-    snapshot: Snapshot, usage: Mapping[str, WorkerUsage], owner: str | None, healthy: bool = True
+    snapshot: Snapshot,
+    usage: Mapping[str, WorkerUsage],
+    owner: str | None,
+    namespaces: Namespaces,
+    healthy: bool = True,
 ) -> dict[str, Any]:
-    """The pool (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed. ``usage`` is
-    what workers say, by lease id; ``healthy``: nothing that was looked at fails."""
+    """The pool (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed, but for those whom
+    a namespace names to its members. ``usage`` is what workers say, by lease id; ``healthy``: nothing that was
+    looked at fails."""
     slices: dict[str, list[dict[str, Any]]] = {}
     used: dict[str, int] = {}
     busy: dict[str, float] = {}
     for lease in snapshot.leases:
-        mine = owner is None or lease.request.owner == owner
+        mine = namespaces.manages(owner, lease)
+        named = mine or namespaces.sees_holder(owner, lease)
         account = usage.get(lease.id)
         for piece in lease.slices:
             allocated = account.allocated_bytes.get(piece.gpu_uuid, 0) if account else 0
@@ -28,8 +35,8 @@ def picture(
             busy[piece.gpu_uuid] = min(1.0, busy.get(piece.gpu_uuid, 0.0) + share)
             slices.setdefault(piece.gpu_uuid, []).append(
                 {
-                    "lease": lease.id if mine else None,
-                    "owner": lease.request.owner if mine else None,
+                    "lease": lease.id if named else None,
+                    "owner": lease.request.owner if named else None,
                     "label": lease.request.label if mine else "",
                     "memory_mib": piece.memory_mib,
                     "used_mib": allocated >> 20,
@@ -55,7 +62,7 @@ def picture(
         }
         for server in snapshot.servers
     ]
-    queue = [lease.id if owner is None or lease.request.owner == owner else None for lease in snapshot.queue]
+    queue = [lease.id if namespaces.manages(owner, lease) else None for lease in snapshot.queue]
     return {"version": __version__, "servers": servers, "queue": queue, "healthy": healthy}
 
 
@@ -65,6 +72,6 @@ def foreseen(lease: Lease) -> dict[str, Any]:
     return {
         "outcome": outcome,
         "position": lease.position,
-        "reason": "",
+        "reason": lease.waits_for,
         "slices": lease.to_json()["slices"],
     }

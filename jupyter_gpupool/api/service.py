@@ -25,8 +25,10 @@ from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
 from .health import Check, Health
 from .leading import Contender
+from .listeners import Listeners
 from .picture import foreseen, picture
 from .resizing import Resizing
+from .tenants import Tenants
 from .thread import ManagerThread
 
 __all__ = ["Check", "PoolService"]
@@ -54,6 +56,7 @@ class PoolService(LoggingConfigurable):
     ttl_s = Float(15.0, min=1.0, help="Seconds that a lease outlives its holder's last heartbeat.").tag(
         config=True
     )
+    audit_days = Float(90.0, min=0.0, help="Days for which it is kept who asked for what.").tag(config=True)
     engine_name = Enum(
         list(ENGINES),
         help="Where workers run: on this machine (`local`). Default: `c.GPUPool.engine`, else `local`.",
@@ -88,12 +91,12 @@ class PoolService(LoggingConfigurable):
         self.address = ""  # where this pool answers
         self._stopping = False
         self._resizing = Resizing(self._call, self._run)
-        self._listeners: list[Callable[[dict[str, Any]], None]] = []
+        self._listeners = Listeners(self.log)
         self._servers: tuple[Server, ...] | None = None  # not in the manager yet
         self.wellness = Health(
             self.engine, self.with_ledger, lambda: self._servers_changed(self.wellness.servers)
         )
-        self._states: dict[str, LeaseState] = {}  # of live leases, as listeners were last told
+        self.tenants = Tenants(self)
 
     # -- life
 
@@ -124,7 +127,7 @@ class PoolService(LoggingConfigurable):
         await self.engine.start(self._worker_ended, self._servers_changed)
         servers = await self.engine.servers()
         live = await self._call(manager.leases)
-        self._states = {lease.id: lease.state for lease in live}
+        self._listeners.know(live)
         adopted = await self.engine.adopt([lease for lease in live if lease.state.holds])
         await self._settled()  # how workers ended while no pool ran is to be known before who is lost
         self._follow(await self._call(manager.set_servers, servers))
@@ -175,7 +178,7 @@ class PoolService(LoggingConfigurable):
 
     def _new_manager(self) -> Manager:
         assert self._ledger is not None
-        return Manager(self._ledger, ttl_s=self.ttl_s)
+        return Manager(self._ledger, ttl_s=self.ttl_s, audit_s=self.audit_days * 86400.0)
 
     async def _close(self) -> None:
         await self.engine.stop()
@@ -191,6 +194,10 @@ class PoolService(LoggingConfigurable):
 
     def scope(self, owner: str) -> str | None:
         """Whose leases ``owner`` sees: None for everybody's."""
+        return owner
+
+    def named(self, owner: str) -> str:
+        """The name whose leases ``owner``'s are."""
         return owner
 
     async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
@@ -264,9 +271,10 @@ class PoolService(LoggingConfigurable):
         return await self._call(self._need().leases, include_ended, owner, 500 if include_ended else None)
 
     async def pool(self, owner: str | None) -> dict[str, Any]:
-        """The pool as JSON (see docs/architecture.md); holders other than ``owner`` unless None stay unnamed."""
+        """The pool as JSON to ``owner``, or (None) to who administers it; see :mod:`.picture`."""
+        namespaces = self._need().namespaces
         snapshot = await self._call(self._need().snapshot)
-        return picture(snapshot, self.engine.usage(), owner, self.wellness.ok)
+        return picture(snapshot, self.engine.usage(), owner, namespaces, self.wellness.ok)
 
     async def history(
         self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()
@@ -287,17 +295,23 @@ class PoolService(LoggingConfigurable):
         self._need()
         return await self._call(function, self._ledger, *args)
 
+    async def with_manager(self, function: Callable[[Manager], T]) -> T:
+        """``function(manager)`` on its thread: for what it remembers."""
+        return await self._call(function, self._need())
+
+    async def carry_out(self, function: Callable[[Manager], Change]) -> Any:
+        """The same of what changes something: the lease that it is about, if it is about one."""
+        change = await self._call(function, self._to_change())
+        self._follow(change)
+        return change.lease
+
     async def idle(self) -> bool:
         """Whether nobody holds or waits for anything."""
         return not await self._call(self._need().leases)
 
     def listen(self, callback: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
-        """Have every lease's change of state told, in the event loop's thread, until the answer is called.
-
-        A change is ``{"type": "lease", "lease": Lease.to_json(), "previous": its state before, or None}``.
-        """
-        self._listeners.append(callback)
-        return lambda: self._listeners.remove(callback) if callback in self._listeners else None
+        """Have every lease's change of state told, in the event loop's thread, until the answer is called."""
+        return self._listeners.add(callback)
 
     # -- how it works
 
@@ -328,27 +342,9 @@ class PoolService(LoggingConfigurable):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         for lease in change.changed:
-            self.log.info(
-                "Lease %s is %s%s",
-                lease.id,
-                lease.state.value,
-                f": {lease.reason}" if lease.reason else "",
-                extra={"lease": lease.id, "state": lease.state.value, "owner": lease.request.owner},
-            )
-            self._tell(lease)
+            self._listeners.tell(lease)
         if change.changed:
             self._wake()
-
-    def _tell(self, lease: Lease) -> None:
-        previous = self._states.pop(lease.id, None)
-        if not lease.state.ended:
-            self._states[lease.id] = lease.state
-        change = {"type": "lease", "lease": lease.to_json(), "previous": previous and previous.value}
-        for listener in list(self._listeners):
-            try:
-                listener(change)
-            except Exception:  # who watches must not disturb what is watched
-                self.log.exception("A listener failed on lease %s", lease.id)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -435,6 +431,8 @@ class PoolService(LoggingConfigurable):
         while True:
             await asyncio.sleep(_TICK_S)
             try:
+                computing = [id for id, usage in self.engine.usage().items() if any(usage.busy.values())]
+                await self._call(self._need().computing, computing)
                 self._follow(await self._call(self._need().tick))
                 await self._sample()
             except PoolError as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,12 @@ class ManagerThread:
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """What the function returns, or raises."""
+        context = contextvars.copy_context()  # who is acting, for the audit trail
 
         def run() -> T:
             began = time.perf_counter()
             try:
-                return function(*args)
+                return context.run(function, *args)
             finally:
                 self.timed(time.perf_counter() - began)
 

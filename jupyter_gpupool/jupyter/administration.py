@@ -15,7 +15,7 @@ from .user_pool import GPUPool
 
 _SEGMENT = "[A-Za-z0-9_@%-][A-Za-z0-9_@.%-]{0,127}"
 #: What is passed on; the pool itself decides who may do what there.
-_PATH = rf"((?:tokens|namespaces|audit|servers)(?:/{_SEGMENT}){{0,4}})"
+_PATH = rf"((?:tokens|servers)(?:/{_SEGMENT}){{0,4}})"
 
 
 class _PassedOn(Calls, APIHandler):

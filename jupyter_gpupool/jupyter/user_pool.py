@@ -26,6 +26,7 @@ from ..holder import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
 from . import door
+from .tenants import TenantsElsewhere, TenantsWherever
 from .transitions import Watch
 
 T = TypeVar("T")
@@ -83,6 +84,8 @@ class GPUPool(LoggingConfigurable):
         self._stopped = False
         self._listeners: list[Callable[[dict[str, Any]], None]] = []
         self._environment: dict[str, str | None] = {}
+        #: The calls of :class:`~jupyter_gpupool.api.tenants.Tenants`, wherever the pool is.
+        self.tenants = TenantsWherever(lambda call, owner: self._ask(lambda p: call(p, self._owner(owner))))
 
     # -- life
 
@@ -193,6 +196,10 @@ class GPUPool(LoggingConfigurable):
         """Whose leases ``owner`` sees: None for everybody's."""
         return self._owner(owner)
 
+    def named(self, owner: str) -> str:
+        """The name whose leases ``owner``'s are."""
+        return getpass.getuser() if self.nameless else owner
+
     async def pool(self, owner: str | None) -> dict[str, Any]:
         return await self._ask(lambda p: p.pool(self._owner(owner)))
 
@@ -291,6 +298,7 @@ class _Joined:
         self._client = PoolClient(
             address.url, address.token, patience_s=0.5, ca=address.ca, also=address.also
         )
+        self.tenants = TenantsElsewhere(self._client)
 
     def close(self) -> None:
         if self.watch is not None:

@@ -109,3 +109,15 @@ class NotLeading(PoolError):
     """This daemon does not lead: another one on the same ledger does, or none for a moment. Nothing was changed."""
 
     status = 503
+
+
+class UnknownNamespace(PoolError):
+    """The pool has no namespace of that name, or the caller is not to know of it."""
+
+    status = 404
+
+
+class NamespaceConflict(PoolError):
+    """A namespace of that name exists already, or what is in use cannot be deleted."""
+
+    status = 409

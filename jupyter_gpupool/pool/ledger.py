@@ -6,6 +6,7 @@ the manager does. Nothing here is SQLite's own either; :mod:`.sqlite` has that.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from . import migrations, postgresql, sqlite
 from . import statements as sql
 from .errors import LedgerUnavailable, NotLeading
+from .limits import Holding
 from .models import Lease, LeaseState, Server, Slice, WorkerAddress
 from .schema import lease_from, lease_row, slice_from, slice_row
 from .statements import EVERY, HOLDING, LIVE
@@ -174,11 +176,15 @@ class Transaction:
         return self._with_slices([row])[0] if row else None
 
     def leases(
-        self, states: tuple[LeaseState, ...] = LIVE, owner: str | None = None, newest: int | None = None
+        self,
+        states: tuple[LeaseState, ...] = LIVE,
+        owner: str | None = None,
+        newest: int | None = None,
+        managed: Sequence[str] = (),
     ) -> list[Lease]:
-        """Leases in order of arrival, at most the ``newest`` so many."""
-        query = sql.find_leases(states, owner is not None, newest is not None)
-        given = {"wanted_owner": owner, "newest": newest}
+        """Leases in order of arrival, at most the ``newest`` so many; of ``owner`` and in ``managed`` namespaces."""
+        query = sql.find_leases(states, owner is not None, bool(managed), newest is not None)
+        given = {"wanted_owner": owner, "newest": newest, "managed": list(managed) or None}
         rows = self._execute(query, {name: value for name, value in given.items() if value is not None})
         return self._with_slices(rows.all()[::-1])
 
@@ -186,12 +192,12 @@ class Transaction:
         """What is granted now, in MiB by GPU uuid, of every GPU that the ledger ever saw."""
         return {row.uuid: row.used_mib for row in self._execute(sql.GRANTED_MIB)}
 
-    def held_gpus(self) -> dict[str, float]:
-        """How many whole GPUs each namespace's slices amount to now."""
-        held: dict[str, float] = defaultdict(float)
-        for row in self._execute(sql.HELD):
-            held[row.namespace] += row.memory_mib / row.total_mib
-        return dict(held)
+    def held(self) -> dict[tuple[str, str], Holding]:
+        """What is held now, by namespace and owner."""
+        return {
+            (row.namespace, row.owner): Holding(int(row.memory_mib), float(row.gpus), row.leases)
+            for row in self._execute(sql.HELD)
+        }
 
     # -- changing -----------------------------------------------------------------------------
 
@@ -217,12 +223,12 @@ class Transaction:
         """Record a request that is QUEUED."""
         self._execute(sql.ADD_LEASE, lease_row(lease))
 
-    def grant(self, lease_id: str, pieces: Sequence[Slice], at: float) -> None:
+    def grant(self, lease_id: str, pieces: Sequence[Slice], at: float, until: float | None = None) -> None:
         """QUEUED to GRANTED, with its slices. The database refuses what would exceed a GPU."""
         seq = self._execute(sql.QUEUED_SEQ, {"lease_id": lease_id}).scalar()
         if seq is None:
             raise LedgerUnavailable(f"the ledger has no lease {lease_id} that is queued")
-        self._execute(sql.GRANT, {"of_seq": seq, "at": at})
+        self._execute(sql.GRANT, {"of_seq": seq, "at": at, "until": until})
         for piece in pieces:
             self._execute(sql.ADD_SLICE, slice_row(seq, piece))
             self._use(piece.gpu_uuid, piece.memory_mib)
@@ -245,6 +251,17 @@ class Transaction:
                 memory=piece.memory_mib,
             )
             self._use(piece.gpu_uuid, piece.memory_mib - before.memory_mib)
+
+    def set_terms(self, lease: Lease) -> None:
+        """Record when a live lease expires, and who asked for it back."""
+        asked = json.dumps([asdict(one) for one in lease.asked_back]) if lease.asked_back else None
+        self._once(
+            sql.SET_TERMS,
+            f"lease {lease.id} that lives",
+            lease_id=lease.id,
+            until=lease.expires_at,
+            asked=asked,
+        )
 
     def end(self, lease: Lease, state: LeaseState, reason: str, at: float) -> None:
         """From any live state to one that has ended; its slices are free from here on."""

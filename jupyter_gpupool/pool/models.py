@@ -67,6 +67,57 @@ class Server:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the leases of a namespace may hold together; None is no limit.
+
+    ``memory_mib`` and ``gpus`` (whole GPUs that the slices amount to) are sums over all slices, ``leases`` counts
+    those that hold slices. ``user_share`` (0 < share <= 1) is what one user may hold of these three. ``lease_s``
+    is the longest lease, ``idle_s`` how long one may compute nothing.
+    """
+
+    memory_mib: int | None = None
+    gpus: float | None = None
+    leases: int | None = None
+    user_share: float | None = None
+    lease_s: float | None = None
+    idle_s: float | None = None
+
+
+class Role(str, Enum):
+    """What a member of a namespace may do there; each may do what those before it may."""
+
+    VIEW = "view"
+    USE = "use"
+    ADMINISTER = "administer"
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A tenant. ``ceiling`` is what the pool's administrator allows, ``limits`` is what holds: never more than that.
+
+    ``weight``: the share that it gets when requests queue, compared with others. ``names_holders``: its members
+    see who of them holds what.
+    """
+
+    name: str
+    description: str = ""
+    limits: Limits = Limits()
+    ceiling: Limits = Limits()
+    weight: float = 1.0
+    names_holders: bool = False
+    members: Mapping[str, Role] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AskedBack:
+    """Somebody would like to have what a lease holds."""
+
+    by: str
+    at: float
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class Request:
     """What a user asks for, checked by :func:`jupyter_gpupool.pool.placement.validate`.
 
@@ -114,7 +165,12 @@ class WorkerAddress:
 
 @dataclass(frozen=True)
 class Lease:
-    """A request and what became of it. Times are seconds since the epoch, None if not yet."""
+    """A request and what became of it. Times are seconds since the epoch, None if not yet.
+
+    It ends at ``expires_at``, if that is set. ``idle_since``: since when its worker has computed nothing, None
+    while it computes or has paused for a moment only. ``waits_for``: the limit that a queued request waits for,
+    empty while it waits for free memory.
+    """
 
     request: Request
     state: LeaseState
@@ -127,6 +183,10 @@ class Lease:
     heartbeat_at: float = 0.0
     ttl_s: float = 15.0
     position: int | None = None
+    waits_for: str = ""
+    expires_at: float | None = None
+    idle_since: float | None = None
+    asked_back: tuple[AskedBack, ...] = ()
 
     @property
     def id(self) -> str:

@@ -26,10 +26,10 @@ from sqlalchemy import (
     Text,
 )
 
-from .models import Lease, LeaseState, Request, Slice, WorkerAddress
+from .models import AskedBack, Lease, LeaseState, Request, Slice, WorkerAddress
 
 #: The newest step in migrations/versions. A change of the tables below is a step there, and one more here.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -91,6 +91,8 @@ leases = Table(
     Column("worker_port", Integer),
     Column("worker_pid", Integer),
     Column("worker_created", Double),
+    Column("expires_at", Double),
+    Column("asked_back", Text),
     CheckConstraint(f"state IN ({_STATES})", name="known_state"),
     CheckConstraint("num_gpus >= 1", name="some_gpus"),
     CheckConstraint("(partial IS NULL) <> (memory_mib IS NULL)", name="one_size"),
@@ -135,6 +137,42 @@ drained = Table(
     metadata,
     Column("server", String(255), primary_key=True),
     Column("since", Double, nullable=False),
+)
+
+#: Tenants, see namespaces.py; limits are JSON. ``default`` is there without a row, too.
+namespaces = Table(
+    "namespaces",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("limits", Text, nullable=False),
+    Column("ceiling", Text, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("names_holders", Boolean, nullable=False),
+    CheckConstraint("weight > 0", name="some_weight"),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("namespace", String(63), ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
+    Column("owner", String(200), primary_key=True),
+    Column("role", String(16), nullable=False),
+    CheckConstraint("role IN ('view', 'use', 'administer')", name="known_role"),
+)
+
+#: Who asked for what, and what came of it, see audit.py.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Index("audit_by_time", "at"),
 )
 
 #: How much of the pool was in use, see history.py; ``gpus`` holds the same of each GPU, compressed.
@@ -226,4 +264,6 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
         ended_at=row.ended_at,
         heartbeat_at=row.created_at,
         ttl_s=row.ttl_s,
+        expires_at=row.expires_at,
+        asked_back=tuple(AskedBack(**one) for one in json.loads(row.asked_back or "[]")),
     )

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, Update, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import Select, Update, bindparam, delete, func, insert, literal_column, select, update
 
 from .models import LeaseState
 from .schema import gpus, leadership, leases, schema_version, slices
@@ -30,9 +30,16 @@ SLICES_OF_MANY = (
 )
 GRANTED_MIB = select(gpus.c.uuid, gpus.c.used_mib)
 HELD = (
-    select(leases.c.namespace, slices.c.memory_mib, slices.c.total_mib)
+    select(
+        leases.c.namespace,
+        leases.c.owner,
+        func.sum(slices.c.memory_mib).label("memory_mib"),
+        func.sum(slices.c.memory_mib * literal_column("1.0") / slices.c.total_mib).label("gpus"),
+        func.count(leases.c.seq.distinct()).label("leases"),
+    )
     .join(slices, slices.c.lease == leases.c.seq)
     .where(_in_state(HOLDING))
+    .group_by(leases.c.namespace, leases.c.owner)
 )
 GPUS = select(gpus)
 
@@ -65,7 +72,7 @@ QUEUED_SEQ = select(leases.c.seq).where(leases.c.id == bindparam("lease_id"), _i
 GRANT = (
     update(leases)
     .where(leases.c.seq == bindparam("of_seq"))
-    .values(state=LeaseState.GRANTED.value, granted_at=bindparam("at"))
+    .values(state=LeaseState.GRANTED.value, granted_at=bindparam("at"), expires_at=bindparam("until"))
 )
 ACTIVATE = (
     update(leases)
@@ -82,6 +89,11 @@ END = (
     update(leases)
     .where(leases.c.id == bindparam("lease_id"), leases.c.state == bindparam("from_state"))
     .values(state=bindparam("to_state"), reason=bindparam("why"), ended_at=bindparam("at"))
+)
+SET_TERMS = (
+    update(leases)
+    .where(leases.c.id == bindparam("lease_id"), _in_state(LIVE))
+    .values(expires_at=bindparam("until"), asked_back=bindparam("asked"))
 )
 
 _OLD = leases.c.ended_at < bindparam("before")
@@ -103,9 +115,13 @@ FIND_LEADER = select(leadership.c.epoch, leadership.c.leader)
 
 
 @cache
-def find_leases(states: tuple[LeaseState, ...], owned: bool, limited: bool) -> Select[Any]:
-    """The newest leases first; parameters ``wanted_owner`` and ``newest`` where they are asked for."""
+def find_leases(states: tuple[LeaseState, ...], owned: bool, managing: bool, limited: bool) -> Select[Any]:
+    """The newest leases first; parameters ``wanted_owner`` with ``managed`` (whose leases of namespaces count too),
+    and ``newest``, where they are asked for."""
     query = select(leases).where(_in_state(states)).order_by(leases.c.seq.desc())
     if owned:
-        query = query.where(leases.c.owner == bindparam("wanted_owner"))
+        own = leases.c.owner == bindparam("wanted_owner")
+        if managing:
+            own |= leases.c.namespace.in_(bindparam("managed", expanding=True))
+        query = query.where(own)
     return query.limit(bindparam("newest")) if limited else query

@@ -29,6 +29,7 @@ from jupyter_gpupool.pool.errors import (
     RequestConflict,
     TooManyAttempts,
     UnknownLease,
+    UnknownNamespace,
 )
 from jupyter_gpupool.pool.models import Lease, LeaseState
 from jupyter_gpupool.remote import handshake, wire
@@ -182,6 +183,10 @@ def test_the_leases_of_others(server: Server) -> None:
 
 
 def test_a_token_is_of_its_namespace(server: Server) -> None:
+    with pytest.raises(UnknownNamespace, match="gpupool namespace create"):
+        server.token(namespace="cnasg")
+    server.administrator().create_namespace("cnasg", {})
+    server.administrator().create_namespace("another", {})
     client = server.client(server.token(namespace="cnasg")["token"])
     request, _ = holder.new_request(partial=0.1)
     lease = client.request(request)

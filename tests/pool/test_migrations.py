@@ -36,12 +36,19 @@ def definitions(path: Path) -> dict[str, list[str]]:
     with sqlite3.connect(path) as connection:
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     connection.close()
-    return {name: sorted(re.split(r",?\s*\n\s*", sql)) for name, sql in rows if name != "alembic_version"}
+    parts = {name: re.fullmatch(r"(.*?)\((.*)\)(.*)", sql, re.S) for name, sql in rows}
+    # At commas that are in no further brackets; a column that was added later is on the last line.
+    return {
+        name: sorted([found[1].strip(), *re.split(r"\s*,\s*(?![^()]*\))", found[2].strip()), found[3]])
+        for name, found in parts.items()
+        if found and name != "alembic_version"
+    }
 
 
 def leases(path: Path) -> list[tuple]:
     with sqlite3.connect(path) as connection:
         found = connection.execute("SELECT * FROM leases ORDER BY seq").fetchall()
+        found = [row[:22] for row in found]  # the columns of the first format
         found += connection.execute("SELECT * FROM slices ORDER BY lease, gpu_index").fetchall()
         found += connection.execute("SELECT * FROM tokens").fetchall()
         found += connection.execute("SELECT uuid, memory_mib, used_mib FROM gpus ORDER BY uuid").fetchall()

@@ -1,0 +1,208 @@
+"""Two tenants of one secured server, its administrators, and what each of them can see and do."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from jupyter_gpupool import holder
+from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.pool.errors import (
+    ImpossibleRequest,
+    InvalidRequest,
+    NamespaceConflict,
+    NotAllowed,
+    RequestConflict,
+    UnknownLease,
+    UnknownNamespace,
+)
+from jupyter_gpupool.pool.models import Lease, LeaseState
+
+from .conftest import Server
+from .test_tokens import hold
+
+
+def tenant(server: Server, name: str, *users: str, **fields: Any) -> list[PoolClient]:
+    """A namespace and a client of each user's in it."""
+    server.administrator().create_namespace(name, fields)
+    return [server.client(server.token(namespace=name, owner=user)["token"]) for user in users]
+
+
+def slices(client: PoolClient) -> list[dict[str, Any]]:
+    return [piece for s in client.pool()["servers"] for gpu in s["gpus"] for piece in gpu["slices"]]
+
+
+def guesses(lease: Lease) -> list[str]:
+    """Ids that somebody who may not know it could try."""
+    last = int(lease.id[-1], 16)
+    return [lease.id, lease.id[:-1] + f"{last ^ 1:x}", str(uuid.uuid4()), lease.id.upper()]
+
+
+def test_neither_sees_nor_touches_the_others(server: Server) -> None:
+    (ada,) = tenant(server, "red", "ada")
+    (eve,) = tenant(server, "blue", "eve")
+    lease, _, line = hold(ada)
+    for id in guesses(lease):
+        attempts: list[tuple[Callable[..., Any], tuple]] = [
+            (eve.lease, ()),
+            (eve.heartbeat, ()),
+            (eve.release, ()),
+            (eve.resize, (0.2,)),
+            (eve.extend, (60,)),
+            (eve.ask, ("please",)),
+            (eve.keep, ()),
+        ]
+        for attempt, more in attempts:
+            with pytest.raises(UnknownLease) as refused:
+                attempt(id, *more)
+            assert "ada" not in str(refused.value) and "red" not in str(refused.value)
+    same = type(lease.request)(**{**vars(lease.request), "namespace": "blue", "secret_sha256": "0" * 64})
+    with pytest.raises(RequestConflict, match="is taken") as taken:
+        eve.request(same)
+    assert "ada" not in str(taken.value)
+    assert eve.leases() == eve.leases(include_ended=True) == []
+    assert [(piece["lease"], piece["owner"], piece["label"]) for piece in slices(eve)] == [(None, None, "")]
+    assert [of["name"] for of in eve.namespaces()] == ["default", "blue"]
+    for wrong in (
+        lambda: eve.change_namespace("red", {"description": "mine"}),
+        lambda: eve.set_member("red", "eve", "administer"),
+        lambda: eve.remove_member("red", "ada"),
+    ):
+        with pytest.raises(UnknownNamespace) as unknown:
+            wrong()
+        assert "ada" not in str(unknown.value)
+    for forbidden in (
+        lambda: eve.create_namespace("mine", {}),
+        lambda: eve.delete_namespace("blue"),
+        lambda: eve.change_namespace("blue", {"limits": {"gpus": 100}}),
+        lambda: eve.set_member("blue", "eve", "administer"),
+        lambda: eve.audit(),
+    ):
+        with pytest.raises(NotAllowed):
+            forbidden()
+    request, _ = holder.new_request(partial=0.1)
+    with pytest.raises(NotAllowed, match="of the namespace 'blue', not 'red'"):
+        eve.request(type(request)(**{**vars(request), "namespace": "red"}))
+    assert ada.lease(lease.id).state is LeaseState.ACTIVE and ada.lease(lease.id).asked_back == ()
+    line.release()
+    ada.release(lease.id)
+
+
+def test_who_one_is(server: Server) -> None:
+    (bob,) = tenant(server, "green", "bob")
+    assert bob.whoami() == {
+        "owner": "bob",
+        "administers": False,
+        "namespace": "green",
+        "role": "use",
+        "namespaces": {"default": "use", "green": "use"},
+    }
+    admin = server.administrator()
+    assert admin.whoami()["administers"] and admin.whoami()["role"] == "administer"
+    admin.set_member("green", "bob", "view")
+    assert bob.whoami()["role"] == "view"
+    with pytest.raises(NotAllowed, match="may look at the namespace 'green', not use it"):
+        hold(bob)
+    admin.remove_member("green", "bob")
+    assert bob.whoami()["role"] is None
+    with pytest.raises(NotAllowed, match="no member of the namespace 'green'"):
+        hold(bob)
+    refused = [entry for entry in admin.audit() if entry["action"] == "refuse" and entry["actor"] == "bob"]
+    assert len(refused) <= 2  # the last may be written a moment later
+
+
+def test_colleagues_who_know_each_other(server: Server) -> None:
+    """One sees what the other holds, and asks for it; the holder hears of it and answers."""
+    cyd, dan = tenant(server, "open", "cyd", "dan", names_holders=True)
+    lease, _, line = hold(cyd)
+    assert [(piece["lease"], piece["owner"], piece["label"]) for piece in slices(dan)] == [
+        (lease.id, "cyd", "")
+    ]
+    with pytest.raises(UnknownLease):
+        dan.lease(lease.id)
+    with pytest.raises(UnknownLease):
+        dan.release(lease.id)
+    assert dan.ask(lease.id, "until noon?") == {"lease": lease.id, "owner": "cyd"}
+    (asked,) = cyd.lease(lease.id).asked_back
+    assert (asked.by, asked.message) == ("dan", "until noon?") and abs(asked.at - time.time()) < 60
+    assert cyd.keep(lease.id).asked_back == ()
+    assert [of["members"] for of in dan.namespaces() if of["name"] == "open"] == [{"cyd": "use", "dan": "use"}]
+    line.release()
+    cyd.release(lease.id)
+
+
+def test_an_administrator_of_a_namespace(server: Server) -> None:
+    boss, fay = tenant(server, "team", "boss", "fay", limits={"gpus": 1.0, "lease_s": 3600})
+    server.administrator().set_member("team", "boss", "administer")
+    lease, _, _line = hold(fay)
+    assert lease.expires_at is not None and abs(lease.expires_at - time.time() - 3600) < 60
+    assert [found.id for found in boss.leases()] == [lease.id] and boss.leases(mine=True) == []
+    assert slices(boss)[0]["owner"] == "fay"
+    changed = boss.change_namespace("team", {"limits": {"gpus": 0.5}, "description": "ours"})
+    assert changed["limits"]["gpus"] == 0.5 and changed["ceiling"]["gpus"] == 1.0
+    assert changed["held"] == {"memory_mib": 3251, "gpus": 0.1, "leases": 1}
+    with pytest.raises(NotAllowed, match="allows gpus up to 1, not 2"):
+        boss.change_namespace("team", {"limits": {"gpus": 2}})
+    with pytest.raises(ImpossibleRequest, match="may hold 0.5 GPUs"):
+        fay.resize(lease.id, 0.6)
+    with pytest.raises(ImpossibleRequest, match="last 1 h at most, counted from now"):
+        fay.extend(lease.id, 7200)
+    request, _ = holder.new_request(num_gpus=2, partial=0.3)
+    assert fay.forecast(request)["outcome"] == "impossible"
+    with pytest.raises(ImpossibleRequest, match="may hold 0.5 GPUs, and this is 0.6 more"):
+        fay.request(request)
+    admin = server.administrator()
+    with pytest.raises(NamespaceConflict, match="release them first"):
+        admin.delete_namespace("team")
+    assert boss.release(lease.id).state is LeaseState.RELEASED
+    with pytest.raises(NamespaceConflict, match="revoke them first"):
+        admin.delete_namespace("team")
+    entries = [(entry["action"], entry["actor"]) for entry in admin.audit() if entry["subject"] == lease.id]
+    assert entries == [("request", "fay"), ("grant", ""), ("release", "boss")]
+
+
+def test_a_lease_ends_when_its_time_is_over(server: Server, eventually: Callable[..., Any]) -> None:
+    (gil,) = tenant(server, "brief", "gil", limits={"lease_s": 2})
+    lease, _, line = hold(gil)
+    eventually(lambda: not line.alive, "the worker ends, and its holder is told", 20)
+    ended = eventually(lambda: (now := gil.lease(lease.id)).state.ended and now, "the lease ends", 5)
+    assert ended.state is LeaseState.EXPIRED and "'brief' last 2 s at most" in ended.reason
+
+
+def test_a_lease_that_computes_nothing_ends(server: Server, eventually: Callable[..., Any]) -> None:
+    (hal,) = tenant(server, "busy", "hal", limits={"idle_s": 3})
+    lease, _, line = hold(hal)
+    told = eventually(lambda: hal.lease(lease.id).idle_since, "it is told as idle", 10)
+    assert abs(told - time.time()) < 60
+    eventually(lambda: not line.alive, "the worker ends, and its holder is told", 20)
+    ended = eventually(lambda: (now := hal.lease(lease.id)).state.ended and now, "the lease ends", 5)
+    assert ended.state is LeaseState.RELEASED and "computed nothing for 3 s" in ended.reason
+
+
+def test_calls_that_make_no_sense(server: Server) -> None:
+    admin = server.administrator()
+    for wrong in (
+        lambda: admin.create_namespace("a b", {}),
+        lambda: admin.create_namespace("x", {"limit": {}}),
+        lambda: admin.create_namespace("x", {"limits": {"gpus": "many"}}),
+        lambda: admin.set_member("default", "ada", "owner"),
+        lambda: admin._call("POST", "/namespaces", None, {}),
+        lambda: admin._call("PUT", "/namespaces/default/members/ada", None, {}),
+        lambda: admin.audit(limit=0),
+    ):
+        with pytest.raises(InvalidRequest):
+            wrong()
+    with pytest.raises(UnknownNamespace):
+        admin.change_namespace("nowhere", {})
+    with pytest.raises(NamespaceConflict):
+        admin.delete_namespace("default")
+    admin.set_member("default", "søren/é %2F", "view")
+    assert admin.namespaces()[0]["members"] == {"søren/é %2F": "view"}
+    assert admin.remove_member("default", "søren/é %2F")["members"] == {}
+    response = httpx.get(f"{server.url}/gpupool/api/v1/namespaces", verify=False)
+    assert response.status_code == 401
