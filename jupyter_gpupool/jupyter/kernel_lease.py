@@ -18,6 +18,7 @@ from ..pool.models import Lease, LeaseState
 from ..remote.specs import AttachSpec
 from . import door
 from .contract import LEASE, PENDING, PENDING_LEASE, REFUSED
+from .hub.single_user import attach
 from .wishes import Wish
 
 #: How long a kernel's start waits for a pool that is itself just starting, in seconds: one that would
@@ -146,7 +147,7 @@ class KernelLease:
             client, _ = holder.find_pool(address.url, address.token) if address else holder.find_pool()
             self._client = client
             lease = holder.acquire(client, self._request, news=self._news)
-            spec = holder.attach_spec(client, lease, self._secret, holder.attach_mode("auto", lease))
+            spec = holder.attach_spec(client, lease, self._secret, holder.attach_mode(attach(), lease))
             hold = holder.Hold(client, lease, spec, on_lost=self._lost, on_resized=self._resized)
             with self._changed:
                 if not self._over:

@@ -48,6 +48,7 @@ c.JupyterHub.log_level = "INFO"
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 1}}
 c.ConfigurableHTTPProxy.command = {proxy!r}
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{proxy_port}"
+c.ConfigurableHTTPProxy.auth_token = {token!r}
 c.ConfigurableHTTPProxy.pid_file = "{folder}/proxy.pid"
 c.SimpleLocalProcessSpawner.home_dir_template = "{folder}/home/{{username}}"
 c.Spawner.cmd = {command!r}

@@ -28,6 +28,7 @@ def configure(
     c: Any,
     *,
     mode: str = "server",
+    attach: str = "auto",
     limits: Limits | Callable[[Any], Limits] | None = None,
     queue_timeout_s: float = 3600.0,
     namespaces: Mapping[str, str] | None = None,
@@ -45,6 +46,7 @@ def configure(
 
     ``mode``: "server" (a server's GPUs are lent from its start to its stop, and are its kernels') or "kernel" (what
     was chosen is what each kernel is given unless it says otherwise, and the most that they have together).
+    ``attach``: "auto" (GPUs of a server's own machine directly), "remote" (always through the pool's worker).
     ``limits``: what may be chosen, or a function of the spawner. ``queue_timeout_s``: how long a start waits.
     ``namespaces``: hub group → namespace of the pool, the first that fits; without it a user's first group is the
     namespace. ``groups``: who may use the pool, and ``administrators``: who may administer it besides the hub's
@@ -57,6 +59,8 @@ def configure(
     """
     if mode not in MODES:
         raise InvalidRequest(f"mode is {' or '.join(map(repr, MODES))}, not {mode!r}")
+    if attach not in ("auto", "remote"):
+        raise InvalidRequest(f"attach is 'auto' or 'remote', not {attach!r}")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
         raise InvalidRequest(f"url must look like http://127.0.0.1:10101, not {url!r}")
@@ -74,6 +78,7 @@ def configure(
         page=f"{prefix}/",
         limits=limits if limits is not None else Limits(),
         mode=mode,
+        attach=attach,
         queue_timeout_s=queue_timeout_s,
         ca=Path(ca_file).read_text() if ca_file else "",
     )

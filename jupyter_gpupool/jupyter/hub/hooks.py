@@ -27,12 +27,13 @@ HOOKED = (
     "post_stop_hook",
 )
 #: What a single-user server's environment says; see docs/architecture.md.
-URL, TOKEN, CA, MODE, DEFAULT = (
+URL, TOKEN, CA, MODE, DEFAULT, ATTACH = (
     "GPUPOOL_URL",
     "GPUPOOL_TOKEN",
     "GPUPOOL_CA",
     "GPUPOOL_HUB_MODE",
     "GPUPOOL_HUB_DEFAULT",
+    "GPUPOOL_HUB_ATTACH",
 )
 
 
@@ -62,6 +63,7 @@ class Hooks:
         page: str,
         limits: Limits | Callable[[Any], Limits],
         mode: str,
+        attach: str = "auto",
         queue_timeout_s: float,
         ca: str = "",
     ) -> None:
@@ -70,6 +72,7 @@ class Hooks:
         self._page = page
         self._limits = limits
         self._mode = mode
+        self._attach = attach
         self._queue_timeout_s = queue_timeout_s
         self._ca = ca
         self._starts: dict[tuple[str, str], _Start] = {}
@@ -146,7 +149,7 @@ class Hooks:
             await _result(before(spawner))
         key = (spawner.user.name, spawner.name)
         choice = self.choice(spawner)
-        for name in (URL, TOKEN, CA, MODE, DEFAULT):
+        for name in (URL, TOKEN, CA, MODE, DEFAULT, ATTACH):
             spawner.environment.pop(name, None)
         try:
             if choice is None:
@@ -172,6 +175,7 @@ class Hooks:
             URL: self._url,
             TOKEN: spawner.api_token,
             MODE: self._mode,
+            ATTACH: self._attach,
             DEFAULT: json.dumps(choice.wish()),
         }
         return {**environment, CA: self._ca} if self._ca else environment

@@ -60,7 +60,10 @@ class HubService(PoolApp):
             raise InvalidRequest(
                 f"{e.args[0]} is not set: this is started by JupyterHub, or as docs/hub.md says"
             ) from None
-        self.host, self.port = url.hostname or "127.0.0.1", url.port or self.port
+        self.port = url.port or self.port
+        # The name in the address may be another machine's, or nobody's but a cluster's.
+        near = url.hostname in ("127.0.0.1", "localhost", "::1")
+        self.host = url.hostname or "" if near else ""
         folder = Path(self.directory)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = self.config.LocalEngine
@@ -69,7 +72,7 @@ class HubService(PoolApp):
         if self.certfile:
             engine.setdefault("certfile", self.certfile)
             engine.setdefault("keyfile", self.keyfile)
-            engine.setdefault("host", self.host)
+            engine.setdefault("host", url.hostname or "127.0.0.1")
         self.config.PoolService.setdefault("db_url", f"sqlite:///{folder.resolve() / 'ledger.sqlite'}")
 
     async def serve(self) -> None:

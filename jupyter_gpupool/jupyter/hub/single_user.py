@@ -61,7 +61,7 @@ class HubServer:
             if lease is None or lease.state.ended or lease.worker is None:
                 why = lease.reason if lease is not None else "none was lent to it"
                 raise LeaseEnded(f"its lease has ended: {why}; stop the server, and start it again")
-            spec = holder.attach_spec(client, lease, secret, holder.attach_mode("auto", lease))
+            spec = holder.attach_spec(client, lease, secret, holder.attach_mode(attach(), lease))
             self._hold = holder.Hold(client, lease, spec, on_lost=self._lost, on_resized=self._write)
             client.hold_my_server()
         except BaseException:
@@ -84,6 +84,11 @@ class HubServer:
         self._tell(f"The GPUs of this server are gone: {reason}; stop it, and start it again")
         os.environ.pop(LEASE, None)
         os.environ[REFUSED] = " ".join(reason.split())
+
+
+def attach() -> str:
+    """How the hub wants GPUs to be used: "auto" or "remote"."""
+    return os.environ.get("GPUPOOL_HUB_ATTACH", "auto")
 
 
 def at_server() -> bool:

@@ -1,0 +1,229 @@
+"""The deployments in docs/deployments, as far as they can be tried without the machines they are for."""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from traitlets.config import Config
+
+from jupyter_gpupool.jupyter.hub import hooks
+from jupyter_gpupool.jupyter.hub.calls import Service
+from jupyter_gpupool.jupyter.hub.service import HubService
+
+#: The oldest and the newest Kubernetes that the chart and the schemas know.
+VERSIONS = ("1.28", "1.37")
+
+#: Reads a configuration as the hub does, up to where it would start to listen.
+LOAD = """\
+import asyncio, json, sys
+from jupyterhub.app import JupyterHub
+app = JupyterHub()
+asyncio.run(app.initialize(["-f", sys.argv[1], "--JupyterHub.db_url=sqlite://"]))
+service = app._service_map["gpupool"]
+print(json.dumps({
+    "managed": service.managed, "url": service.url, "command": list(service.command),
+    "scopes": sorted(s for r in app.load_roles for s in r["scopes"] if "gpupool" in s),
+    "spawner": app.spawner_class.__name__,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def deployments(project_root: Path) -> Path:
+    return project_root / "docs" / "deployments"
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `gpupool server init` makes it."""
+    from jupyter_gpupool.daemon.authority import new_authority
+
+    file = tmp_path_factory.mktemp("authority") / "ca.crt"
+    file.write_bytes(new_authority("tests").certificate)
+    return file
+
+
+def loaded(configuration: str, folder: Path, ca: Path) -> dict[str, Any]:
+    file = folder / "jupyterhub_config.py"
+    file.write_text(configuration)
+    environment = {**os.environ, "GPUPOOL_HUB_TOKEN": "0" * 64, "GPUPOOL_CA_FILE": str(ca)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(file)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_littlest_hub_starts_its_service(deployments: Path, tmp_path: Path, ca: Path) -> None:
+    ours = (deployments / "littlest-jupyterhub" / "gpupool.py").read_text()
+    said = loaded(f"c = get_config()\nc.JupyterHub.spawner_class = 'simple'\n{ours}", tmp_path, ca)
+    assert said["managed"] and "--LocalEngine.emulate=never" in said["command"]
+    assert "--HubService.directory=/opt/tljh/state/gpupool" in said["command"]
+    assert {"custom:gpupool:use", "custom:gpupool:admin"} <= set(said["scopes"])
+
+
+def test_a_hub_with_a_farm_knows_where_it_is(deployments: Path, tmp_path: Path, ca: Path) -> None:
+    said = loaded((deployments / "hub-and-farm" / "jupyterhub_config.py").read_text(), tmp_path, ca)
+    assert not said["managed"]
+    assert said["url"] == "https://farm.example:10101"
+
+
+def test_the_farms_unit_starts_what_there_is(
+    deployments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    text = (deployments / "hub-and-farm" / "gpupool-hub.service").read_text().replace("\\\n", " ")
+    variables = [
+        shlex.split(line.partition("=")[2])[0] for line in text.splitlines() if line.startswith("Env")
+    ]
+    unit.read_string("\n".join(line for line in text.splitlines() if not line.startswith("Environment=")))
+    words = shlex.split(unit["Service"]["ExecStart"])
+    assert words[1:4] == ["-P", "-m", "jupyter_gpupool.jupyter.hub.service"]
+    for variable in variables:
+        name, sign, value = variable.partition("=")
+        if sign:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "0" * 64)
+    app = prepared(words[4:], tmp_path)
+    assert (app.port, app.managed) == (10101, False)
+    assert app.config.LocalEngine.host == "farm.example"
+    assert json.loads(os.environ["GPUPOOL_HUB_NAMESPACES"]) == {"vision": "vision", "speech": "speech"}
+
+
+def prepared(words: list[str], folder: Path) -> HubService:
+    HubService.clear_instance()
+    app = HubService()
+    there = "--HubService.directory=/var/lib/gpupool"
+    assert there in words
+    app.initialize([f"--HubService.directory={folder}" if word == there else word for word in words])
+    app.prepare()
+    return app
+
+
+def manifests(deployments: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((deployments / "zero-to-jupyterhub" / "gpupool.yaml").read_text()))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_manifests_are_kubernetes_own(deployments: Path, version: str) -> None:
+    found = manifests(deployments)
+    assert [m["kind"] for m in found] == ["PersistentVolumeClaim", "Service", "Deployment", "NetworkPolicy"]
+    for manifest in found:
+        kubernetes_validate.validate(manifest, version, strict=True)
+    broken = {**found[2], "spec": {**found[2]["spec"], "replicas": "one"}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, version, strict=True)
+
+
+def test_the_pods_service_starts_what_there_is(
+    deployments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, deployment = manifests(deployments)[1:3]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    for entry in container["env"]:
+        monkeypatch.setenv(entry["name"], entry.get("value", "0" * 64))
+    app = prepared(container["args"], tmp_path)
+    assert app.host == "", "its name is the cluster's, not the Pod's"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"control": app.port, "data": app.config.LocalEngine.data_port}
+    assert {p["name"]: p["port"] for p in service["spec"]["ports"]} == ports
+
+
+class Answers(Service):
+    """The service's answers, so that a Pod can be made where there is no cluster."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[Any, ...]] = []
+
+    async def begin(self, *words: Any) -> dict[str, Any]:
+        self.begun.append(words)
+        return {"state": "ACTIVE", "position": None, "reason": ""}
+
+    async def end(self, *words: Any) -> None:
+        pass
+
+    async def offer(self, groups: list[str]) -> dict[str, Any]:
+        gpu = {
+            "name": "NVIDIA A100",
+            "memory_mib": 40960,
+            "granted_mib": 0,
+            "healthy": True,
+            "emulated": False,
+        }
+        return {"servers": [{"gpus": [gpu] * 4}], "reason": ""}
+
+
+@pytest.fixture
+def spawner(deployments: Path, ca: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """KubeSpawner as the chart configures it by our values, for a user whose hub is not there."""
+    from kubespawner import KubeSpawner
+
+    monkeypatch.setenv("GPUPOOL_HUB_TOKEN", "0" * 64)
+    monkeypatch.setenv("GPUPOOL_CA_FILE", str(ca))
+    values = yaml.safe_load((deployments / "zero-to-jupyterhub" / "values.yaml").read_text())
+    c = Config()
+    c.KubeSpawner.profile_list = values["singleuser"]["profileList"]
+    c.KubeSpawner.image = "{name}:{tag}".format(**values["singleuser"]["image"])
+    monkeypatch.setattr("jupyter_gpupool.jupyter.hub.configure.Service", lambda *words: Answers())
+    exec(values["hub"]["extraConfig"]["99-gpupool"], {"c": c})
+    made = KubeSpawner(config=c, _mock=True)
+    made.api_token = "of-alices-server"
+    made.user.groups = []
+    return made
+
+
+def test_the_choice_stands_below_the_profiles(spawner: Any) -> None:
+    form = asyncio.run(spawner.get_options_form())
+    assert form.index("Large") < form.index("GPUs of the pool")
+    assert "NVIDIA A100" in form
+
+
+@pytest.mark.parametrize("profile, memory", [("small", 2 << 30), ("large", 16 << 30)])
+def test_a_users_pod_has_a_way_to_the_pool_and_no_gpu(spawner: Any, profile: str, memory: int) -> None:
+    async def made() -> Any:
+        await spawner.run_auth_state_hook(None)
+        said = spawner.run_options_from_form(
+            {"profile": [profile], "gpupool_num_gpus": ["2"], "gpupool_partial": ["0.5"]}
+        )
+        spawner.user_options = said
+        await spawner._run_apply_user_options(said)
+        await spawner.run_pre_spawn_hook()
+        await spawner.load_user_options()
+        return await spawner.get_pod_manifest()
+
+    from kubernetes_asyncio.client import ApiClient
+
+    async def as_json() -> dict[str, Any]:
+        async with ApiClient() as client:
+            return client.sanitize_for_serialization(await made())
+
+    pod = asyncio.run(as_json())
+    for version in VERSIONS:
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **pod}, version, strict=True)
+    (container,) = pod["spec"]["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment[hooks.URL] == "https://gpupool:10101/services/gpupool"
+    assert environment[hooks.TOKEN] == "of-alices-server"
+    assert environment[hooks.CA].startswith("-----BEGIN CERTIFICATE-----")
+    assert environment[hooks.MODE] == "server"
+    assert json.loads(environment[hooks.DEFAULT]) == {"num_gpus": 2, "partial": 0.5, "filters": {}}
+    limits = container["resources"]["limits"]
+    assert int(limits["memory"]) == memory and "nvidia.com/gpu" not in limits
+    assert "0" * 64 not in json.dumps(pod), "the service's own token is the hub's alone"
+
+
+def test_a_profile_that_was_chosen_is_no_excuse(spawner: Any) -> None:
+    spawner.user_options = {"profile": "small", "gpupool": {"num_gpus": 9}}
+    with pytest.raises(Exception, match="at most 2"):
+        asyncio.run(spawner._run_apply_user_options(spawner.user_options))
