@@ -5,12 +5,14 @@ In order: :func:`find_pool`, :func:`new_request`, :func:`acquire`, :class:`Hold`
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -46,7 +48,8 @@ MODES = ("auto", "remote", "direct")
 #: Name the pool to ask, and its token, where neither is given.
 URL_VARIABLE = "GPUPOOL_URL"
 TOKEN_VARIABLE = "GPUPOOL_TOKEN"
-#: The certificate (PEM text) of the one authority whose word for that pool is taken.
+#: The certificate of the one authority whose word for that pool is taken: a PEM's lines between its first and its
+#: last, as one. Whoever hands an environment on may stumble over a line's end.
 CA_VARIABLE = "GPUPOOL_CA"
 
 #: How long one question for news of a lease may stay unanswered, in seconds.
@@ -73,8 +76,7 @@ def find_pool(
     if url:
         ours = given is not None and given.covers(url)
         if given is None or not ours:
-            ca = os.environ.get(CA_VARIABLE, "") if url == os.environ.get(URL_VARIABLE) else ""
-            return _greeted(PoolClient(url, token, patience_s=patience_s, ca=ca))
+            return _greeted(PoolClient(url, token, patience_s=patience_s, ca=ca_for(url)))
         token = token or given.token
         return _greeted(PoolClient(url, token, patience_s=patience_s, ca=given.ca, also=given.urls))
     if given is not None:
@@ -91,6 +93,15 @@ def find_pool(
                 raise
             say("The GPU pool has just ended; looking for another one")
     raise AssertionError("unreachable")
+
+
+def ca_for(url: str) -> str:
+    """What the environment says of the authority of the pool at that address (PEM); empty where it says nothing."""
+    text = os.environ.get(CA_VARIABLE, "") if url == os.environ.get(URL_VARIABLE) else ""
+    try:
+        return ssl.DER_cert_to_PEM_cert(base64.b64decode(text, validate=True)) if text else ""
+    except ValueError:
+        raise InvalidRequest(f"{CA_VARIABLE} holds no certificate; unset it, or set it again") from None
 
 
 def _greeted(client: PoolClient) -> tuple[PoolClient, dict[str, Any]]:

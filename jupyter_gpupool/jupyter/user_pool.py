@@ -22,7 +22,7 @@ from ..api.client import NOT_OFFERED, Passed, PoolClient
 from ..api.handlers import MAX_BODY, standalone_application
 from ..api.health import Check, from_json
 from ..api.service import ENGINES, PoolService
-from ..holder import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from ..holder import TOKEN_VARIABLE, URL_VARIABLE, ca_for
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
 from . import door
@@ -144,8 +144,8 @@ class GPUPool(LoggingConfigurable):
         given = bundle.find()
         if given is not None and given.covers(self.url):
             token, ca, also = token or given.token, given.ca, given.urls
-        elif self.url == os.environ.get(URL_VARIABLE):
-            ca = os.environ.get(CA_VARIABLE, "")
+        else:
+            ca = ca_for(self.url)
         # The kernels and terminals of this server are to find the same pool.
         for name, value in ((URL_VARIABLE, self.url), (TOKEN_VARIABLE, token)):
             self._environment.setdefault(name, os.environ.get(name))

@@ -57,13 +57,13 @@ c.Spawner.poll_interval = 2
 c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [{{
     "name": "tests",
-    "scopes": ["admin:users", "admin:servers", "admin:server_state", "access:servers", "shutdown"],
+    "scopes": ["admin:users", "admin:servers", "admin:server_state", "access:servers", "tokens", "shutdown"],
     "services": ["tests"],
 }}]
 {more}
 configure(
     c,
-    url="http://127.0.0.1:{service_port}",
+    url="{scheme}://127.0.0.1:{service_port}",
     directory="{folder}/gpupool",
     limits=Limits(**{limits!r}),
     options=["--emulate", "--HubService.log_level=INFO", *{options!r}],
@@ -80,9 +80,17 @@ class Hub:
     """
 
     def __init__(
-        self, folder: Path, root: Path, more: str = "", light: bool = False, **arguments: Any
+        self,
+        folder: Path,
+        root: Path,
+        more: str = "",
+        light: bool = False,
+        secure: bool = False,
+        **arguments: Any,
     ) -> None:
         self.folder = folder
+        self._scheme = "https" if secure else "http"
+        self._ca = Path(arguments["ca_file"]).read_text() if secure else ""
         jupyter = [sys.executable, "-m", "jupyterhub.singleuser", "--allow-root", "--LabApp.news_url="]
         self.port, hub_port, proxy_port, self.service_port = free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}/hubs/one"
@@ -95,6 +103,7 @@ class Hub:
             "proxy_port": proxy_port,
             "service_port": self.service_port,
             "folder": folder,
+            "scheme": self._scheme,
             "command": [sys.executable, str(LIGHT)] if light else jupyter,
             "proxy": [str(root / "node_modules/.bin/configurable-http-proxy")],
         }
@@ -149,15 +158,27 @@ class Hub:
         except (httpx.HTTPError, PoolError):
             return False
 
-    def pool(self, token: str = TOKEN[::-1]) -> PoolClient:
+    def pool(self, token: str = TOKEN[::-1], ca: str = "") -> PoolClient:
         """A client of the pool; without another token, one that sees everything."""
-        client = PoolClient(self.service_url, token, patience_s=0.2)
+        client = PoolClient(self.service_url, token, patience_s=0.2, ca=ca or self._ca)
         self._users.append(client)
         return client
 
     @property
     def service_url(self) -> str:
-        return f"http://127.0.0.1:{self.service_port}/hubs/one/services/gpupool"
+        return f"{self._scheme}://127.0.0.1:{self.service_port}/hubs/one/services/gpupool"
+
+    def service_environment(self) -> dict[str, str]:
+        """Of a service that the hub does not start."""
+        return {
+            "JUPYTERHUB_SERVICE_NAME": "gpupool",
+            "JUPYTERHUB_SERVICE_PREFIX": "/hubs/one/services/gpupool/",
+            "JUPYTERHUB_SERVICE_URL": f"{self._scheme}://127.0.0.1:{self.service_port}",
+            "JUPYTERHUB_API_URL": f"http://127.0.0.1:{self._values['hub_port']}/hubs/one/hub/api",
+            "JUPYTERHUB_BASE_URL": "/hubs/one/",
+            "JUPYTERHUB_CLIENT_ID": "service-gpupool",
+            "JUPYTERHUB_API_TOKEN": TOKEN[::-1],
+        }
 
     def service(self) -> psutil.Process:
         """Its process."""

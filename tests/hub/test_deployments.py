@@ -15,10 +15,14 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from kubernetes_asyncio.client import ApiClient
+from tornado.web import HTTPError
 from traitlets.config import Config
 
+from jupyter_gpupool import holder
 from jupyter_gpupool.jupyter.hub import hooks
 from jupyter_gpupool.jupyter.hub.calls import Service
+from jupyter_gpupool.jupyter.hub.options import Choice
 from jupyter_gpupool.jupyter.hub.service import HubService
 
 #: The oldest and the newest Kubernetes that the chart and the schemas know.
@@ -165,7 +169,7 @@ class Answers(Service):
 
 
 @pytest.fixture
-def spawner(deployments: Path, ca: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def new_spawner(deployments: Path, ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """KubeSpawner as the chart configures it by our values, for a user whose hub is not there."""
     from kubespawner import KubeSpawner
 
@@ -175,23 +179,42 @@ def spawner(deployments: Path, ca: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     c = Config()
     c.KubeSpawner.profile_list = values["singleuser"]["profileList"]
     c.KubeSpawner.image = "{name}:{tag}".format(**values["singleuser"]["image"])
-    monkeypatch.setattr("jupyter_gpupool.jupyter.hub.configure.Service", lambda *words: Answers())
+    monkeypatch.setattr("jupyter_gpupool.jupyter.hub.configuration.Service", lambda *words: Answers())
+    # A cluster that nobody asks anything.
+    cluster = {"name": "none", "cluster": {"server": "https://127.0.0.1:1"}}
+    context = {"name": "none", "context": {"cluster": "none", "user": "none"}}
+    kubeconfig = {"current-context": "none", "clusters": [cluster], "contexts": [context]}
+    kubeconfig["users"] = [{"name": "none", "user": {"token": "none"}}]
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    monkeypatch.setattr(
+        "kubernetes_asyncio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig")
+    )
     exec(values["hub"]["extraConfig"]["99-gpupool"], {"c": c})
-    made = KubeSpawner(config=c, _mock=True)
-    made.api_token = "of-alices-server"
-    made.user.groups = []
-    return made
+
+    def make() -> Any:
+        made = KubeSpawner(config=c, _mock=True)
+        made.api_token = "of-alices-server"
+        made.user.groups = []
+        return made
+
+    return make
 
 
-def test_the_choice_stands_below_the_profiles(spawner: Any) -> None:
-    form = asyncio.run(spawner.get_options_form())
+def test_the_choice_stands_below_the_profiles(new_spawner: Any) -> None:
+    async def shown() -> str:
+        return await new_spawner().get_options_form()
+
+    form = asyncio.run(shown())
     assert form.index("Large") < form.index("GPUs of the pool")
     assert "NVIDIA A100" in form
 
 
 @pytest.mark.parametrize("profile, memory", [("small", 2 << 30), ("large", 16 << 30)])
-def test_a_users_pod_has_a_way_to_the_pool_and_no_gpu(spawner: Any, profile: str, memory: int) -> None:
-    async def made() -> Any:
+def test_a_users_pod_has_a_way_to_the_pool_and_no_gpu(
+    new_spawner: Any, profile: str, memory: int, ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def made() -> dict[str, Any]:
+        spawner = new_spawner()
         await spawner.run_auth_state_hook(None)
         said = spawner.run_options_from_form(
             {"profile": [profile], "gpupool_num_gpus": ["2"], "gpupool_partial": ["0.5"]}
@@ -200,30 +223,31 @@ def test_a_users_pod_has_a_way_to_the_pool_and_no_gpu(spawner: Any, profile: str
         await spawner._run_apply_user_options(said)
         await spawner.run_pre_spawn_hook()
         await spawner.load_user_options()
-        return await spawner.get_pod_manifest()
-
-    from kubernetes_asyncio.client import ApiClient
-
-    async def as_json() -> dict[str, Any]:
         async with ApiClient() as client:
-            return client.sanitize_for_serialization(await made())
+            return client.sanitize_for_serialization(await spawner.get_pod_manifest())
 
-    pod = asyncio.run(as_json())
+    pod = asyncio.run(made())
     for version in VERSIONS:
         kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **pod}, version, strict=True)
     (container,) = pod["spec"]["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert environment[hooks.URL] == "https://gpupool:10101/services/gpupool"
     assert environment[hooks.TOKEN] == "of-alices-server"
-    assert environment[hooks.CA].startswith("-----BEGIN CERTIFICATE-----")
+    monkeypatch.setenv(hooks.URL, environment[hooks.URL])
+    monkeypatch.setenv(hooks.CA, environment[hooks.CA])
+    assert holder.ca_for(environment[hooks.URL]).split() == ca.read_text().split()
     assert environment[hooks.MODE] == "server"
-    assert json.loads(environment[hooks.DEFAULT]) == {"num_gpus": 2, "partial": 0.5, "filters": {}}
+    assert Choice.from_text(environment[hooks.DEFAULT]) == Choice(2, 0.5)
     limits = container["resources"]["limits"]
     assert int(limits["memory"]) == memory and "nvidia.com/gpu" not in limits
     assert "0" * 64 not in json.dumps(pod), "the service's own token is the hub's alone"
 
 
-def test_a_profile_that_was_chosen_is_no_excuse(spawner: Any) -> None:
-    spawner.user_options = {"profile": "small", "gpupool": {"num_gpus": 9}}
-    with pytest.raises(Exception, match="at most 2"):
-        asyncio.run(spawner._run_apply_user_options(spawner.user_options))
+def test_a_profile_that_was_chosen_is_no_excuse(new_spawner: Any) -> None:
+    async def apply() -> None:
+        spawner = new_spawner()
+        spawner.user_options = {"profile": "small", "gpupool": {"num_gpus": 9}}
+        await spawner._run_apply_user_options(spawner.user_options)
+
+    with pytest.raises(HTTPError, match="at most 2"):
+        asyncio.run(apply())

@@ -4,7 +4,7 @@ from jupyter_gpupool.jupyter.hub import configure
 configure(c)
 """
 
-from .configure import configure
+from .configuration import configure
 from .options import Limits
 
 __all__ = ["Limits", "configure"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -176,7 +175,7 @@ class Hooks:
             TOKEN: spawner.api_token,
             MODE: self._mode,
             ATTACH: self._attach,
-            DEFAULT: json.dumps(choice.wish()),
+            DEFAULT: choice.to_text(),
         }
         return {**environment, CA: self._ca} if self._ca else environment
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from ...pool.errors import ImpossibleRequest, InvalidRequest
 
@@ -53,6 +54,19 @@ class Choice:
         """As a kernel's wish, and as fields of a request."""
         filters = {"name": self.model} if self.model else {}
         return {"num_gpus": self.num_gpus, "partial": self.partial, "filters": filters}
+
+    def to_text(self) -> str:
+        """One word, without the braces of JSON, which KubeSpawner takes for its own."""
+        return urlencode(self.to_json())
+
+    @classmethod
+    def from_text(cls, text: str) -> Choice:
+        """Raises ValueError for what :meth:`to_text` did not write."""
+        said = dict(parse_qsl(text, strict_parsing=True, keep_blank_values=True))
+        try:
+            return cls(int(said["num_gpus"]), float(said["partial"]), said["model"])
+        except KeyError:
+            raise ValueError("not a choice") from None
 
     def __str__(self) -> str:
         return f"{self.num_gpus} × {self.partial:g}" + (f" {self.model}" if self.model else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from ... import holder
 from ...pool.errors import LeaseEnded, PoolError
 from ...remote.specs import AttachSpec
 from ..contract import LEASE, REFUSED
+from .options import Choice
 
 #: "server" or "kernel", where a hub started this server with GPUs of its pool.
 MODE = "GPUPOOL_HUB_MODE"
@@ -97,10 +97,10 @@ def at_server() -> bool:
 
 
 def default_wish() -> Any:
-    """What a kernel is given that says nothing, as JSON of a wish; None without a hub, or in the other mode."""
+    """What a kernel is given that says nothing, as a wish's fields; None without a hub, or in the other mode."""
     if os.environ.get(MODE) != "kernel":
         return None
     try:
-        return json.loads(os.environ["GPUPOOL_HUB_DEFAULT"])
+        return Choice.from_text(os.environ["GPUPOOL_HUB_DEFAULT"]).wish()
     except (KeyError, ValueError):
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import os
 import secrets
+import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +82,7 @@ def configure(
         mode=mode,
         attach=attach,
         queue_timeout_s=queue_timeout_s,
-        ca=Path(ca_file).read_text() if ca_file else "",
+        ca=_one_line(ca_file) if ca_file else "",
     )
     hook(c, hooks)
     service: dict[str, Any] = {
@@ -156,6 +158,14 @@ def _allow(c: Any, name: str, groups: Sequence[str] | None, administrators: Sequ
         c.Spawner.server_token_scopes = ["users:activity!user", "access:servers!server", USE]
     elif isinstance(c.Spawner.server_token_scopes, list):
         c.Spawner.server_token_scopes = [*c.Spawner.server_token_scopes, USE]
+
+
+def _one_line(ca_file: str) -> str:
+    """As :data:`jupyter_gpupool.holder.CA_VARIABLE` has it. Raises InvalidRequest."""
+    try:
+        return base64.b64encode(ssl.PEM_cert_to_DER_cert(Path(ca_file).read_text().strip())).decode()
+    except (OSError, ValueError) as e:
+        raise InvalidRequest(f"ca_file: {ca_file} is no certificate that can be read ({e})") from None
 
 
 def _append(section: Any, name: str, value: Any) -> None:
