@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Locator, Page, expect
@@ -181,3 +183,63 @@ def test_slices_that_cannot_grow_stay_as_they_are_and_say_why(screen: Screen) ->
     expect(lease).to_contain_text("1 × 16,255 MiB")
     lease.get_by_role("button", name="Release: train.ipynb").click()
     screen.accept("Release")
+
+
+def attached(screen: Screen, name: str) -> Locator:
+    """A notebook that has half a GPU; its lease."""
+    screen.front(name)
+    screen.choose(1, 0.5)
+    screen.picker.get_by_role("button", name=f"Attach to {name}").click()
+    lease = screen.lease(name)
+    expect(lease).to_contain_text("1 × 16,255 MiB")
+    return lease
+
+
+def test_a_kernel_that_is_restarted_gives_its_slices_back_and_may_have_others(screen: Screen) -> None:
+    lease = attached(screen, "other.ipynb")
+    screen.page.get_by_role("button", name="Restart the kernel", exact=True).last.click()
+    screen.accept("Confirm Kernel Restart")
+    expect(lease).to_have_count(0)
+    expect(screen.panel).to_contain_text("You hold no GPU.")
+    attached(screen, "other.ipynb").get_by_role("button", name="Release: other.ipynb").click()
+    screen.accept("Release")
+
+
+def kernel_of(lab: Lab, name: str) -> psutil.Process:
+    """The process that computes for a notebook."""
+    answer = httpx.get(f"http://127.0.0.1:{lab.port}/api/sessions", params={"token": lab.TOKEN})
+    (kernel,) = [session["kernel"]["id"] for session in answer.json() if session["path"] == name]
+    (found,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(kernel in word for word in process.info["cmdline"] or [])
+    ]
+    return found
+
+
+def test_a_kernel_that_dies_gives_its_slices_back(screen: Screen) -> None:
+    lease = attached(screen, "other.ipynb")
+    kernel_of(screen.lab, "other.ipynb").kill()
+    screen.accept("Ok")  # JupyterLab says that it died, and starts another
+    expect(lease).to_have_count(0)
+    expect(screen.panel).to_contain_text("You hold no GPU.")
+
+
+def test_two_windows_show_the_same_and_either_may_act(screen: Screen, window: Callable[[], Page]) -> None:
+    other = window()
+    other.goto(screen.lab.url.replace("/lab?", "/lab/workspaces/another?"))
+    other.get_by_role("tab", name="GPU Pool", exact=True).click()
+    theirs = other.get_by_role("region", name="GPU Pool", exact=True)
+    expect(theirs).to_contain_text("You hold no GPU.")
+    mine = attached(screen, "train.ipynb")
+    seen = theirs.get_by_role("article", name="train.ipynb")
+    expect(seen).to_contain_text("1 × 16,255 MiB")
+    mine.get_by_role("button", name="Resize: train.ipynb").click()
+    mine.get_by_role("spinbutton", name="New share of each GPU").fill("0.25")
+    mine.get_by_role("button", name="Apply").click()
+    expect(seen).to_contain_text("1 × 8,127 MiB")
+    seen.get_by_role("button", name="Release: train.ipynb").click()
+    other.get_by_role("dialog").get_by_role("button", name="Release", exact=True).click()
+    expect(mine).to_have_count(0)
+    expect(theirs).to_contain_text("You hold no GPU.")
+    other.context.close()

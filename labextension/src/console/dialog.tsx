@@ -14,13 +14,9 @@ export function Modal({ title, onClose, children }: React.PropsWithChildren<IMod
   const node = React.useRef<HTMLDialogElement>(null);
   const id = React.useId();
   React.useLayoutEffect(() => {
-    const before = document.activeElement as HTMLElement | null;
-    node.current?.showModal();
-    return () => {
-      if (before?.isConnected) {
-        before.focus();
-      }
-    };
+    const dialog = node.current;
+    dialog?.showModal();
+    return () => dialog?.close(); // which gives the focus back
   }, []);
   return (
     <dialog

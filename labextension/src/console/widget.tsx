@@ -20,6 +20,7 @@ export class Console extends ReactWidget {
     this.title.icon = gpuIcon;
     this.title.label = trans.__('GPU Pool Console');
     this.title.closable = true;
+    this.node.tabIndex = -1;
   }
 
   dispose(): void {
@@ -44,7 +45,8 @@ export class Console extends ReactWidget {
 
   protected onActivateRequest(msg: Message): void {
     super.onActivateRequest(msg);
-    this.node.querySelector<HTMLElement>('[role="tab"][tabindex="0"]')?.focus();
+    // The tabs follow, by the keyboard.
+    this.node.focus();
   }
 
   protected render(): JSX.Element {
