@@ -201,6 +201,9 @@ class PoolClient:
     def audit(self, since: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
         """Who asked for what since then, oldest first; for the pool's administrator."""
         return self._call("GET", "/audit", {"since": since, "limit": limit})["entries"]
+    def drain(self, server: str, draining: bool = True) -> None:
+        """Place nothing new on that server, or place on it again. For administrators."""
+        self._call("PATCH", f"/servers/{quote(server, safe='')}", None, {"draining": draining})
 
     def tokens(self) -> list[dict[str, Any]]:
         """For administrators, as all calls about tokens."""

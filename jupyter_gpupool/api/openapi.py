@@ -52,6 +52,13 @@ _RESIZE = {
     },
 }
 
+_DRAIN = {
+    "type": "object",
+    "required": ["draining"],
+    "additionalProperties": False,
+    "properties": {"draining": {"type": "boolean"}},
+}
+
 _SLICE = {
     "type": "object",
     "properties": {
@@ -321,6 +328,17 @@ def document() -> dict[str, Any]:
                     "responses": _answers("The forecast", "Forecast", 400, 503),
                 }
             },
+            "/servers/{name}": {
+                "parameters": [
+                    {"name": "name", "in": "path", "required": True, "schema": _TEXT},
+                ],
+                "patch": {
+                    "operationId": "drain",
+                    "summary": "For administrators: place nothing new on a GPU server, or place on it again",
+                    "requestBody": {"required": True, "content": _schema("Drain")},
+                    "responses": _answers("As it is now", None, 400, 403, 404, 503),
+                },
+            },
             "/events": {
                 "get": {
                     "operationId": "watch",
@@ -406,6 +424,7 @@ def document() -> dict[str, Any]:
                 "History": _HISTORY,
                 "Request": _REQUEST,
                 "Resize": _RESIZE,
+                "Drain": _DRAIN,
                 "Slice": _SLICE,
                 "Lease": _LEASE,
                 "Token": _TOKEN,

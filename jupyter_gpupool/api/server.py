@@ -16,11 +16,13 @@ from tornado.web import Application
 from traitlets import Int, Unicode
 
 from ..engines.local import LocalEngine
+from ..engines.ray.engine import RayEngine
 from ..pool.errors import PoolError
 from . import discovery
 from .auth import TokenStore
 from .handlers import MAX_BODY, standalone_application
 from .metrics import METRICS, OpenMetrics, ServerFigures
+from .server_calls import SERVERS
 from .service import PoolService
 
 #: The control port that Bitfusion's users know.
@@ -34,7 +36,7 @@ class PoolApp(JupyterApp):
     description = "Serve this machine's GPUs as a pool."
     # One configuration file for the command and for the pool, whoever hosts it.
     config_file_name = Unicode("jupyter_gpupool_config")
-    classes = [PoolService, LocalEngine]
+    classes = [PoolService, LocalEngine, RayEngine]
 
     host = Unicode("127.0.0.1", help="Address to listen on.").tag(config=True)
     port = Int(DEFAULT_PORT, min=0, max=65535, help="Port to listen on; 0 takes a free one.").tag(config=True)
@@ -52,11 +54,11 @@ class PoolApp(JupyterApp):
     aliases = {"host": "PoolApp.host", "port": "PoolApp.port", "db-url": "PoolService.db_url"}
     flags = {
         "persistent": (
-            {"LocalEngine": {"persistent": True}},
+            {"LocalEngine": {"persistent": True}, "RayEngine": {"persistent": True}},
             "Leases go on computing while the pool restarts.",
         ),
         "emulate": (
-            {"LocalEngine": {"emulate": "always"}},
+            {"LocalEngine": {"emulate": "always"}, "RayEngine": {"emulate": "always"}},
             "Offer emulated GPUs, whatever this machine has.",
         ),
     }
@@ -114,6 +116,7 @@ class PoolApp(JupyterApp):
             standalone_application(
                 service,
                 TokenStore(token),
+                SERVERS,
                 beside=METRICS,
                 log_function=self.answered,
                 figures=self.figures,

@@ -13,7 +13,6 @@ from jupyter_core.paths import jupyter_data_dir
 from traitlets import Any as AnyTrait
 from traitlets import Enum, Float, Unicode, default
 from traitlets.config import LoggingConfigurable
-from traitlets.utils.importstring import import_item
 
 from ..pool.errors import EngineFailure, ImpossibleRequest, NotLeading, PoolError
 from ..pool.history import History, Use
@@ -23,6 +22,7 @@ from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
+from .engines import ENGINES, engine_class
 from .health import Check, Health
 from .leading import Contender
 from .listeners import Listeners
@@ -34,11 +34,6 @@ from .thread import ManagerThread
 __all__ = ["Check", "PoolService"]
 
 T = TypeVar("T")
-
-#: Name → the class of an engine, whose ``pool_id`` tells its workers from those of other pools.
-ENGINES = {
-    "local": "jupyter_gpupool.engines.local.LocalEngine",
-}
 
 #: How often the pool looks for leases whose time is over, in seconds.
 _TICK_S = 0.5
@@ -59,7 +54,7 @@ class PoolService(LoggingConfigurable):
     audit_days = Float(90.0, min=0.0, help="Days for which it is kept who asked for what.").tag(config=True)
     engine_name = Enum(
         list(ENGINES),
-        help="Where workers run: on this machine (`local`). Default: `c.GPUPool.engine`, else `local`.",
+        help="Where workers run: on this machine, or (`ray`) on a Ray cluster. Default: GPUPool.engine, else `local`.",
     ).tag(config=True)
     engine: Any = AnyTrait(help="A jupyter_gpupool.pool.interfaces.Engine.")
 
@@ -74,7 +69,7 @@ class PoolService(LoggingConfigurable):
     @default("engine")
     def _default_engine(self) -> Engine:
         file = _sqlite_file(self.db_url)
-        return import_item(ENGINES[self.engine_name])(parent=self, pool_id=str(file or self.db_url))
+        return engine_class(self.engine_name)(parent=self, pool_id=str(file or self.db_url))
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -29,6 +29,8 @@ COMMANDS = {
     "server": (f"{_HERE}.server.ServerApp", "serve this machine's GPUs as a pool"),
     "server init": (f"{_HERE}.server.InitApp", "make the directory of a secured server for many users"),
     "server renew": (f"{_HERE}.server.RenewApp", "make that server's certificate again"),
+    "server drain": (f"{_HERE}.drain.DrainApp", "place nothing new on a GPU server"),
+    "server undrain": (f"{_HERE}.drain.UndrainApp", "place on it again"),
     "token create": (f"{_HERE}.token.CreateApp", "admit somebody to a secured server"),
     "token list": (f"{_HERE}.token.ListApp", "list who is admitted, and until when"),
     "token extend": (f"{_HERE}.token.ExtendApp", "admit them for longer"),

@@ -21,10 +21,10 @@ class GPUsApp(Command):
                 server["name"],
                 str(gpu["index"]),
                 gpu["name"],
-                str(gpu["memory_mib"] - gpu["granted_mib"]),
+                str(max(0, gpu["memory_mib"] - gpu["granted_mib"] - gpu.get("taken_mib", 0))),
                 str(gpu["memory_mib"]),
                 "yes" if gpu["emulated"] else "no",
-                "yes" if gpu.get("healthy", True) else "NO",
+                "drained" if server.get("draining") else "yes" if gpu.get("healthy", True) else "NO",
                 gpu["uuid"],
             ]
             for server in pool["servers"]

@@ -93,9 +93,9 @@ class ServerApp(Command):
         if args.db_url is not None:
             self.config.PoolService.db_url = args.db_url
         if args.emulate:
-            self.config.LocalEngine.emulate = "always"
+            self.config.LocalEngine.emulate = self.config.RayEngine.emulate = "always"
         if args.persistent:
-            self.config.LocalEngine.persistent = True
+            self.config.LocalEngine.persistent = self.config.RayEngine.persistent = True
         if args.ephemeral:
             # Readable as soon as that process has ended, which is all that the pool wants to know.
             self.config.PoolApp.starter_fd = os.pidfd_open(os.getppid())

@@ -19,8 +19,10 @@ from ..api.administration import Administration
 from ..api.handlers import MAX_BODY, standalone_application
 from ..api.metrics import METRICS
 from ..api.server import PoolApp
+from ..api.server_calls import SERVERS
 from ..api.service import PoolService
 from ..api.token_calls import token_routes
+from ..engines.ray.engine import RayEngine
 from ..pool.errors import PoolError
 from ..pool.tokens import Token, date
 from . import folder, logs
@@ -79,6 +81,8 @@ class Daemon(PoolApp):
             ("persistent", True),
         ):
             self.config.LocalEngine.setdefault(name, value)
+            if name in RayEngine.class_trait_names(config=True):
+                self.config.RayEngine.setdefault(name, value)  # files of these names are on each GPU server, too
         self.config.PoolService.setdefault("db_url", f"sqlite:///{Path(self.directory) / folder.LEDGER}")
         if self.log_lines == "json":
             logs.use_json(self.log)
@@ -102,7 +106,7 @@ class Daemon(PoolApp):
         application = standalone_application(
             service,
             administration.doorkeeper,
-            token_routes(administration),
+            [*SERVERS, *token_routes(administration)],
             beside=METRICS,
             log_function=self.answered,
             figures=self.figures,

@@ -12,6 +12,7 @@ from traitlets import Instance, default
 from ..api.handlers import jupyter_handlers
 from ..api.service import PoolService
 from ..engines.local import LocalEngine
+from ..engines.ray.engine import RayEngine
 from ..pool.errors import PoolError
 from .administration import administrative_handlers
 from .events import LeaseEvents
@@ -32,7 +33,7 @@ class GPUPoolExtension(ExtensionApp):
     description = "Attach slices of pooled GPUs to notebooks."
     extension_url = "/lab"
     load_other_extensions = True
-    classes = [GPUPool, PoolService, LocalEngine, GPUPoolProvisioner]
+    classes = [GPUPool, PoolService, LocalEngine, RayEngine, GPUPoolProvisioner]
 
     pool = Instance(GPUPool)
     _hub_server = Instance(HubServer)

@@ -19,9 +19,11 @@ from traitlets.config import LoggingConfigurable
 from ..api import bundle, discovery
 from ..api.auth import TokenStore, new_token
 from ..api.client import NOT_OFFERED, Passed, PoolClient
+from ..api.engines import ENGINES
 from ..api.handlers import MAX_BODY, standalone_application
 from ..api.health import Check, from_json
-from ..api.service import ENGINES, PoolService
+from ..api.server_calls import SERVERS
+from ..api.service import PoolService
 from ..holder import TOKEN_VARIABLE, URL_VARIABLE, ca_for
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
@@ -268,7 +270,7 @@ class _Host:
             sockets = bind_sockets(0, "127.0.0.1")
             token = new_token()
             application = standalone_application(
-                self.service, TokenStore(token), log_function=lambda handler: None
+                self.service, TokenStore(token), SERVERS, log_function=lambda handler: None
             )
             self._server = HTTPServer(application, max_body_size=4 * MAX_BODY)
             self._server.add_sockets(sockets)

@@ -1,0 +1,185 @@
+"""Shares of one node's GPUs in Ray: exactly the GPU that the pool's ledger says, or a clear refusal.
+
+Ray picks the GPU by itself, by best fit. Where that is not the one that is wanted, the wrong share is kept
+for a moment, and what else would fit there is filled, so that Ray has to take another GPU; then all of that
+is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...pool.errors import EngineFailure
+from .cluster import Cluster, RayNode
+from .shares import UNIT, assign, foreign
+
+#: How long Ray may take to give what the ledger says is free, in seconds: a worker may be just about to end.
+_PATIENCE_S = 6.0
+#: The same for what is only to fill a gap.
+_FILLER_S = 1.0
+#: How long a task may take to say which GPU it is on, in seconds; the first one on a node starts a process.
+_ANSWER_S = 30.0
+_MOST_ATTEMPTS = 24
+#: How long a GPU of which Ray refused a share counts as taken, in seconds, if nothing else changes.
+_REFUSED_S = 15.0
+
+
+class NoRoom(EngineFailure):
+    """Ray has given to others what the pool thought to be free."""
+
+
+@dataclass
+class Claim:
+    """A share that Ray has given: a placement group, and how much it is of which GPU (by index)."""
+
+    group: Any
+    units: int
+    index: int
+
+
+class Claims:
+    """This pool's shares of one node's GPUs, by lease and GPU index."""
+
+    def __init__(self, cluster: Cluster, node: RayNode) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._lock = asyncio.Lock()
+        self._held: dict[str, list[Claim]] = {}
+        self._groups: set[str] = set()  # of shares asked for and not known to be gone, by Ray's ids
+        self._foreign = 0
+        self._taken = [0] * node.gpus
+        self._refused: dict[int, float] = {}
+
+    def held_by(self, lease_id: str) -> dict[int, int]:
+        """Units by GPU index."""
+        found: dict[int, int] = {}
+        for claim in self._held.get(lease_id, ()):
+            found[claim.index] = found.get(claim.index, 0) + claim.units
+        return found
+
+    async def take(self, lease_id: str, wanted: Mapping[int, tuple[str, int]]) -> None:
+        """Claim for that lease: by GPU index, the GPU's uuid and units. Raises NoRoom; then nothing is claimed."""
+        async with self._lock:
+            taken: list[Claim] = []
+            try:
+                for index, (uuid, units) in wanted.items():
+                    taken.append(await self._one(lease_id, uuid, index, units))
+            except BaseException:
+                for claim in taken:
+                    await self._drop(claim.group)
+                raise
+            self._held.setdefault(lease_id, []).extend(taken)
+
+    async def give_back(self, lease_id: str) -> None:
+        for claim in self._held.pop(lease_id, ()):
+            await self._drop(claim.group)
+
+    async def change(self, lease_id: str, index: int, uuid: str, units: int) -> None:
+        """Another size of a share that is held. Raises NoRoom for a larger one; a smaller one is exchanged."""
+        async with self._lock:
+            claims = self._held.get(lease_id, [])
+            mine = [claim for claim in claims if claim.index == index]
+            now = sum(claim.units for claim in mine)
+            if units > now:
+                claims.append(await self._one(lease_id, uuid, index, units - now))
+            elif units < now:
+                for claim in mine:
+                    claims.remove(claim)
+                    await self._drop(claim.group)
+                claims.append(await self._one(lease_id, uuid, index, units))
+
+    def adopt(self, lease_id: str, index: int, units: int, group: Any) -> None:
+        """A share that was claimed before a restart of the pool."""
+        self._groups.add(group.id.hex())
+        self._held.setdefault(lease_id, []).append(Claim(group, units, index))
+
+    def leases(self) -> list[str]:
+        return list(self._held)
+
+    # -- others
+
+    def look(self, free: Mapping[str, float]) -> bool:
+        """Note what is free according to Ray; whether that changes what others hold."""
+        held = foreign(self._node.gpus, free, list(self._groups))
+        now = asyncio.get_running_loop().time()
+        before = self.taken()
+        if held != self._foreign:
+            self._foreign = held
+            self._refused.clear()
+            self._taken = assign(held, self._ours())
+        self._refused = {index: until for index, until in self._refused.items() if until > now}
+        return self.taken() != before
+
+    def taken(self) -> list[int]:
+        """Units that others hold, by GPU index, as far as is known."""
+        ours = self._ours()
+        return [
+            UNIT - ours[index] if index in self._refused else min(taken, UNIT - ours[index])
+            for index, taken in enumerate(self._taken)
+        ]
+
+    def _ours(self) -> list[int]:
+        ours = [0] * self._node.gpus
+        for claims in self._held.values():
+            for claim in claims:
+                ours[claim.index] += claim.units
+        return ours
+
+    # -- one share
+
+    async def _one(self, lease_id: str, uuid: str, index: int, units: int) -> Claim:
+        wrong: list[Any] = []
+        try:
+            for _ in range(_MOST_ATTEMPTS):
+                group = await self._ask(lease_id, uuid, units)
+                wrong.append(group)
+                if not await self._cluster.granted(group, _PATIENCE_S):
+                    break
+                got = await self._index_of(group)
+                if got == index:
+                    wrong.remove(group)
+                    return Claim(group, units, index)
+                filler = await self._fill(lease_id, uuid, got, units)
+                if filler is not None:
+                    wrong.append(filler)
+        finally:
+            for group in wrong:
+                await self._drop(group)
+        self._refused[index] = asyncio.get_running_loop().time() + _REFUSED_S
+        raise NoRoom(
+            f"Ray does not give {units / UNIT:g} of GPU {index} of {self._node.name}: "
+            "others in the cluster have taken it meanwhile; ask again"
+        )
+
+    async def _index_of(self, group: Any) -> int:
+        if self._node.gpus == 1:
+            return 0
+        said = await self._cluster.gpu_of(group, _ANSWER_S)
+        if said is None:
+            raise NoRoom(f"Ray does not say which GPU of {self._node.name} it has given; ask again")
+        return int(said)
+
+    async def _fill(self, lease_id: str, uuid: str, index: int, units: int) -> Any:
+        """Take what is left of a wrong GPU, so that Ray looks elsewhere; None where that is not needed or possible."""
+        rest = UNIT - self._ours()[index] - units
+        if rest < units:
+            return None
+        group = await self._ask(lease_id, uuid, rest)
+        if await self._cluster.granted(group, _FILLER_S):
+            return group
+        await self._drop(group)
+        return None
+
+    async def _ask(self, lease_id: str, uuid: str, units: int) -> Any:
+        name = self._cluster.claim_name(lease_id, uuid)
+        group = await self._cluster.claim(self._node.id, units, name)
+        self._groups.add(group.id.hex())
+        return group
+
+    async def _drop(self, group: Any) -> None:
+        await self._cluster.give_back(group)
+        # Ray's figures may speak of it for a moment yet.
+        asyncio.get_running_loop().call_later(10.0, self._groups.discard, group.id.hex())

@@ -1,0 +1,273 @@
+"""One GPU server of the cluster, as the pool sees it: there or away, and what runs on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from ...pool.errors import EngineFailure, InUse
+from ...pool.models import GPU, Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
+from .agent import Agent
+from .claims import Claims
+from .cluster import AgentGone, Cluster, RayNode
+from .shares import UNIT, units
+
+#: How often an agent says that it lives, in seconds.
+_NEWS_S = 1.0
+#: How long an agent may take to come up: its process starts, and asks NVML.
+_BIRTH_S = 90.0
+_STOP_S = 40.0
+_AGAIN_S = 0.5
+
+#: Told of the end of a worker on this node: the node, lease id, state and reason.
+PartEnded = Callable[["Node", str, LeaseState, str], None]
+
+
+class Node:
+    """Watches over one agent as long as Ray counts its node among the living.
+
+    ``on_change``: whether it is there, or what others hold of its GPUs, has changed. ``on_ended``: a worker ended,
+    or its node was lost; where only the network is cut, it is ended as soon as its node is heard again.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        node: RayNode,
+        settings: Mapping[str, Any],
+        *,
+        silence_s: float,
+        log: Any,
+        on_change: Callable[[], None],
+        on_ended: PartEnded,
+    ) -> None:
+        self.id = node.id
+        self.address = node.address
+        self.name: str = settings["name"]
+        self.claims = Claims(cluster, node)
+        self.there = False
+        self.warm = False
+        self.failure = ""
+        #: the leases that have, or are getting, a worker here; the agent ends all others when it is heard again
+        self.leases: set[str] = set()
+        self.workers: dict[str, WorkerAddress] = {}
+        self.usage: dict[str, WorkerUsage] = {}
+        self.looked = asyncio.Event()  # it is there, or it is known why not
+        self._cluster = cluster
+        self._node = node
+        self._settings = settings
+        self._silence_s = silence_s
+        self._log = log
+        self._on_change = on_change
+        self._on_ended = on_ended
+        self._gpus: tuple[GPU, ...] = ()
+        self._agent: Any = None
+        self._heard = 0
+        self._heard_at = time.monotonic()
+        self._may_end_others = asyncio.Event()
+        self._task: asyncio.Task | None = None
+
+    def watch(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    def settled(self) -> None:
+        """What was found here after a restart of the pool has been sorted: others may be ended now."""
+        self._may_end_others.set()
+
+    def server(self) -> Server:
+        taken = self.claims.taken()
+        gpus = tuple(replace(g, taken_mib=-(-taken[g.index] * g.memory_mib // UNIT)) for g in self._gpus)
+        return Server(self.name, self.address, gpus)
+
+    def look(self, free: Mapping[str, float]) -> None:
+        """What is free here according to Ray."""
+        if self.claims.look(free) and self.there:
+            self._on_change()
+
+    def index_of(self, gpu_uuid: str) -> int | None:
+        return next((gpu.index for gpu in self._gpus if gpu.uuid == gpu_uuid), None)
+
+    async def leave(self, why: str) -> None:
+        """Ray says that it is gone for good."""
+        if self._task is not None:
+            self._task.cancel()
+        self._lose(why)
+        self.looked.set()
+        for lease_id in self.claims.leases():
+            await self.claims.give_back(lease_id)
+
+    async def detach(self, end: bool) -> None:
+        """Stop watching; ``end``: the agent and its workers, too."""
+        if self._task is not None:
+            self._task.cancel()
+        if end and self._agent is not None:
+            try:
+                await self._cluster.call(self._agent.end, timeout_s=_STOP_S)
+                await self._cluster.kill(self._agent)
+            except (AgentGone, ConnectionError, TimeoutError):
+                pass  # it went first
+
+    # -- workers
+
+    async def start(self, lease: Lease, pieces: tuple[Slice, ...]) -> WorkerAddress:
+        """Claim those slices in Ray, and start their worker. Raises EngineFailure; then nothing is left of it."""
+        if not self.there:
+            raise EngineFailure(f"GPU server {self.name} is away")
+        self.leases.add(lease.id)
+        try:
+            wanted = {p.index: (p.gpu_uuid, units(p.memory_mib, p.total_mib)) for p in pieces}
+            await self.claims.take(lease.id, wanted)
+            said = await self._asked(
+                self._agent.start,
+                lease.id,
+                lease.request.secret_sha256,
+                [asdict(piece) for piece in pieces],
+                lease.ttl_s,
+            )
+            if "failed" in said:
+                raise EngineFailure(f"{self.name}: {said['failed']}")
+            if lease.id not in self.leases:  # lost meanwhile, or stopped
+                self.leases.add(lease.id)
+                raise EngineFailure(f"GPU server {self.name} was away for a moment; ask again")
+        except BaseException:
+            await self.stop(lease.id)
+            raise
+        self.workers[lease.id] = WorkerAddress(**said)
+        return self.workers[lease.id]
+
+    async def stop(self, lease_id: str) -> None:
+        """End that worker and give its share back. Where the node is away, that is done when it comes back."""
+        if lease_id not in self.leases:
+            return
+        gone = False
+        if self.there:
+            try:
+                await self._cluster.call(self._agent.stop, lease_id, timeout_s=_STOP_S)
+                gone = True
+            except (AgentGone, ConnectionError, TimeoutError) as e:
+                self._log.warning("The worker of lease %s on %s: %s", lease_id, self.name, e or "no answer")
+        self.leases.discard(lease_id)
+        self.workers.pop(lease_id, None)
+        if gone:  # else when that is known
+            await self.claims.give_back(lease_id)
+
+    async def limit(self, lease_id: str, pieces: Mapping[str, int]) -> None:
+        """Have the worker keep to so many MiB by GPU uuid; Ray's shares follow. Raises InUse and EngineFailure."""
+        sizes = {
+            g.uuid: (g.index, units(mib, g.memory_mib)) for g in self._gpus if (mib := pieces.get(g.uuid))
+        }
+        held = self.claims.held_by(lease_id)
+        for uuid, (index, wanted) in sizes.items():
+            if wanted > held.get(index, 0):
+                await self.claims.change(lease_id, index, uuid, wanted)
+        said = await self._asked(self._agent.limit, lease_id, dict(pieces))
+        if "in_use" in said:
+            raise InUse(said["in_use"])
+        if "failed" in said:
+            raise EngineFailure(said["failed"])
+        for uuid, (index, wanted) in sizes.items():
+            if wanted < held.get(index, 0):
+                await self.claims.change(lease_id, index, uuid, wanted)
+
+    def adopt(self, lease_id: str) -> None:
+        self.leases.add(lease_id)
+
+    async def _asked(self, method: Any, *args: Any) -> Any:
+        try:
+            return await self._cluster.call(method, *args, timeout_s=150.0)
+        except (AgentGone, ConnectionError, TimeoutError) as e:
+            raise EngineFailure(
+                f"GPU server {self.name} does not answer: {e or 'it took too long'}"
+            ) from None
+
+    # -- watching
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self._meet()
+                while True:
+                    await self._hear()
+            except AgentGone as e:
+                self._agent = None
+                self._lose(f"the pool's agent on {self.name} ended ({e})")
+                for lease_id in [lease for lease in self.claims.leases() if lease not in self.leases]:
+                    await self.claims.give_back(lease_id)
+            except TimeoutError:
+                self._lose(f"nothing was heard of GPU server {self.name} for {self._silence_s:g} s")
+            except ConnectionError as e:
+                self._log.warning("GPU server %s: %s", self.name, e)
+                if time.monotonic() - self._heard_at > self._silence_s:
+                    self._lose(f"GPU server {self.name} cannot be reached: {e}")
+            except EngineFailure as e:
+                self.failure = str(e)
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                self._log.exception("GPU server %s cannot be watched", self.name)
+            self.looked.set()
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _meet(self) -> None:
+        """Have an agent there, and nothing on it that nobody holds."""
+        if self._agent is None:
+            self._agent = await self._cluster.agent(self._node, lambda: Agent, self._settings)
+            self._heard = 0
+        patience = self._silence_s if self.there else _BIRTH_S
+        said = await self._cluster.call(self._agent.describe, timeout_s=patience)
+        if "failed" in said:
+            raise EngineFailure(f"{self.name}: {said['failed']}")
+        self.failure = ""
+        self.name = said["name"]
+        self._gpus = tuple(GPU(**gpu) for gpu in said["gpus"])
+        if self.there:
+            return
+        if self._may_end_others.is_set():
+            await self._tidy()
+        else:
+            self.workers = {lease: WorkerAddress(**w) for lease, w in said["workers"].items()}
+        self.there = True
+        self._log.info("GPU server %s is there, with %d GPUs", self.name, len(self._gpus))
+        self.looked.set()
+        self._on_change()
+
+    async def _tidy(self) -> None:
+        await self._cluster.call(self._agent.keep, list(self.leases), timeout_s=_STOP_S)
+        for lease_id in [lease for lease in self.claims.leases() if lease not in self.leases]:
+            await self.claims.give_back(lease_id)
+
+    async def tidy(self, known: Iterable[str]) -> None:
+        """End the workers of all but these leases."""
+        self.leases.update(known)
+        try:
+            await self._tidy()
+        except (AgentGone, ConnectionError, TimeoutError) as e:
+            self._log.warning("GPU server %s: %s", self.name, e or "no answer")
+        self.settled()
+
+    async def _hear(self) -> None:
+        said = await self._cluster.call(self._agent.news, self._heard, _NEWS_S, timeout_s=self._silence_s)
+        self._heard_at = time.monotonic()
+        self.warm, self.failure = said["warm"], said["failure"]
+        self.usage = {lease: WorkerUsage(**usage) for lease, usage in said["usage"].items()}
+        for number, lease_id, state, reason in said["ended"]:
+            self._heard = max(self._heard, number)
+            self.workers.pop(lease_id, None)
+            await self.claims.give_back(lease_id)
+            if lease_id in self.leases:
+                self.leases.discard(lease_id)
+                self._on_ended(self, lease_id, LeaseState(state), reason)
+
+    def _lose(self, why: str) -> None:
+        if self.there:
+            self._log.error("GPU server %s is lost: %s", self.name, why)
+        self.there = False
+        self.usage = {}
+        lost, self.leases = self.leases, set()
+        self.workers = {}
+        self._on_change()
+        for lease_id in lost:
+            self._on_ended(self, lease_id, LeaseState.LOST, why)

@@ -1,0 +1,243 @@
+"""A pool on three Ray nodes: where leases go, and what becomes of them when something dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.util.placement_group import placement_group_table
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jupyter_gpupool.pool.errors import LeaseEnded, PoolError
+from jupyter_gpupool.pool.models import Lease, LeaseState
+from jupyter_gpupool.remote.lifeline import Lifeline
+
+from ...conftest import often
+from .conftest import Farm, Pool, ask, spec_of
+
+#: How soon the leases of a lost GPU server must be LOST, in seconds; a busy machine is given more.
+LOST_WITHIN_S = 60
+
+
+def shares() -> dict[str, list[float]]:
+    """What Ray has given to this pool, by lease."""
+    found: dict[str, list[float]] = {}
+    for group in placement_group_table().values():
+        if group["name"].startswith("gpupool:") and group["state"] != "REMOVED":
+            found.setdefault(group["name"].split(":")[2], []).append(group["bundles"][0]["GPU"])
+    return found
+
+
+def node_of(farm: Farm, name: str) -> str:
+    return farm.nodes[name].node_id
+
+
+def free_gpus(farm: Farm, name: str) -> float:
+    from ray._private.state import available_resources_per_node
+
+    return available_resources_per_node().get(node_of(farm, name), {}).get("GPU", 0.0)
+
+
+def state(pool: Pool, lease: Lease) -> LeaseState:
+    return pool.client.lease(lease.id).state
+
+
+@pytest.fixture(autouse=True)
+def all_is_free_again(pool: Pool, farm: Farm, eventually: Callable) -> Any:
+    yield
+    pool.let_go()
+    eventually(lambda: pool.granted_mib() == 0, "the ledger has nothing granted")
+    eventually(lambda: not shares(), "Ray has nothing given to the pool")
+    eventually(lambda: all(free_gpus(farm, name) == 2.0 for name in farm.nodes), "every GPU is free in Ray")
+
+
+def test_a_lease_holds_its_share_of_exactly_its_node(pool: Pool, farm: Farm, eventually: Callable) -> None:
+    lease, line = pool.hold(ask(0.4, 2, filters={"server": "beta"}))
+    assert [(piece.server, piece.index) for piece in lease.slices] == [("beta", 0), ("beta", 1)]
+    assert lease.worker is not None and lease.worker.host == farm.nodes["beta"].node_ip_address
+    assert shares() == {lease.id: [0.4, 0.4]}
+    eventually(lambda: round(free_gpus(farm, "beta"), 4) == 1.2, "Ray knows it, too")
+    assert psutil.Process(lease.worker.pid) in farm.processes("beta")
+    resized = pool.client.resize(lease.id, partial=0.5)
+    assert {piece.memory_mib for piece in resized.slices} == {16255}
+    eventually(lambda: round(free_gpus(farm, "beta"), 4) == 1.0, "the shares grow in Ray")
+    pool.client.resize(lease.id, partial=0.1)
+    eventually(lambda: round(free_gpus(farm, "beta"), 4) == 1.8, "and shrink there")
+    line.release()
+
+
+def test_a_worker_that_is_killed(pool: Pool, eventually: Callable) -> None:
+    victim, line = pool.hold(ask(0.5))
+    other, other_line = pool.hold(ask(0.5))
+    assert victim.worker is not None
+    os.kill(victim.worker.pid, signal.SIGKILL)
+    ended = eventually(lambda: state(pool, victim).ended and pool.client.lease(victim.id), "its lease ends")
+    assert (ended.state, ended.reason) == (LeaseState.LOST, "its worker was killed by SIGKILL")
+    eventually(lambda: line.lost, "its holder hears of it")
+    with pytest.raises(LeaseEnded, match="SIGKILL"):
+        pool.client.heartbeat(victim.id)
+    assert state(pool, other) is LeaseState.ACTIVE and other_line.alive
+    other_line.release()
+
+
+def test_what_others_have_in_ray_is_not_granted(pool: Pool, farm: Farm, eventually: Callable) -> None:
+    @ray.remote(num_cpus=0, num_gpus=1)
+    class Other:
+        def gpus(self) -> list:
+            return ray.get_gpu_ids()
+
+    pinned = NodeAffinitySchedulingStrategy(node_of(farm, "gamma"), soft=False)
+    other = Other.options(scheduling_strategy=pinned).remote()
+    ray.get(other.gpus.remote(), timeout=120)
+
+    def taken() -> int:
+        return sum(gpu["taken_mib"] > 0 for gpu in pool.gpus() if gpu["server"] == "gamma")
+
+    eventually(lambda: taken() == 1, "the pool knows")
+    lease, line = pool.hold(ask(1.0, filters={"server": "gamma"}))
+    assert free_gpus(farm, "gamma") == 0.0 or len(shares()[lease.id]) == 1
+    waiting = pool.client.request(ask(0.1, filters={"server": "gamma"}))
+    assert waiting.state is LeaseState.QUEUED
+    ray.kill(other)
+    granted = eventually(
+        lambda: (
+            state(pool, waiting) in (LeaseState.ACTIVE, LeaseState.EXPIRED) and pool.client.lease(waiting.id)
+        ),
+        "what waits is granted when the other one has ended",
+    )
+    assert granted.granted_at is not None
+    line.release()
+    pool.client.release(waiting.id)
+
+
+def test_a_drained_server_gets_nothing_new(pool: Pool, eventually: Callable) -> None:
+    there, line = pool.hold(ask(0.2, filters={"server": "beta"}))
+    pool.client.drain("beta")
+    leases = [pool.hold(ask(0.9)) for _ in range(4)]
+    assert {piece.server for lease, _ in leases for piece in lease.slices} == {"alpha", "gamma"}
+    fifth = pool.client.request(ask(0.5))
+    assert fifth.state is LeaseState.QUEUED and state(pool, there) is LeaseState.ACTIVE
+    pool.kill()
+    pool.start()
+    pool.client.heartbeat(fifth.id)
+    assert state(pool, fifth) is LeaseState.QUEUED, "the ledger remembers"
+    pool.client.drain("beta", False)
+    eventually(lambda: state(pool, fifth) is not LeaseState.QUEUED, "it is granted")
+    assert pool.client.lease(fifth.id).slices[0].server == "beta"
+    pool.client.release(fifth.id)
+    for lease, held in [(there, line), *leases]:
+        assert state(pool, lease) is LeaseState.ACTIVE and held.alive, "they outlived the pool"
+        held.release()
+
+
+def test_a_node_dies_and_another_joins(pool: Pool, farm: Farm, eventually: Callable) -> None:
+    doomed, line = pool.hold(ask(0.5, 2, filters={"server": "gamma"}))
+    other, other_line = pool.hold(ask(0.5, filters={"server": "alpha"}))
+    farm.kill("gamma")
+    lost = eventually(
+        lambda: state(pool, doomed).ended and pool.client.lease(doomed.id), "its lease ends", LOST_WITHIN_S
+    )
+    assert lost.state is LeaseState.LOST and "gamma" in lost.reason
+    eventually(lambda: line.lost, "its holder hears of it")
+    assert pool.servers() == ["alpha", "beta"]
+    assert state(pool, other) is LeaseState.ACTIVE and other_line.alive
+    other_line.release()
+    farm.join("delta")
+    eventually(lambda: "delta" in pool.servers(), "the new node is there", 180)
+    _, line = pool.hold(ask(1.0, 2, filters={"server": "delta"}), wait_s=60)
+    line.release()
+
+
+def test_the_pool_is_killed(pool: Pool, eventually: Callable) -> None:
+    held = [pool.hold(ask(0.3)) for _ in range(3)]
+    before = shares()
+    pool.kill()
+    held[0][1].release()  # while nobody looks
+    pool.start()
+    eventually(lambda: state(pool, held[0][0]).ended, "how it ended meanwhile is known")
+    assert state(pool, held[0][0]) is LeaseState.RELEASED
+    for lease, line in held[1:]:
+        now = pool.client.lease(lease.id)
+        assert (now.state, now.worker) == (LeaseState.ACTIVE, lease.worker) and line.alive
+        assert shares()[lease.id] == before[lease.id]
+        line.release()
+
+
+def test_the_network_to_a_node_is_cut_and_healed(pool: Pool, farm: Farm, eventually: Callable) -> None:
+    """Every process of the node stands still, so that nothing is heard of it and nothing heard there."""
+    cut, line = pool.hold(ask(1.0, 2, filters={"server": "beta"}))
+    other, other_line = pool.hold(ask(1.0, filters={"server": "alpha"}))
+    assert cut.worker is not None
+    frozen = farm.freeze("beta")
+    try:
+        lost = eventually(
+            lambda: state(pool, cut).ended and pool.client.lease(cut.id), "its lease ends", LOST_WITHIN_S
+        )
+        assert lost.state is LeaseState.LOST and "nothing was heard of GPU server beta" in lost.reason
+        assert "beta" not in pool.servers()
+        waiting = pool.client.request(ask(1.0, 2))
+        assert {piece.server for piece in waiting.slices}.isdisjoint({"beta"})
+        pool.client.release(waiting.id)
+        assert state(pool, other) is LeaseState.ACTIVE and other_line.alive
+    finally:
+        for process in frozen:
+            process.resume()
+    eventually(lambda: "beta" in pool.servers(), "it is there again", 180)
+    assert not psutil.pid_exists(cut.worker.pid), "first of all the worker of the lost lease is ended"
+    eventually(lambda: line.lost, "its holder hears of it")
+    _, again = pool.hold(ask(1.0, 2, filters={"server": "beta"}))
+    again.release()
+    other_line.release()
+
+
+@pytest.mark.soak
+def test_leases_of_mixed_size_come_and_go(pool: Pool, farm: Farm, eventually: Callable) -> None:
+    leases, clients = often(40, 200), 4
+    answers: list[str] = []
+
+    def one(rnd: random.Random) -> str:
+        request = ask(rnd.choice([0.05, 0.1, 0.25, 0.5, 0.8, 1.0]), rnd.choice([1, 1, 1, 2]))
+        try:
+            lease = pool.client.request(request, wait_s=1)
+            deadline = time.monotonic() + 120
+            while lease.state in (LeaseState.QUEUED, LeaseState.GRANTED) and time.monotonic() < deadline:
+                pool.client.heartbeat(lease.id)
+                lease = pool.client.wait(lease.id, lease, 1)
+            if lease.state is not LeaseState.ACTIVE:
+                return f"{lease.state.value}: {lease.reason}"
+            line = Lifeline(spec_of(lease))
+            if rnd.random() < 0.5:
+                line.release()
+            pool.client.release(lease.id)
+            line.release()
+            return "done"
+        except PoolError as e:
+            return f"{type(e).__name__}: {e}"
+
+    def client(number: int) -> None:
+        rnd = random.Random(number)
+        for _ in range(leases // clients):
+            answers.append(one(rnd))
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
+
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            gpus = pool.gpus()
+            assert all(gpu["granted_mib"] <= gpu["memory_mib"] for gpu in gpus)
+            time.sleep(0.2)
+    finally:
+        for thread in threads:
+            thread.join()
+    assert len(answers) == leases
+    assert [answer for answer in answers if answer != "done"] == []
