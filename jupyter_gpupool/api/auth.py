@@ -26,6 +26,10 @@ _WINDOW_S = 60.0
 _MOST_ADDRESSES = 10_000
 
 
+#: What a page's WebSocket speaks, and beside it what its token follows.
+PROTOCOL, TOKEN_PROTOCOL = "gpupool", "gpupool.token."
+
+
 @dataclass(frozen=True)
 class Caller:
     """Whose leases these are; an administrator sees everybody's. ``objection``: the token admits nobody any
@@ -73,8 +77,16 @@ class Doorkeeper(Protocol):
 
 async def who_calls(tokens: Doorkeeper, request: HTTPServerRequest) -> Caller:
     """Raises what :meth:`Doorkeeper.caller` raises."""
-    caller = tokens.caller(request.headers.get("Authorization", ""), request.remote_ip or "unknown")
+    authorization = request.headers.get("Authorization", "") or _by_subprotocol(request)
+    caller = tokens.caller(authorization, request.remote_ip or "unknown")
     return await caller if inspect.isawaitable(caller) else caller
+
+
+def _by_subprotocol(request: HTTPServerRequest) -> str:
+    """A page's WebSocket shows its token so: it has no other header to choose."""
+    offered = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
+    shown = [word[len(TOKEN_PROTOCOL) :] for word in offered if word.startswith(TOKEN_PROTOCOL)]
+    return f"Bearer {shown[0]}" if len(shown) == 1 else ""
 
 
 def new_token() -> str:

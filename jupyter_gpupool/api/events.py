@@ -11,7 +11,7 @@ from jupyter_server.base.websocket import WebSocketMixin
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from ..pool.errors import NotAdmitted, PoolError, TooManyAttempts
-from .auth import Caller, Doorkeeper, who_calls
+from .auth import PROTOCOL, Caller, Doorkeeper, who_calls
 from .feed import Feed, View
 
 #: RFC 6455: "policy violation".
@@ -109,6 +109,9 @@ class EventsWithToken(_Events):
 
     def check_origin(self, origin: str) -> bool:
         return True
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return PROTOCOL if PROTOCOL in subprotocols else None  # never the one with the token
 
     def owner(self) -> str | None:
         return self.caller.scope

@@ -16,6 +16,7 @@ from traitlets import Enum, List, Unicode, default
 
 from ..api import bundle
 from ..api.administration import Administration
+from ..api.console import console_handlers
 from ..api.handlers import MAX_BODY, standalone_application
 from ..api.metrics import METRICS
 from ..api.server import PoolApp
@@ -113,6 +114,7 @@ class Daemon(PoolApp):
             websocket_max_message_size=4096,
             admitted=lambda request: server.admit(request),
         )
+        application.add_handlers(".*", console_handlers())
         server: SecureServer = SecureServer(
             application,
             ssl_options=self._certificate.context,
