@@ -23,7 +23,7 @@ psutil.wait_procs([p for p in pools if any("starter_fd" in word for word in p.in
 endef
 export WAIT_FOR_POOL
 
-.PHONY: help demo test soak lab lint bench conformance programs clean
+.PHONY: help demo test soak lab lint bench conformance programs pictures clean
 
 help:
 	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
@@ -34,6 +34,7 @@ help:
 	@echo "make programs     transformers, accelerate, lightning, torchmetrics and skorch on leased GPUs"
 	@echo "make lint         ruff, mypy, prettier, eslint"
 	@echo "make bench        measure, and write what was measured as JSON"
+	@echo "make pictures     the README's pictures, made anew"
 	@echo "make clean        remove what these commands have made"
 
 demo: $(STAMP)
@@ -61,6 +62,10 @@ conformance: programs
 programs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,programs]"
 	python -m pytest -rs tests/programs $(ARGS)
+
+# Those of the README, of a JupyterLab that runs here.
+pictures: $(STAMP)
+	python -m pytest -n 0 -rs tests/ui/pictures.py
 
 bench: $(STAMP)
 	python -m benchmarks $(ARGS)

@@ -15,6 +15,7 @@ const KEY = 'gpupool';
 interface INotebookModel extends DocumentRegistry.IModel {
   getMetadata(key: string): unknown;
   setMetadata(key: string, value: unknown): void;
+  deleteMetadata(key: string): void;
 }
 
 /** What has a kernel of its own. */
@@ -49,6 +50,12 @@ export class Front {
     return this._session?.session?.kernel?.status === 'busy';
   }
 
+  /** Whether what it says has been read; a notebook that is being opened has said nothing yet. */
+  get isReady(): boolean {
+    const widget = this._widget as IWithSession | null;
+    return widget?.context?.isReady ?? true;
+  }
+
   /** Whether a wish can be kept with it. */
   get remembers(): boolean {
     return this._model !== null;
@@ -65,6 +72,11 @@ export class Front {
   /** Write it into the notebook, which is saved when the user saves it. */
   remember(wish: IWish): void {
     this._model?.setMetadata(KEY, { ...wish });
+  }
+
+  /** It asks for nothing by itself any more. */
+  forget(): void {
+    this._model?.deleteMetadata(KEY);
   }
 
   private get _session(): ISessionContext | null {
@@ -94,6 +106,7 @@ export class Front {
       session.statusChanged.connect(this._tell, this);
       session.propertyChanged.connect(this._tell, this);
       widget.disposed.connect(this._tell, this);
+      void context?.ready.then(() => this._tell());
       this._tell();
     }
   }

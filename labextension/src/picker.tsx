@@ -21,7 +21,8 @@ export interface IPickerProps extends IViewProps {
 export function Picker(props: IPickerProps): JSX.Element {
   useFront(props.slices.front);
   // Another notebook, another choice: what it remembers, if it does.
-  return <Choice key={props.slices.front.name ?? ''} {...props} />;
+  const { name, isReady } = props.slices.front;
+  return <Choice key={`${isReady} ${name ?? ''}`} {...props} />;
 }
 
 function Choice({ state, pool, slices, trans, onDone }: IPickerProps): JSX.Element {
@@ -59,6 +60,8 @@ function Choice({ state, pool, slices, trans, onDone }: IPickerProps): JSX.Eleme
       setTrouble(line);
       if (remember) {
         front.remember(wish);
+      } else if (front.wish) {
+        front.forget();
       }
       if (!line) {
         onDone?.();

@@ -10,13 +10,16 @@ import { Picker } from './picker';
 /** Ask for slices for the notebook in front; returns when that is done or given up. */
 export async function request(context: IViewContext): Promise<void> {
   const { trans } = context;
+  const title = trans.__('GPUs for this notebook');
   const dialog = new RequestDialog({
-    title: trans.__('GPUs for this notebook'),
+    title,
     body: ReactWidget.create(<Asking {...context} onDone={() => dialog.resolve(0)} />),
     buttons: [Dialog.cancelButton({ label: trans.__('Close') })],
     focusNodeSelector: 'input',
     hasClose: true
   });
+  // JupyterLab names a dialog by a body of text alone.
+  dialog.node.setAttribute('aria-label', title);
   dialog.addClass('jp-GPUPool-dialog');
   await dialog.launch();
 }
