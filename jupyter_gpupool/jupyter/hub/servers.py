@@ -14,6 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ class Server:
     since: float = field(default_factory=time.monotonic, repr=False)
     lifeline: Lifeline | None = field(default=None, repr=False)
     keeping: asyncio.Task | None = field(default=None, repr=False)
+    changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    def tell(self) -> None:
+        """Whoever waits for news of it is to look."""
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
     @property
     def mark(self) -> str:
@@ -77,6 +84,9 @@ class Servers:
         self._servers: dict[tuple[str, str], Server] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._looking: asyncio.Task | None = None
+        self._leases: dict[str, Server] = {}  # those that are about to be held
+        # A connection to a worker is waited for; many servers may start at once.
+        self._threads = ThreadPoolExecutor(32, thread_name_prefix="gpupool-hold")
 
     # -- life
 
@@ -86,6 +96,7 @@ class Servers:
             server = Server(**{**said, "choice": Choice(**said["choice"])})
             self._servers[server.user, server.name] = server
             self._enforce(server)
+        self._pool.listen(self._heard)
         self._looking = asyncio.create_task(self._look())
 
     async def stop(self) -> None:
@@ -96,6 +107,13 @@ class Servers:
         await asyncio.gather(*(t for t in tasks if t is not None), return_exceptions=True)
         for server in self._servers.values():
             await self._let_go(server)
+        self._threads.shutdown(wait=False)
+
+    def _heard(self, change: dict[str, Any]) -> None:
+        # Of its own lease alone: a hundred servers that look at every change of a hundred leases are too slow.
+        server = self._leases.get(change["lease"]["id"])
+        if server is not None:
+            server.tell()
 
     # -- what the hub says
 
@@ -111,7 +129,12 @@ class Servers:
             server = Server(user, name, namespace, mode, choice, lease, secret=secrets.token_urlsafe(32))
             request = self._request(server)
             if mode == "server":
-                await self._pool.lend(request)
+                self._leases[lease] = server
+                try:
+                    await self._pool.lend(request)
+                except BaseException:
+                    del self._leases[lease]
+                    raise
             else:
                 forecast = await self._pool.could(request)
                 if forecast["outcome"] == "impossible":
@@ -131,8 +154,13 @@ class Servers:
         if server.mode == "server":
             with contextlib.suppress(PoolError):  # it has ended; the answer says why
                 await self._pool.heartbeat(server.lease, user)
-            await self._pool.wait(server.lease, user, wait_s, state, position)
-        return await self._status(server)
+        changed = server.changed
+        status = await self._status(server)
+        if (status["state"], status["position"]) == (state, position):
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(changed.wait(), wait_s)
+            status = await self._status(server)
+        return status
 
     async def end(self, user: str, name: str, lease: str = "") -> None:
         async with self._lock(user, name):
@@ -198,14 +226,19 @@ class Servers:
     async def _keep(self, server: Server) -> None:
         """Hold the lease once it is granted, until the server does."""
         try:
-            lease = await self._pool.wait(server.lease, server.user, 0.0)
-            while lease.state in (LeaseState.QUEUED, LeaseState.GRANTED):
-                lease = await self._pool.wait(lease.id, server.user, 60.0, lease.state.value, lease.position)
+            while True:
+                changed = server.changed
+                lease = await self._pool.wait(server.lease, server.user, 0.0)
+                if lease.state not in (LeaseState.QUEUED, LeaseState.GRANTED):
+                    break
+                await changed.wait()
             if lease.state.ended:
                 return
             way: Any = self  # it knows whether the way is to be TLS, as a client does
             spec = holder.attach_spec(way, lease, server.secret, "remote")
-            server.lifeline = await asyncio.to_thread(Lifeline, spec)
+            loop = asyncio.get_running_loop()
+            server.lifeline = await loop.run_in_executor(self._threads, Lifeline, spec)
+            server.tell()
             while not server.taken:
                 await self._pool.heartbeat(lease.id, server.user)
                 await asyncio.sleep(lease.ttl_s / 4)
@@ -214,11 +247,13 @@ class Servers:
                 await self._pool.release(server.lease, None, f"its worker cannot be reached: {e}")
         except PoolError as e:
             self._pool.log.info("Server %s of %s: %s", server.name or "-", server.user, e)
+        finally:
+            self._leases.pop(server.lease, None)
 
     async def _let_go(self, server: Server) -> None:
         lifeline, server.lifeline = server.lifeline, None
         if lifeline is not None:
-            await asyncio.to_thread(lifeline.release)
+            await asyncio.get_running_loop().run_in_executor(self._threads, lifeline.release)
 
     async def _end(self, user: str, name: str) -> None:
         server = self._servers.pop((user, name), None)

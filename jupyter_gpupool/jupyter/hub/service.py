@@ -69,6 +69,8 @@ class HubService(PoolApp):
         engine = self.config.LocalEngine
         engine.setdefault("run_dir", str(folder / "run"))
         engine.setdefault("persistent", True)
+        # Its first holder is this very process, however much else there is to do.
+        engine.setdefault("attach_timeout_s", 60.0)
         if self.certfile:
             engine.setdefault("certfile", self.certfile)
             engine.setdefault("keyfile", self.keyfile)
