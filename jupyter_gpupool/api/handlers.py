@@ -18,7 +18,7 @@ from tornado import web
 from ..pool.audit import acting
 from ..pool.errors import InvalidRequest, NotAdmitted, NotAllowed
 from ..pool.models import Request
-from . import health, namespace_calls
+from . import health, namespace_calls, traces
 from .auth import Caller, Doorkeeper, who_calls
 from .calls import MAX_BODY, PREFIX, RESIZABLE, Calls, check_types, parse_request
 from .events import EventsInJupyter, EventsWithToken
@@ -55,7 +55,8 @@ class LeasesCall(Calls):
         request = await self.admitted(parse_request(self.body(), self.owner()))
         wait_s = self.seconds("wait")
         self.expects(request.id)
-        lease = await self.service.request(request, wait_s)
+        with traces.current.request(self.request.headers, request):
+            lease = await self.service.request(request, wait_s)
         await self.keeps(lease.id)
         self.reply(lease.to_json(), 201 if lease.state.holds else 202)
 

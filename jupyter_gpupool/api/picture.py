@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
+from ..pool.history import Use
 from ..pool.models import Lease, LeaseState, Snapshot, WorkerUsage
 from ..pool.namespaces import Namespaces
 
@@ -74,4 +75,13 @@ def foreseen(lease: Lease) -> dict[str, Any]:
         "position": lease.position,
         "reason": lease.waits_for,
         "slices": lease.to_json()["slices"],
+    }
+
+
+def uses(said: Mapping[str, Any]) -> dict[str, Use]:
+    """What the pool's chart is drawn from, by GPU uuid."""
+    return {
+        gpu["uuid"]: Use(gpu["memory_mib"], gpu["granted_mib"], gpu["used_mib"], gpu["busy"])
+        for server in said["servers"]
+        for gpu in server["gpus"]
     }

@@ -18,7 +18,7 @@ from traitlets import Int, Unicode
 from ..engines.local import LocalEngine
 from ..engines.ray.engine import RayEngine
 from ..pool.errors import PoolError
-from . import discovery
+from . import discovery, traces
 from .auth import TokenStore
 from .handlers import MAX_BODY, standalone_application
 from .metrics import METRICS, OpenMetrics, ServerFigures
@@ -49,6 +49,11 @@ class PoolApp(JupyterApp):
     metrics_address = Unicode(
         help="ADDRESS:PORT, such as 127.0.0.1:56002, at which /metrics is served to everybody who reaches it, without "
         "a token. Default: nowhere; on the pool's own port it takes an administrator's token.",
+    ).tag(config=True)
+
+    otlp_endpoint = Unicode(
+        help="Base URL of an OpenTelemetry receiver (OTLP over HTTP), such as http://127.0.0.1:4318; requests for "
+        "slices are told there as traces. Needs the extra `otel`. Default: what OTEL_EXPORTER_OTLP_ENDPOINT names.",
     ).tag(config=True)
 
     aliases = {"host": "PoolApp.host", "port": "PoolApp.port", "db-url": "PoolService.db_url"}
@@ -95,12 +100,14 @@ class PoolApp(JupyterApp):
         try:
             self.figures = ServerFigures(service)
             self._open_metrics()
+            service.listen(traces.begin(self.otlp_endpoint, self.log.warning).changed)
             await self.open(service, sockets)
             if ephemeral:
                 asyncio.create_task(self._end_when_unneeded(service, over))
             await over.wait()
         finally:
             await self.close(service)
+            await asyncio.to_thread(traces.end)
 
     def own_address(self, port: int) -> str:
         """Where this pool answers."""

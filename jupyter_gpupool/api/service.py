@@ -15,18 +15,19 @@ from traitlets import Enum, Float, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from ..pool.errors import EngineFailure, ImpossibleRequest, NotLeading, PoolError
-from ..pool.history import History, Use
+from ..pool.history import History
 from ..pool.interfaces import Engine
 from ..pool.leadership import Leadership
 from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
+from . import traces
 from .engines import ENGINES, engine_class
 from .health import Check, Health
 from .leading import Contender
 from .listeners import Listeners
-from .picture import foreseen, picture
+from .picture import foreseen, picture, uses
 from .resizing import Resizing
 from .tenants import Tenants
 from .thread import ManagerThread
@@ -355,7 +356,8 @@ class PoolService(LoggingConfigurable):
     async def _start_worker(self, lease: Lease) -> None:
         manager = self._need()
         try:
-            worker = await self.engine.start_worker(lease)
+            with traces.current.starting(lease):
+                worker = await self.engine.start_worker(lease)
         except EngineFailure as e:
             await self._run(manager.worker_failed, lease.id, str(e))
             return
@@ -415,12 +417,7 @@ class PoolService(LoggingConfigurable):
         now = time.time()
         if self._history.due(now):
             said = await self.pool(None)
-            uses = {
-                gpu["uuid"]: Use(gpu["memory_mib"], gpu["granted_mib"], gpu["used_mib"], gpu["busy"])
-                for server in said["servers"]
-                for gpu in server["gpus"]
-            }
-            await self._call(self._history.record, now, uses)
+            await self._call(self._history.record, now, uses(said))
 
     async def _tick(self) -> None:
         while True:
@@ -430,6 +427,7 @@ class PoolService(LoggingConfigurable):
                 await self._call(self._need().computing, computing)
                 self._follow(await self._call(self._need().tick))
                 await self._sample()
+                traces.current.look(self.engine.usage)
             except PoolError as e:
                 self.log.error("The pool cannot look after its leases: %s", e)
 

@@ -234,9 +234,9 @@ class LocalEngine(LoggingConfigurable):
     def usage(self) -> dict[str, WorkerUsage]:
         found = {}
         for lease_id in self._workers:
-            usage = (records.read(records.path(self.run_dir, lease_id)) or {}).get("usage")
-            if usage:
-                found[lease_id] = WorkerUsage(usage["allocated_bytes"], usage["busy"], usage["sessions"])
+            use = (records.read(records.path(self.run_dir, lease_id)) or {}).get("usage")
+            if use:
+                found[lease_id] = WorkerUsage(use["allocated_bytes"], use["busy"], use["sessions"], use.get("held_at"))
         return found
 
     async def stop(self) -> None:

@@ -29,6 +29,7 @@ from .models import (
 )
 from .namespaces import Namespaces
 from .queueing import fair_order
+from .spans import span
 
 _PRUNE_EVERY_S = 3600.0
 #: How many refusals are remembered until the next tick writes them down.
@@ -112,7 +113,8 @@ class Book:
         tx.add(lease)
         plan.changed[lease.id] = lease
         self._note(plan, "request", lease, wanted(request), request.owner)
-        self._grant_waiting(tx, plan, self._servers)
+        with span("placement"):
+            self._grant_waiting(tx, plan, self._servers)
         return lease
 
     def _grant_waiting(self, tx: Transaction, plan: Plan, servers: Sequence[Server]) -> None:

@@ -23,6 +23,7 @@ from .errors import LedgerUnavailable, NotLeading
 from .limits import Holding
 from .models import Lease, LeaseState, Server, Slice, WorkerAddress
 from .schema import lease_from, lease_row, slice_from, slice_row
+from .spans import span
 from .statements import EVERY, HOLDING, LIVE
 
 __all__ = ["EVERY", "HOLDING", "LIVE", "Ledger", "Transaction"]
@@ -66,10 +67,12 @@ class Ledger:
         with self._errors(), self._engine.connect() as connection:
             if sqlite.is_sqlite(self._url):
                 connection = sqlite.for_writing(connection)
-            with connection.begin():
+            with connection.begin() as transaction:
                 if self.shared:
                     self._be_the_only_writer(connection)
                 yield Transaction(connection)
+                with span("commit"):
+                    transaction.commit()
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:

@@ -203,11 +203,13 @@ class Lease:
 
 @dataclass(frozen=True)
 class WorkerUsage:
-    """A worker's own account, by GPU uuid: bytes allocated, and the busy share (0 to 1) lately."""
+    """A worker's own account, by GPU uuid: bytes allocated, and the busy share (0 to 1) lately; ``held_at``: since
+    when (in seconds since the epoch) it has had a holder."""
 
     allocated_bytes: Mapping[str, int] = field(default_factory=dict)
     busy: Mapping[str, float] = field(default_factory=dict)
     sessions: int = 0
+    held_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def serve(
     datagram socket of the Unix domain to which accepted connections are sent (SCM_RIGHTS).
 
     ``report`` is told about once a second, when it has changed, what the lease uses:
-    ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n}``.
+    ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n, "held_at": when, or None}``.
     ``look`` is called a few times a second with what resizes the lease, should its pool want that.
     A thread may still be inside an operator then: leave the process by ``os._exit``.
     """
@@ -74,7 +74,7 @@ class Worker:
         self._code = EXIT_RELEASED
         self._strangers: dict[socket.socket, float] = {}
         self._holders: dict[tls.Connection, float] = {}
-        self._held_once = False
+        self._held_at: float | None = None
         self._sessions: set[tls.Connection] = set()
         self._reported: dict[str, Any] = {}
         self._busy_before: dict[str, float] = {}
@@ -89,7 +89,7 @@ class Worker:
             now = time.monotonic()
             with self._lock:
                 holders = dict(self._holders)
-            if not self._held_once:
+            if self._held_at is None:
                 if now - born > self.spec.attach_timeout_s:
                     self.end(EXIT_NEVER_ATTACHED)
             elif holders and now - max(holders.values()) > self.spec.ttl_s:
@@ -193,7 +193,7 @@ class Worker:
     def _hold(self, sock: tls.Connection) -> None:
         with self._lock:
             self._holders[sock] = time.monotonic()
-            self._held_once = True
+            self._held_at = self._held_at or time.time()
         code = EXIT_HOLDER_LOST
         try:
             while True:
@@ -296,6 +296,7 @@ class Worker:
             "allocated_bytes": {d.spec.uuid: d.allocated for d in devices},
             "busy": busy,
             "sessions": len(self._sessions),
+            "held_at": self._held_at,
         }
         if state != self._reported:
             self._reported = state
