@@ -23,6 +23,7 @@ COMMANDS = {
     "request": (f"{_HERE}.request.RequestApp", "take a lease and keep it for a shell"),
     "release": (f"{_HERE}.leases.ReleaseApp", "give a lease back"),
     "resize": (f"{_HERE}.leases.ResizeApp", "change the memory of a lease"),
+    "extend": (f"{_HERE}.leases.ExtendApp", "have more time for a lease"),
     "leases": (f"{_HERE}.leases.LeasesApp", "list leases"),
     "gpus": (f"{_HERE}.gpus.GPUsApp", "list the pool's GPUs"),
     "smi": (f"{_HERE}.smi.SmiApp", "show what every GPU does and who holds it"),
@@ -35,6 +36,13 @@ COMMANDS = {
     "token list": (f"{_HERE}.token.ListApp", "list who is admitted, and until when"),
     "token extend": (f"{_HERE}.token.ExtendApp", "admit them for longer"),
     "token revoke": (f"{_HERE}.token.RevokeApp", "admit them no more"),
+    "namespace list": (f"{_HERE}.namespace.ListApp", "list tenants, their limits and what they hold"),
+    "namespace create": (f"{_HERE}.namespace.CreateApp", "make a tenant"),
+    "namespace set": (f"{_HERE}.namespace.SetApp", "change a tenant's limits"),
+    "namespace delete": (f"{_HERE}.namespace.DeleteApp", "have a tenant no more"),
+    "namespace add": (f"{_HERE}.namespace.AddApp", "add a member, or change what they may do"),
+    "namespace remove": (f"{_HERE}.namespace.RemoveApp", "take a member out"),
+    "audit": (f"{_HERE}.audit.AuditApp", "show who asked for what"),
     "health": (f"{_HERE}.health.HealthApp", "check whether the pool is well"),
     "netperf": (f"{_HERE}.netperf.NetperfApp", "measure the way to each GPU server"),
     "version": (f"{_HERE}.version.VersionApp", "print versions"),
@@ -46,7 +54,7 @@ Share GPUs over the network: ask a pool for a number of GPUs and a share of thei
 memory, and run unmodified PyTorch programs on them as if they were in this machine.
 
 commands:
-{os.linesep.join(f"  {name:<12} {help}" for name, (_, help) in COMMANDS.items())}
+{os.linesep.join(f"  {name:<16} {help}" for name, (_, help) in COMMANDS.items())}
 
 Start with:
   gpupool run -n 2 -p 0.8 -- python train.py
@@ -73,6 +81,8 @@ class GPUPoolApp(JupyterApp):
             word, argv = " ".join(argv[:2]), argv[1:]
         elif word == "token" and "--help" not in argv:
             raise UsageError("gpupool token create, list, extend or revoke?")
+        elif word == "namespace" and "--help" not in argv:
+            raise UsageError("gpupool namespace list, create, set, delete, add or remove?")
         if word in ("-h", "--help", "--help-all"):
             print(HELP, end="")
             self.exit(0)

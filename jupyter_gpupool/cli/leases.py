@@ -7,7 +7,9 @@ import time
 from ..api import discovery
 from ..pool.errors import LeaseEnded, UnknownLease
 from ..pool.models import Lease
+from ..pool.terms import span
 from .base import Command
+from .namespace import seconds
 from .options import Parser, UsageError
 from .table import table
 
@@ -30,7 +32,7 @@ class LeasesApp(Command):
             print("No leases" if self.args.all else "No leases; --all shows those that have ended")
         else:
             print(
-                table(["LEASE", "STATE", "GPUS", "MiB", "SINCE", "OWNER", "WHAT"], [_row(x) for x in leases])
+                table(["LEASE", "STATE", "GPUS", "MiB", "SINCE", "LEFT", "OWNER", "WHAT"], [_row(x) for x in leases])
             )
         return 0
 
@@ -58,6 +60,25 @@ class ResizeApp(Command):
         resized = client.resize(lease.id, self.args.partial, self.args.memory)
         sizes = ", ".join(f"GPU {piece.index}: {piece.memory_mib} MiB" for piece in resized.slices)
         print(f"Lease {resized.id} has {sizes}")
+        return 0
+
+
+class ExtendApp(Command):
+    name = "extend"
+    usage = "[options] LEASE --by TIME"
+    description = "Have more time for a lease that has an end, as far as its namespace allows it."
+    examples = "  gpupool extend 60475feb --by 2h"
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("lease", metavar="LEASE", help="a lease's id, or how it begins")
+        parser.add_argument("--by", metavar="TIME", type=seconds, required=True, help="so much: 90m, 2h, 1d")
+
+    def act(self) -> int:
+        if not self.names_pool() and discovery.find() is None:
+            raise UnknownLease("no GPU pool is running, so there is no lease to extend")
+        client, _ = self.pool()
+        lease = client.extend(find_lease(self.args.lease, client.leases()).id, self.args.by)
+        print(f"Lease {lease.id} ends in {_left(lease)}")
         return 0
 
 
@@ -118,5 +139,12 @@ def _row(lease: Lease) -> list[str]:
         gpus = f"{request.num_gpus} wanted"
         memory = str(request.memory_mib) if request.memory_mib else f"{request.partial:.0%} of each"
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease.granted_at or lease.created_at))
-    what = lease.request.label + (f" ({lease.reason})" if lease.reason else "")
-    return [lease.id, state, gpus, memory, began, lease.request.owner, what]
+    why = lease.reason or lease.waits_for
+    what = lease.request.label + (f" ({why})" if why else "")
+    return [lease.id, state, gpus, memory, began, _left(lease), lease.request.owner, what]
+
+
+def _left(lease: Lease) -> str:
+    if lease.expires_at is None or lease.state.ended:
+        return "-"
+    return span(max(0.0, lease.expires_at - time.time()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -290,7 +291,8 @@ class Worker:
         busy = {}
         for d in devices:
             before = self._busy_before.get(d.spec.uuid, 0.0)
-            busy[d.spec.uuid] = round(min(1.0, (d.busy_s - before) / elapsed), 2)
+            # Rounded up: who computed at all, however little, is not idle.
+            busy[d.spec.uuid] = math.ceil(min(1.0, (d.busy_s - before) / elapsed) * 100) / 100
             self._busy_before[d.spec.uuid] = d.busy_s
         state = {
             "allocated_bytes": {d.spec.uuid: d.allocated for d in devices},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from jupyter_gpupool.pool.errors import (
 )
 from jupyter_gpupool.pool.models import Lease, LeaseState
 
-from .conftest import Server
+from .conftest import Server, gpupool
 from .test_tokens import hold
 
 
@@ -206,3 +207,51 @@ def test_calls_that_make_no_sense(server: Server) -> None:
     assert admin.remove_member("default", "søren/é %2F")["members"] == {}
     response = httpx.get(f"{server.url}/gpupool/api/v1/namespaces", verify=False)
     assert response.status_code == 401
+
+
+def test_by_the_commands(server: Server) -> None:
+    admin = {"GPUPOOL_CONFIG_DIR": str(server.folder / "admin")}
+
+    def said(*words: object) -> str:
+        done = gpupool(*words, **admin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    limits = ("--gpus", 1.5, "--user-share", 0.5, "--longest", "2h", "--idle", "30m", "--weight", 2)
+    assert "gpupool token create --namespace lab" in said("namespace", "create", "lab", *limits)
+    said("namespace", "add", "lab", "ida", "--role", "administer")
+    said("namespace", "set", "lab", "--idle", "none", "--leases", 3, "--names-holders", "yes")
+    listed = {of["name"]: of for of in json.loads(said("namespace", "list", "--json"))}["lab"]
+    assert listed["limits"] == {
+        "memory_mib": None,
+        "gpus": 1.5,
+        "leases": 3,
+        "user_share": 0.5,
+        "lease_s": 7200,
+        "idle_s": None,
+    }
+    assert listed["weight"] == 2 and listed["names_holders"] and listed["members"] == {"ida": "administer"}
+    row = next(line for line in said("namespace", "list").splitlines() if line.startswith("lab"))
+    assert "0 of 1.5" in row and "2 h" in row and "ida (administer)" in row
+    lease, _, line = hold(server.client(server.token(namespace="lab", owner="ida")["token"]))
+    assert "1 h 59 min" in said("leases")
+    refused = gpupool("extend", lease.id[:8], "--by", "1h", **admin)
+    assert refused.returncode == 1 and "last 2 h at most, counted from now" in refused.stderr
+    said("release", lease.id)
+    line.release()
+    said("namespace", "remove", "lab", "ida")
+    trail = said("audit", "--since", "1h", "--limit", 1000)
+    for words in ("namespace create", "member set", "token create", "grant", "release", "member remove"):
+        assert words in trail
+    unknown = gpupool("namespace", "delete", "nowhere", **admin)
+    assert unknown.returncode == 1 and "no namespace 'nowhere'" in unknown.stderr
+    for words, why in (
+        (("namespace",), "list, create, set, delete, add or remove?"),
+        (("namespace", "set", "lab"), "what is to change?"),
+        (("namespace", "create", "x", "--gpus", "many"), "none for no limit"),
+        (("namespace", "add", "lab", "ada", "--role", "own"), "--role"),
+        (("extend", "abc", "--by", "soon"), "90m or 2h"),
+        (("audit", "--limit", "0"), "from 1 to 1000"),
+    ):
+        wrong = gpupool(*words, **admin)
+        assert wrong.returncode == 2 and why in wrong.stderr and len(wrong.stderr.splitlines()) == 1, wrong.stderr

@@ -42,6 +42,7 @@ from jupyter_gpupool.pool.models import (
     LeaseState,
     Request,
     Server,
+    Snapshot,
     StartWorker,
     StopWorker,
     WorkerAddress,
@@ -115,6 +116,18 @@ class Life(RuleBasedStateMachine):
                 assert action.lease.id not in self.workers, "a lease never has two workers"
                 self.starting.add(action.lease.id)
 
+    # -- what other machines have otherwise --------------------------------------------------------
+
+    def owner_of(self, namespace: str) -> str:
+        return f"user-{namespace}"
+
+    def never(self, request: Request) -> str | None:
+        return impossible(request, SERVERS)
+
+    def limited(self, lease: Lease, wanted: list[int]) -> bool:
+        """Whether a limit forbids that much of each of its GPUs."""
+        return False
+
     # -- users ------------------------------------------------------------------------------------
 
     @rule(target=ids, wanted=st.lists(wishes, min_size=1, max_size=6))
@@ -124,7 +137,7 @@ class Life(RuleBasedStateMachine):
     def request_one(self, namespace: str, **wish: Any) -> str:
         request = Request(
             id=str(uuid.uuid5(uuid.NAMESPACE_OID, str(len(self.requests)))),
-            owner=f"user-{namespace}",
+            owner=self.owner_of(namespace),
             namespace=namespace,
             secret_sha256="0" * 64,
             **wish,
@@ -134,7 +147,7 @@ class Life(RuleBasedStateMachine):
         try:
             change = self.manager.request(request)
         except (NoCapacity, ImpossibleRequest) as error:
-            assert (impossible(request, SERVERS) is not None) == isinstance(error, ImpossibleRequest)
+            assert (self.never(request) is not None) == isinstance(error, ImpossibleRequest)
             assert request.wait is False or isinstance(error, ImpossibleRequest)
             assert self.manager.snapshot() == before, "a refused request leaves nothing"
             return request.id
@@ -190,7 +203,7 @@ class Life(RuleBasedStateMachine):
         except PoolError as error:
             assert not isinstance(error, LeaseEnded) or before.state.ended
             if before.state is LeaseState.ACTIVE:
-                assert any(
+                assert self.limited(before, wanted) or any(
                     mib > piece.total_mib or mib - piece.memory_mib > free[piece.gpu_uuid]
                     for mib, piece in zip(wanted, before.slices)
                 ), "what fits was refused"
@@ -324,6 +337,9 @@ class Life(RuleBasedStateMachine):
             assert (lease.state is LeaseState.ACTIVE) == (lease.id in self.workers and lease.id in holding)
 
         assert [lease.position for lease in snapshot.queue] == list(range(1, len(snapshot.queue) + 1))
+        self.fair(everything, snapshot)
+
+    def fair(self, everything: dict[str, Lease], snapshot: Snapshot) -> None:
         for namespace, order in self.order.items():
             live = [everything[i] for i in order if not everything[i].state.ended]
             queued = [lease.id for lease in live if lease.state is LeaseState.QUEUED]
