@@ -32,7 +32,8 @@ class Agent:
         self._workers: dict[str, dict[str, Any]] = {}
 
     async def describe(self) -> dict[str, Any]:
-        """Who this is, what GPUs there are, and which workers run: ``{"name", "gpus", "workers"}``."""
+        """Who this is, what GPUs there are, which workers run, and how others ended of which no pool has heard:
+        ``{"name", "gpus", "workers": {lease: …}, "ended": {lease: [state, reason]}}``."""
         if self._started is None:
             self._started = asyncio.ensure_future(self._start())
         try:
@@ -44,6 +45,7 @@ class Agent:
             "name": self._settings["name"],
             "gpus": [asdict(gpu) for gpu in self._gpus()],
             "workers": dict(self._workers),
+            "ended": {lease_id: [state, reason] for lease_id, state, reason in self._ended.values()},
         }
 
     async def start(

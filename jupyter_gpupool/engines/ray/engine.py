@@ -117,13 +117,16 @@ class RayEngine(LoggingConfigurable):
             await node.limit(lease_id, limits)
 
     async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
-        """Also gives back what an earlier pool had claimed for leases that are gone."""
+        """Also says (on_exit) how those ended that ended while no pool ran, and gives back their shares."""
         there = {node.name: node for node in self._nodes.values() if node.there}
         adopted = {}
         for lease in leases:
             names = dict.fromkeys(piece.server for piece in lease.slices)
             parts = {name: there[name] for name in names if name in there}
             if len(parts) < len(names) or any(lease.id not in node.workers for node in parts.values()):
+                end = next((node.ended[lease.id] for node in parts.values() if lease.id in node.ended), None)
+                if end is not None:
+                    self._on_exit(lease.id, *end)
                 continue
             self._parts[lease.id] = parts
             for node in parts.values():

@@ -54,6 +54,8 @@ class Node:
         #: the leases that have, or are getting, a worker here; the agent ends all others when it is heard again
         self.leases: set[str] = set()
         self.workers: dict[str, WorkerAddress] = {}
+        #: how workers ended while no pool ran, for one that is started again
+        self.ended: dict[str, tuple[LeaseState, str]] = {}
         self.usage: dict[str, WorkerUsage] = {}
         self.looked = asyncio.Event()  # it is there, or it is known why not
         self._cluster = cluster
@@ -65,6 +67,7 @@ class Node:
         self._on_ended = on_ended
         self._gpus: tuple[GPU, ...] = ()
         self._agent: Any = None
+        self._starting: dict[str, asyncio.Event] = {}
         self._heard = 0
         self._heard_at = time.monotonic()
         self._may_end_others = asyncio.Event()
@@ -76,6 +79,7 @@ class Node:
     def settled(self) -> None:
         """What was found here after a restart of the pool has been sorted: others may be ended now."""
         self._may_end_others.set()
+        self.ended.clear()
 
     def server(self) -> Server:
         taken = self.claims.taken()
@@ -117,6 +121,7 @@ class Node:
         if not self.there:
             raise EngineFailure(f"GPU server {self.name} is away")
         self.leases.add(lease.id)
+        self._starting[lease.id] = over = asyncio.Event()
         try:
             wanted = {p.index: (p.gpu_uuid, units(p.memory_mib, p.total_mib)) for p in pieces}
             await self.claims.take(lease.id, wanted)
@@ -129,12 +134,17 @@ class Node:
             )
             if "failed" in said:
                 raise EngineFailure(f"{self.name}: {said['failed']}")
-            if lease.id not in self.leases:  # lost meanwhile, or stopped
-                self.leases.add(lease.id)
-                raise EngineFailure(f"GPU server {self.name} was away for a moment; ask again")
+            if lease.id not in self.leases:
+                raise EngineFailure(
+                    f"the lease ended, or GPU server {self.name} was away for a moment; ask again"
+                )
         except BaseException:
-            await self.stop(lease.id)
+            self.leases.discard(lease.id)
+            await self._end(lease.id)
             raise
+        finally:
+            del self._starting[lease.id]
+            over.set()
         self.workers[lease.id] = WorkerAddress(**said)
         return self.workers[lease.id]
 
@@ -142,16 +152,22 @@ class Node:
         """End that worker and give its share back. Where the node is away, that is done when it comes back."""
         if lease_id not in self.leases:
             return
-        gone = False
-        if self.there:
-            try:
-                await self._cluster.call(self._agent.stop, lease_id, timeout_s=_STOP_S)
-                gone = True
-            except (AgentGone, ConnectionError, TimeoutError) as e:
-                self._log.warning("The worker of lease %s on %s: %s", lease_id, self.name, e or "no answer")
         self.leases.discard(lease_id)
+        starting = self._starting.get(lease_id)
+        if starting is not None:  # it sees that nobody wants it any more
+            await starting.wait()
+        else:
+            await self._end(lease_id)
+
+    async def _end(self, lease_id: str) -> None:
         self.workers.pop(lease_id, None)
-        if gone:  # else when that is known
+        if not self.there:
+            return
+        try:
+            await self._cluster.call(self._agent.stop, lease_id, timeout_s=_STOP_S)
+        except (AgentGone, ConnectionError, TimeoutError) as e:
+            self._log.warning("The worker of lease %s on %s: %s", lease_id, self.name, e or "no answer")
+        else:  # otherwise when that is known
             await self.claims.give_back(lease_id)
 
     async def limit(self, lease_id: str, pieces: Mapping[str, int]) -> None:
@@ -229,6 +245,7 @@ class Node:
             await self._tidy()
         else:
             self.workers = {lease: WorkerAddress(**w) for lease, w in said["workers"].items()}
+            self.ended.update({k: (LeaseState(v[0]), v[1]) for k, v in said.get("ended", {}).items()})
         self.there = True
         self._log.info("GPU server %s is there, with %d GPUs", self.name, len(self._gpus))
         self.looked.set()
@@ -255,6 +272,8 @@ class Node:
         self.usage = {lease: WorkerUsage(**usage) for lease, usage in said["usage"].items()}
         for number, lease_id, state, reason in said["ended"]:
             self._heard = max(self._heard, number)
+            if not self._may_end_others.is_set():
+                self.ended[lease_id] = LeaseState(state), reason
             self.workers.pop(lease_id, None)
             await self.claims.give_back(lease_id)
             if lease_id in self.leases:
