@@ -34,6 +34,11 @@ TAKES = 'c.Spawner.environment = {"LIGHT_TAKES": "1"}'
 @pytest.fixture(scope="module")
 def hub(new_hub: Callable[..., Hub]) -> Hub:
     made = new_hub(TAKES, light=True)
+    # What may be chosen is a function, as where it depends on the user's groups.
+    lowered = made.folder / "lowered"
+    made.write(
+        f"{TAKES}\nmade = Limits\nLimits = lambda **_: lambda s: made(max_gpus=1 if os.path.exists('{lowered}') else 2)"
+    )
     made.start()
     return made
 
@@ -112,6 +117,28 @@ def test_a_start_that_is_interrupted_leaves_the_queue(hub: Hub, eventually: Even
     assert hub.leases()["bob"] == "QUEUED"
     hub.stop_server("bob")
     eventually(lambda: hub.leases() == {"alice": "ACTIVE"}, "bob's request is gone")
+
+
+def test_who_waited_for_what_is_allowed_no_more_gets_no_server(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=2, partial=0.8)
+    hub.spawn("bob", num_gpus=2, partial=0.8)
+    assert hub.leases()["bob"] == "QUEUED"
+    lowered = hub.folder / "lowered"
+    lowered.touch()
+    try:
+        with hub.http.stream("GET", "/users/bob/server/progress") as events:
+            said = []
+            for line in events.iter_lines():
+                said.append(line)
+                if "number 1" in line:
+                    hub.stop_server("alice")
+                if "failed" in line:
+                    break
+        assert "2 GPUs were chosen; this hub lends at most 1" in said[-1]
+        eventually(lambda: not hub.leases(), "nothing is lent")
+        assert hub.server("bob") is None
+    finally:
+        lowered.unlink()
 
 
 BAD: list[tuple[Any, str]] = [

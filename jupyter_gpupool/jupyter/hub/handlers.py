@@ -8,13 +8,15 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
+from ...api.console import console_handlers
 from ...api.events import EventsWithToken
 from ...api.feed import Feed
 from ...api.handlers import _VERBS, PREFIX, ROUTES, Calls, _WithToken, check_types
+from ...pool.audit import acting
 from ...pool.errors import InvalidRequest, NotAdmitted, NotAllowed, PoolError
 from .identity import HubCaller, HubTokens
 from .options import MODES, Choice
-from .page import PageHandler
+from .page import HubConsoleFiles, PageHandler
 from .pool import HubPool
 from .servers import Servers
 
@@ -118,6 +120,7 @@ class _InHub(HubOAuthenticated, _WithToken):
         self.caller = await browser(self, self.tokens)
         if self.administrators_only and not self.caller.administers:
             raise NotAllowed("that is for administrators of the hub")
+        acting.set(self.caller.owner)
 
     def check_xsrf_cookie(self) -> None:
         pass  # before anybody is known; :func:`browser` does it
@@ -166,6 +169,7 @@ def hub_handlers(prefix: str, service: HubPool, tokens: HubTokens, servers: Serv
     return [
         (f"{prefix}/oauth_callback", HubOAuthCallbackHandler),
         (f"{prefix}/?", PageHandler, known),
+        *console_handlers(HubConsoleFiles, prefix),
         events,
         *calls,
     ]

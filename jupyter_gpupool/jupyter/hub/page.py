@@ -8,6 +8,7 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuthenticated
 from tornado import web
 
+from ...api.console import CONSOLE, ConsoleFiles
 from ...pool.models import Lease
 from .identity import HubCaller, HubTokens
 from .pool import HubPool
@@ -17,6 +18,18 @@ body { font-family: sans-serif; margin: 2rem; max-width: 70rem; }
 table { border-collapse: collapse; width: 100%; margin-bottom: 2rem; }
 th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid #8886; }
 """
+
+
+class HubConsoleFiles(HubOAuthenticated, ConsoleFiles):
+    """The Console, for whoever is logged in at the hub; its calls go by the same login."""
+
+    async def prepare(self) -> None:
+        await self.hub_auth.get_user(self, sync=False)
+
+    @web.authenticated
+    async def get(self, path: str, include_body: bool = True) -> None:  # type: ignore[override]  # untyped decorator
+        self.xsrf_token  # noqa: B018  # sets the cookie that the page's calls repeat
+        await super().get(path, include_body)
 
 
 class PageHandler(HubOAuthenticated, web.RequestHandler):
@@ -47,7 +60,7 @@ class PageHandler(HubOAuthenticated, web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.finish(
             f"<!doctype html><html lang=en><meta charset=utf-8><title>GPU pool</title><style>{_STYLE}</style>"
-            f"<h1>GPU pool</h1>{self._gpus(pool)}"
+            f'<h1>GPU pool</h1><p><a href="{self._console()}">The Console</a></p>{self._gpus(pool)}'
             f"<h2>{'All leases' if caller.administers else 'Your leases'}</h2>{self._leases(leases)}"
         )
 
@@ -57,6 +70,9 @@ class PageHandler(HubOAuthenticated, web.RequestHandler):
         self.hub_auth.check_xsrf_cookie(self)
         await self.service.release(self.get_body_argument("lease")[:64], caller.scope)
         self.redirect(self.request.path)
+
+    def _console(self) -> str:
+        return f"{self.request.path.rstrip('/')}{CONSOLE}/"
 
     def _gpus(self, pool: dict[str, Any]) -> str:
         rows = [

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import holder
-from ...pool.errors import ImpossibleRequest, InvalidRequest, PoolError, UnknownLease
+from ...pool.errors import ImpossibleRequest, InvalidRequest, PoolError, UnknownLease, UnknownNamespace
 from ...pool.models import LeaseState, Request
 from ...remote.handshake import Refused
 from ...remote.lifeline import Lifeline
@@ -127,6 +127,7 @@ class Servers:
                 return await self._status(known)
             await self._end(user, name)
             server = Server(user, name, namespace, mode, choice, lease, secret=secrets.token_urlsafe(32))
+            await self._admit(user, namespace)
             request = self._request(server)
             if mode == "server":
                 self._leases[lease] = server
@@ -197,6 +198,16 @@ class Servers:
 
     def _lock(self, user: str, name: str) -> asyncio.Lock:
         return self._locks.setdefault((user, name), asyncio.Lock())
+
+    async def _admit(self, user: str, namespace: str) -> None:
+        """Who is in a group of the hub may use the namespace that it stands for, which there is from then on."""
+        tenants = self._pool.tenants
+        try:
+            await tenants.admit(user, namespace)
+        except UnknownNamespace:
+            with contextlib.suppress(PoolError):  # another server of that group has just done it
+                await tenants.create_namespace(None, namespace, {"description": "a group of the hub"})
+            await tenants.admit(user, namespace)
 
     def _enforce(self, server: Server) -> None:
         lent = server.lease if server.mode == "server" else ""
