@@ -90,7 +90,11 @@ class Health:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
-            whole = await self.look()
+            try:
+                whole = await self.look()
+            except Exception:  # shows by the age of what was found last
+                log.exception("The pool's health cannot be looked at")
+                whole = True
             await asyncio.sleep(EVERY_S if whole else _FIRST_S)
 
     async def look(self) -> bool:

@@ -7,6 +7,7 @@ and remembers how workers ended until a pool has heard of it. When it ends, its 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -83,7 +84,8 @@ class Agent:
     async def news(self, heard: int, wait_s: float) -> dict[str, Any]:
         """What has happened after number ``heard``, at the latest after ``wait_s``; that and older is forgotten.
 
-        ``{"ended": [[number, lease, state, reason]], "usage": {lease: …}, "warm", "failure"}``
+        ``{"ended": [[number, lease, state, reason]], "usage": {lease: …}, "warm", "failure",
+        "readings": of this machine's health, "clock": seconds since the epoch}``
         """
         for number in [n for n in self._ended if n <= heard]:
             del self._ended[number]
@@ -98,6 +100,8 @@ class Agent:
             "usage": {lease_id: asdict(usage) for lease_id, usage in self._engine.usage().items()},
             "warm": self._engine.warm,
             "failure": self._engine.failure,
+            "readings": [asdict(reading) for reading in self._engine.readings()],
+            "clock": time.time(),
         }
 
     async def end(self) -> None:

@@ -12,6 +12,7 @@ from traitlets import Bool, Enum, Float, Int, Unicode
 from traitlets.config import LoggingConfigurable
 
 from ...devices.emulated import DEFAULT_MEMORY_MIB, DEFAULT_NAME
+from ...devices.readings import ServerReading
 from ...pool.errors import EngineFailure
 from ...pool.interfaces import ServersChanged, WorkerExit
 from ...pool.models import Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
@@ -159,8 +160,12 @@ class RayEngine(LoggingConfigurable):
                     {**known.allocated_bytes, **usage.allocated_bytes},
                     {**known.busy, **usage.busy},
                     max(known.sessions, usage.sessions),
+                    usage.held_at or known.held_at,
                 )
         return found
+
+    def readings(self) -> list[ServerReading]:
+        return [reading for node in self._nodes.values() for reading in node.readings]
 
     async def stop(self) -> None:
         if self._watcher is not None:

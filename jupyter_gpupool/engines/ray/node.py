@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from ...devices.readings import ServerReading, from_json
 from ...pool.errors import EngineFailure, InUse
 from ...pool.models import GPU, Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
 from .agent import Agent
@@ -57,6 +58,7 @@ class Node:
         #: how workers ended while no pool ran, for one that is started again
         self.ended: dict[str, tuple[LeaseState, str]] = {}
         self.usage: dict[str, WorkerUsage] = {}
+        self.readings: list[ServerReading] = []  # of its health, as heard last
         self.looked = asyncio.Event()  # it is there, or it is known why not
         self._cluster = cluster
         self._node = node
@@ -270,6 +272,11 @@ class Node:
         self._heard_at = time.monotonic()
         self.warm, self.failure = said["warm"], said["failure"]
         self.usage = {lease: WorkerUsage(**usage) for lease, usage in said["usage"].items()}
+        ahead = said["clock"] - time.time() if "clock" in said else None  # by the time that the answer took, too
+        self.readings = [
+            replace(from_json(reading), server=self.name, clock_ahead_s=ahead)
+            for reading in said.get("readings", ())  # an agent of before has none
+        ]
         for number, lease_id, state, reason in said["ended"]:
             self._heard = max(self._heard, number)
             if not self._may_end_others.is_set():

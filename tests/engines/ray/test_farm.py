@@ -74,6 +74,16 @@ def test_a_lease_holds_its_share_of_exactly_its_node(pool: Pool, farm: Farm, eve
     line.release()
 
 
+def test_every_server_is_asked_for_its_health(pool: Pool, eventually: Callable) -> None:
+    def read() -> dict[str, dict]:
+        checks = pool.client.health()["checks"]
+        return {c["server"]: c for c in checks if c["name"] == "memory available" and c["value"] is not None}
+
+    eventually(lambda: {"alpha", "beta", "gamma"} <= set(read()), "each node's own account has come")
+    clocks = [c for c in pool.client.health()["checks"] if c["name"] == "clock"]
+    assert len(clocks) == 3 and all(c["value"] < 5 for c in clocks), "one machine has one clock"
+
+
 def test_a_worker_that_is_killed(pool: Pool, eventually: Callable) -> None:
     victim, line = pool.hold(ask(0.5))
     other, other_line = pool.hold(ask(0.5))
