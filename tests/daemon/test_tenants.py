@@ -233,10 +233,13 @@ def test_by_the_commands(server: Server) -> None:
     assert listed["weight"] == 2 and listed["names_holders"] and listed["members"] == {"ida": "administer"}
     row = next(line for line in said("namespace", "list").splitlines() if line.startswith("lab"))
     assert "0 of 1.5" in row and "2 h" in row and "ida (administer)" in row
-    lease, _, line = hold(server.client(server.token(namespace="lab", owner="ida")["token"]))
+    ida = server.client(server.token(namespace="lab", owner="ida")["token"])
+    lease, _, line = hold(ida)
     assert "1 h 59 min" in said("leases")
+    ida.heartbeat(lease.id)  # starting a command takes a while
     refused = gpupool("extend", lease.id[:8], "--by", "1h", **admin)
     assert refused.returncode == 1 and "last 2 h at most, counted from now" in refused.stderr
+    ida.heartbeat(lease.id)
     said("release", lease.id)
     line.release()
     said("namespace", "remove", "lab", "ida")
