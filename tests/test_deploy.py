@@ -63,7 +63,10 @@ def test_the_unit_starts_what_there_is(unit: str) -> None:
 
 def instructions(containerfile: str) -> list[tuple[str, str]]:
     joined = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", containerfile, flags=re.M))
-    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]
+    return [
+        (word, rest.strip())
+        for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)
+    ]
 
 
 def test_the_containerfile_is_one(containerfile: str) -> None:
@@ -71,7 +74,19 @@ def test_the_containerfile_is_one(containerfile: str) -> None:
     import json
 
     found = instructions(containerfile)
-    known = {"FROM", "RUN", "COPY", "ENV", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+    known = {
+        "FROM",
+        "RUN",
+        "COPY",
+        "ENV",
+        "USER",
+        "VOLUME",
+        "EXPOSE",
+        "STOPSIGNAL",
+        "HEALTHCHECK",
+        "ENTRYPOINT",
+        "CMD",
+    }
     assert {word for word, _ in found} <= known and found[0][0] == "FROM"
     (base,) = [rest for word, rest in found if word == "FROM"]
     assert re.fullmatch(r"[\w./-]+:3\.\d+-slim-\w+", base), "a version, never whatever is the latest"

@@ -132,7 +132,9 @@ def test_colleagues_who_know_each_other(server: Server) -> None:
     (asked,) = cyd.lease(lease.id).asked_back
     assert (asked.by, asked.message) == ("dan", "until noon?") and abs(asked.at - time.time()) < 60
     assert cyd.keep(lease.id).asked_back == ()
-    assert [of["members"] for of in dan.namespaces() if of["name"] == "open"] == [{"cyd": "use", "dan": "use"}]
+    assert [of["members"] for of in dan.namespaces() if of["name"] == "open"] == [
+        {"cyd": "use", "dan": "use"}
+    ]
     line.release()
     cyd.release(lease.id)
 

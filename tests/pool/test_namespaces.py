@@ -60,7 +60,11 @@ def granted(manager: Manager, request: Request, worker: WorkerAddress) -> Lease:
 @pytest.mark.parametrize(
     "limits, asked, said",
     [
-        ({"memory_mib": 30000}, {"num_gpus": 2, "partial": 0.5}, "may hold 30000 MiB, and this is 32510 more"),
+        (
+            {"memory_mib": 30000},
+            {"num_gpus": 2, "partial": 0.5},
+            "may hold 30000 MiB, and this is 32510 more",
+        ),
         ({"gpus": 1.5}, {"num_gpus": 2, "partial": 0.8}, "may hold 1.5 GPUs, and this is 1.6 more"),
         ({"leases": 0}, {"partial": 0.1}, "may hold 0 leases, and this is 1 more"),
         ({"gpus": 2, "user_share": 0.5}, {"num_gpus": 2, "partial": 0.6}, "one user of .* 1 GPUs"),
@@ -231,7 +235,9 @@ def test_who_computes_nothing_is_told_and_then_released(
     assert ended.reason == "it computed nothing for 10 min, which is as long as the namespace 'lab' allows"
 
 
-def test_a_colleague_asks_for_a_lease(manager: Manager, ask: Ask, worker: WorkerAddress, ledger: Ledger) -> None:
+def test_a_colleague_asks_for_a_lease(
+    manager: Manager, ask: Ask, worker: WorkerAddress, ledger: Ledger
+) -> None:
     namespace(manager)
     for user in ("ada", "bob", "cyd"):
         member(manager, user, "use")
@@ -337,7 +343,9 @@ def test_what_makes_no_sense_changes_nothing(manager: Manager, fields: dict) -> 
 
 
 def test_which_namespaces_there_are(manager: Manager, ask: Ask, ledger: Ledger, clock: Any) -> None:
-    assert manager.request(ask(namespace="any", partial=0.1)).lease is not None, "a word, while there are none"
+    assert manager.request(ask(namespace="any", partial=0.1)).lease is not None, (
+        "a word, while there are none"
+    )
     namespace(manager, "lab")
     with pytest.raises(UnknownNamespace, match="no namespace 'any'; its administrator makes one"):
         manager.request(ask(namespace="any", partial=0.1))
@@ -373,7 +381,9 @@ def test_another_process_changes_a_namespace(manager: Manager, ask: Ask, ledger:
     assert manager.request(waiting).lease.state is LeaseState.GRANTED  # type: ignore[union-attr]
 
 
-def test_the_audit_trail(manager: Manager, ask: Ask, ledger: Ledger, worker: WorkerAddress, clock: Any) -> None:
+def test_the_audit_trail(
+    manager: Manager, ask: Ask, ledger: Ledger, worker: WorkerAddress, clock: Any
+) -> None:
     namespace(manager, limits={"gpus": 1})
     lease = granted(manager, ask(namespace="lab", partial=0.8), worker)
     with pytest.raises(ImpossibleRequest):
