@@ -23,7 +23,11 @@ _LIMITS = {
             "maximum": 1,
             "description": "What one user may hold of the three above.",
         },
-        "lease_s": {"type": ["number", "null"], "minimum": 1, "description": "The longest lease, in seconds."},
+        "lease_s": {
+            "type": ["number", "null"],
+            "minimum": 1,
+            "description": "The longest lease, in seconds.",
+        },
         "idle_s": {
             "type": ["number", "null"],
             "minimum": 1,
@@ -35,7 +39,12 @@ _LIMITS = {
 _CHANGE = {
     "description": _TEXT,
     "limits": {"$ref": "#/components/schemas/Limits"},
-    "weight": {"type": "number", "minimum": 0.001, "maximum": 1000, "description": "Share when requests queue."},
+    "weight": {
+        "type": "number",
+        "minimum": 0.001,
+        "maximum": 1000,
+        "description": "Share when requests queue.",
+    },
     "names_holders": {"type": "boolean", "description": "Members see who of them holds what."},
 }
 _MEMBERS = {"type": "object", "additionalProperties": _ROLE}
@@ -70,7 +79,10 @@ SCHEMAS: dict[str, Any] = {
         "type": "object",
         "additionalProperties": False,
         "description": "Only what is named changes, limits one by one; a member whose role is null is taken out.",
-        "properties": {**_CHANGE, "members": {"type": "object", "additionalProperties": {"type": ["string", "null"]}}},
+        "properties": {
+            **_CHANGE,
+            "members": {"type": "object", "additionalProperties": {"type": ["string", "null"]}},
+        },
     },
     "Member": {
         "type": "object",

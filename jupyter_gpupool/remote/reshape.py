@@ -45,6 +45,13 @@ def _resize(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
     )
 
 
+@special(aten.resize_as_.default)
+def _resize_as(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
+    t, other = args[0], args[1]
+    shape = other._geometry.on_meta() if type(other) is RemoteTensor else other.to("meta")
+    return _settle(d, t, aten.resize_as_.default(t._geometry.new_meta(), shape, **kwargs))
+
+
 def _in_place_view(func: Any) -> None:
     @special(func)
     def change(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:

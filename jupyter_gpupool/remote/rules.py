@@ -43,7 +43,15 @@ REFUSED = frozenset(
         "retain_grad",
         "requires_grad_",
         "resize_",
+        "resize",
+        "resize_as_",
+        "resize_as",
+        "_resize_output_",
+        "_resize_output",
+        "_copy_from_and_resize",
         "set_",
+        "set_grad_enabled",
+        "_cufft_set_plan_cache_max_size",
         "_make_dep_token",
         "manual_seed",
         "seed",
@@ -52,6 +60,10 @@ REFUSED = frozenset(
     }
 )
 
+#: Tensors that are no plain memory: their kernels trust indices and offsets that a client could make up.
+_OTHER_LAYOUTS = re.compile(
+    r"sparse|nested|jagged|mkldnn|_csr|fbgemm|^_test_|^quantize|_quantized(_|$)|_cslt|semi_structured"
+)
 
 #: What Python's &, |, ^, << and >> are called.
 _SIGNS = frozenset(f"__{i}{name}__" for i in ("", "i") for name in ("and", "or", "xor", "lshift", "rshift"))
@@ -69,6 +81,8 @@ def resolve(name: str) -> Any:
     packet_name, overload = match.groups()
     if packet_name.lower() in REFUSED or (packet_name.startswith("__") and packet_name not in _SIGNS):
         raise NotAllowed(f"{name} is refused: it does not work on the device's memory alone")
+    if _OTHER_LAYOUTS.search(packet_name):
+        raise NotAllowed(f"{name} is refused: there are only tensors with sizes and strides here")
     packet = getattr(torch.ops.aten, packet_name, None)
     op = (
         getattr(packet, overload, None)
