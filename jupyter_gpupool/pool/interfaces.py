@@ -18,7 +18,7 @@ ServersChanged = Callable[[Sequence[Server]], None]
 
 
 class Engine(Protocol):
-    """Runs one worker per lease, or one per GPU server of a lease that is spread over several."""
+    """Runs one worker per lease."""
 
     #: Whether workers outlive a pool that ends or is killed.
     persistent: bool
