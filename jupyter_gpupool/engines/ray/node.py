@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -22,6 +23,8 @@ _NEWS_S = 1.0
 _BIRTH_S = 90.0
 _STOP_S = 40.0
 _AGAIN_S = 0.5
+#: How long whoever ends a lease waits for a worker that is just starting, in seconds.
+_PATIENCE_S = 4.0
 
 #: Told of the end of a worker on this node: the node, lease id, state and reason.
 PartEnded = Callable[["Node", str, LeaseState, str], None]
@@ -157,7 +160,8 @@ class Node:
         self.leases.discard(lease_id)
         starting = self._starting.get(lease_id)
         if starting is not None:  # it sees that nobody wants it any more
-            await starting.wait()
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # a node's first one takes long
+                await asyncio.wait_for(starting.wait(), _PATIENCE_S)
         else:
             await self._end(lease_id)
 

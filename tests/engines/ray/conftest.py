@@ -76,7 +76,10 @@ class Farm:
         return self._cluster.address
 
     def join(self, name: str) -> None:
-        self.nodes[name] = repeatedly(lambda: self._cluster.add_node(**self._node(name)))
+        with pytest.MonkeyPatch.context() as patch:
+            # What a node writes outlives the test in which it joins.
+            patch.setenv("JUPYTER_RUNTIME_DIR", self._cluster.head_node.get_session_dir_path())
+            self.nodes[name] = repeatedly(lambda: self._cluster.add_node(**self._node(name)))
 
     def kill(self, name: str) -> None:
         self._cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
