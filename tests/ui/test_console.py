@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tarfile
@@ -16,8 +17,10 @@ from playwright.sync_api import Locator, Page, expect
 from jupyter_gpupool import holder
 from jupyter_gpupool.api import bundle
 from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.remote.lifeline import Lifeline
 
 from ..daemon.conftest import Server, initialised
+from .accessible import THEMES, use_theme
 from .conftest import Lab
 
 
@@ -209,3 +212,27 @@ def test_it_is_there_again_after_a_reload(page: Page) -> None:
     page.reload()
     console = page.get_by_role("tabpanel", name="GPU Pool Console", exact=True)
     expect(console.get_by_role("table", name="GPU servers")).to_be_visible()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("GPUPOOL_SCREENSHOTS"), reason="GPUPOOL_SCREENSHOTS=1 makes docs/console.png"
+)
+def test_screenshots(page: Page, console: Locator, server: Server, project_root: Path) -> None:
+    with server.administrator() as client, ExitStack() as held:
+        for label, count, partial in (
+            ("train.ipynb", 2, 0.4),
+            ("sweep.py", 1, 0.25),
+            ("evaluate.ipynb", 1, 0.2),
+        ):
+            request, secret = holder.new_request(num_gpus=count, partial=partial, label=label)
+            lease = holder.acquire(client, request)
+            held.callback(Lifeline(holder.attach_spec(client, lease, secret, "remote")).release)
+        hide = page.get_by_role("button", name="Hide notification")
+        if hide.count():
+            hide.first.click()
+        view = see(console, "Servers and health")
+        for theme, name in ((THEMES[0], "console.png"), (THEMES[1], "console-dark.png")):
+            use_theme(page, theme)
+            expect(view.get_by_role("table", name="GPU servers")).to_contain_text("4")
+            page.screenshot(path=project_root / "docs" / name)
+        use_theme(page, THEMES[0])
