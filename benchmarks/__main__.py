@@ -21,7 +21,7 @@ from jupyter_gpupool.remote.heap import keep_freed_memory
 #: In this order; each module has ``run() -> dict`` and ``GOALS``: figure → (comparison, goal).
 NAMES = (
     *("mnist_step", "operator_cost", "copies", "decoding", "compiled", "latency"),
-    *("first_result", "kernel_start", "manager_grants", "api_grants", "hub", "panel"),
+    *("first_result", "kernel_start", "manager_grants", "api_grants", "farm_grants", "hub", "panel"),
 )
 OUTPUT = Path(__file__).parent / "results.json"
 

@@ -110,6 +110,7 @@ class TokenStore:
 
     def __init__(self, *tokens: str) -> None:
         self._digests = [digest(token) for token in tokens]
+        self._user = getpass.getuser()
 
     def admits(self, authorization: str) -> bool:
         """Whether an ``Authorization`` header carries a known token; takes the same time for any wrong one."""
@@ -125,7 +126,7 @@ class TokenStore:
     def caller(self, authorization: str, address: str) -> Caller:
         if not self.admits(authorization):
             raise NotAdmitted("this pool wants its token: Authorization: Bearer <token>")
-        return Caller(getpass.getuser(), administers=True)
+        return Caller(self._user, administers=True)
 
     def still(self, caller: Caller) -> bool:
         return True

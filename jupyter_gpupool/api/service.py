@@ -168,7 +168,7 @@ class PoolService(LoggingConfigurable):
             await asyncio.wait(self._tasks, timeout=30)
 
     def _open(self) -> Manager:
-        self._ledger = Ledger(self.db_url)
+        self._ledger = self.thread.ledger = Ledger(self.db_url)
         self._history = History(self._ledger)
         return self._new_manager()
 
@@ -199,6 +199,8 @@ class PoolService(LoggingConfigurable):
     async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
         """Grant, queue or refuse; with ``wait_s`` answer when its worker is up, or that much later."""
         lease = await self._run(self._to_change().request, request)
+        if wait_s <= 0:
+            return lease
         return await self.wait(lease.id, request.owner, wait_s, until_settled=True)
 
     async def forecast(self, request: Request) -> dict[str, Any]:
@@ -225,7 +227,7 @@ class PoolService(LoggingConfigurable):
         deadline = time.monotonic() + min(wait_s, 60.0)
         while True:
             changed = self._changed
-            lease = await self._call(self._need().lease, lease_id, owner)
+            lease = await self.thread.together(self._need().lease, lease_id, owner)
             if until_settled:
                 done = lease.state not in (LeaseState.QUEUED, LeaseState.GRANTED)
             else:
@@ -242,7 +244,7 @@ class PoolService(LoggingConfigurable):
                     await self._call(self._need().heartbeat, lease_id, owner)
 
     async def heartbeat(self, lease_id: str, owner: str | None) -> Lease:
-        return _lease(await self._call(self._to_change().heartbeat, lease_id, owner))
+        return _lease(await self.thread.together(self._to_change().heartbeat, lease_id, owner))
 
     async def release(self, lease_id: str, owner: str | None, reason: str = "released") -> Lease:
         """End a lease; when this returns its worker is gone."""
@@ -327,7 +329,7 @@ class PoolService(LoggingConfigurable):
         return await self.thread.call(function, *args)
 
     async def _run(self, function: Callable[..., Change], *args: Any) -> Lease:
-        change = await self._call(function, *args)
+        change = await self.thread.together(function, *args)
         self._follow(change)
         return _lease(change)
 
@@ -403,7 +405,7 @@ class PoolService(LoggingConfigurable):
     async def _record_end(self, manager: Manager, lease_id: str, state: LeaseState, reason: str) -> None:
         while True:
             try:
-                self._follow(await self._call(manager.worker_exited, lease_id, state, reason))
+                self._follow(await self.thread.together(manager.worker_exited, lease_id, state, reason))
                 return
             except NotLeading:
                 return  # the one that leads sees it, too

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from sqlalchemy import bindparam, delete, insert, select
 
@@ -44,8 +44,7 @@ class Entry:
 
 def write(tx: Transaction, entries: Sequence[Entry]) -> None:
     if entries:
-        rows = [asdict(entry) for entry in entries]
-        tx.execute(_ADD, [{**row, "outcome": row["outcome"][:_LONGEST]} for row in rows])
+        tx.append(_ADD, [{**vars(entry), "outcome": entry.outcome[:_LONGEST]} for entry in entries])
 
 
 def read(tx: Transaction, since: float = 0.0, newest: int = 200) -> list[Entry]:

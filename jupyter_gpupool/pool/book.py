@@ -13,7 +13,7 @@ from .ages import Ages
 from .audit import Entry
 from .errors import ImpossibleRequest, LeaseEnded, PoolError, UnknownLease
 from .granting import decide
-from .ledger import LIVE, Ledger, Transaction
+from .ledger import LIVE, Ledger, Transaction, Viewed
 from .models import (
     Action,
     Change,
@@ -89,7 +89,7 @@ class Book:
     # -- granting -----------------------------------------------------------------------------
 
     @contextmanager
-    def _changing(self) -> Iterator[tuple[Transaction, Plan]]:
+    def _changing(self) -> Iterator[tuple[Viewed, Plan]]:
         """A transaction, and what follows from it; what it is to be known for is written with it."""
         plan = Plan()
         with self._ledger.transaction() as tx:
@@ -104,7 +104,7 @@ class Book:
                 self.namespaces.read(tx)
             yield tx
 
-    def _admit(self, tx: Transaction, plan: Plan, request: Request) -> Lease:
+    def _admit(self, tx: Viewed, plan: Plan, request: Request) -> Lease:
         namespace = self.namespaces.of_request(request.namespace)
         reason = limits.impossible(request, self._servers, namespace, request.owner)
         if reason:
@@ -117,7 +117,7 @@ class Book:
             self._grant_waiting(tx, plan, self._servers)
         return lease
 
-    def _grant_waiting(self, tx: Transaction, plan: Plan, servers: Sequence[Server]) -> None:
+    def _grant_waiting(self, tx: Viewed, plan: Plan, servers: Sequence[Server]) -> None:
         """Grant what fits, in fair order. Requests behind one that does not fit in its namespace wait too."""
         queue = self._in_order(tx, servers)
         if not queue or not self._recovered:
@@ -162,12 +162,12 @@ class Book:
 
     # -- changes of one lease -----------------------------------------------------------------
 
-    def _activate(self, tx: Transaction, plan: Plan, lease: Lease, worker: WorkerAddress) -> None:
+    def _activate(self, tx: Viewed, plan: Plan, lease: Lease, worker: WorkerAddress) -> None:
         tx.activate(lease.id, worker)
         plan.changed[lease.id] = replace(lease, state=LeaseState.ACTIVE, worker=worker)
 
     def _end(
-        self, tx: Transaction, plan: Plan, lease: Lease, state: LeaseState, reason: str, stop: bool = True
+        self, tx: Viewed, plan: Plan, lease: Lease, state: LeaseState, reason: str, stop: bool = True
     ) -> None:
         now = self._clock()
         tx.end(lease, state, reason, now)
@@ -195,7 +195,7 @@ class Book:
             raise LeaseEnded(f"lease {lease.id} has ended ({lease.state.value}): {lease.reason}")
         return lease
 
-    def _set_terms(self, tx: Transaction, plan: Plan, lease: Lease) -> None:
+    def _set_terms(self, tx: Viewed, plan: Plan, lease: Lease) -> None:
         tx.set_terms(lease)
         plan.changed[lease.id] = lease
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from . import limits
 from .limits import Held, Holding
 from .models import Lease, Namespace, Server, Slice
+from .placing import Granted, on_trial
 
 
 @dataclass
@@ -34,8 +35,19 @@ def decide(
 ) -> Decision:
     """Grant what fits of a queue in fair order. ``used``: MiB granted by GPU uuid. ``gone``: whose request does not
     count any more."""
+    with on_trial(used) as room:
+        return _decide(queue, servers, room, dict(held), namespace, gone)
+
+
+def _decide(
+    queue: Sequence[Lease],
+    servers: Sequence[Server],
+    room: Granted,
+    holding: dict[tuple[str, str], Holding],
+    namespace: Callable[[str], Namespace],
+    gone: Callable[[Lease], bool],
+) -> Decision:
     decision = Decision()
-    room, holding = dict(used), dict(held)
     stuck: dict[tuple[str, str | None], str] = {}  # and for which limit
     for lease in queue:
         name, owner = lease.request.namespace, lease.request.owner
@@ -56,7 +68,7 @@ def decide(
             continue
         decision.granted.append((lease, slices))
         for piece in slices:
-            room[piece.gpu_uuid] = room.get(piece.gpu_uuid, 0) + piece.memory_mib
+            room.try_out(piece.gpu_uuid, piece.memory_mib)
         before = holding.get((name, owner), Holding())
         holding[name, owner] = before + limits.of_slices(slices)
     return decision

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from . import placement
+from . import placement, placing
 from .models import GPU, Limits, Namespace, Request, Server, Slice
 
 #: Sums of shares are compared with this tolerance: ten times 0.1 is 1.
@@ -101,7 +101,7 @@ def place(
 ) -> tuple[tuple[Slice, ...] | None, str, bool]:
     """The slices for a request; or None with the limit that it waits for (empty: for memory that is free), and whether
     that is one user's share."""
-    slices = placement.place(request, servers, used)
+    slices = placing.place(request, servers, used)
     objection = _first(within, slices) if slices else None
     if objection is None:
         return slices, "", False
@@ -116,7 +116,7 @@ def impossible(
     request: Request, servers: Sequence[Server], namespace: Namespace, owner: str = ""
 ) -> str | None:
     """Why these servers could not grant the request even if they were idle; None if they could."""
-    reason = placement.impossible(request, servers)
+    reason = placing.impossible(request, servers)
     if reason:
         return f"this pool can never grant the request: {reason}"
     alone = bounds(namespace, owner, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -194,9 +194,15 @@ class Lease:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary without any secret or digest of one."""
-        data = asdict(self)
+        # dataclasses.asdict takes ten times as long: it copies even text and numbers.
+        data = dict(vars(self))
         data["state"] = self.state.value
-        data["request"].pop("secret_sha256")
+        data["request"] = request = dict(vars(self.request))
+        request["filters"] = dict(self.request.filters)
+        del request["secret_sha256"]
+        data["slices"] = tuple(dict(vars(piece)) for piece in self.slices)
+        data["worker"] = dict(vars(self.worker)) if self.worker else None
+        data["asked_back"] = tuple(dict(vars(one)) for one in self.asked_back)
         data["id"] = self.id
         return data
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 
 from .errors import ImpossibleRequest, NoCapacity
 from .models import GPU, Lease, Request, Server, Slice
@@ -27,7 +28,12 @@ def share_mib(request: Request, gpu: GPU) -> int:
     """
     if request.memory_mib is not None:
         return request.memory_mib
-    return math.floor(Fraction(repr(float(request.partial or 0))) * gpu.memory_mib)
+    return _floor(float(request.partial or 0), gpu.memory_mib)
+
+
+@lru_cache(4096)
+def _floor(partial: float, memory_mib: int) -> int:
+    return math.floor(Fraction(repr(partial)) * memory_mib)
 
 
 def matches(request: Request, gpu: GPU) -> bool:
@@ -43,21 +49,37 @@ def place(request: Request, servers: Sequence[Server], used: Mapping[str, int]) 
     lowest indices win, so the same question has the same answer.
     """
     best: tuple[int, list[GPU]] | None = None
-    for gpus in _servers_for(request, servers):
-        room = []
-        for gpu in gpus:
-            rest = gpu.memory_mib - gpu.taken_mib - used.get(gpu.uuid, 0) - share_mib(request, gpu)
-            if rest >= 0:
-                room.append((rest, gpu.index, gpu))
-        if len(room) < request.num_gpus:
-            continue
-        chosen = sorted(room, key=lambda entry: entry[:2])[: request.num_gpus]
-        total = sum(rest for rest, _, _ in chosen)
-        if best is None or total < best[0]:
-            best = total, [gpu for _, _, gpu in chosen]
-    if best is None:
+    for server in servers:
+        found = best_fit(eligible(request, server), request.num_gpus, used)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    return None if best is None else slices(request, best[1])
+
+
+def eligible(request: Request, server: Server) -> list[tuple[GPU, int]]:
+    """The GPUs of one server that may serve the request, with the MiB that it would take of each."""
+    return [(gpu, share_mib(request, gpu)) for gpus in _servers_for(request, [server]) for gpu in gpus]
+
+
+def best_fit(
+    gpus: Sequence[tuple[GPU, int]], count: int, used: Mapping[str, int]
+) -> tuple[int, list[GPU]] | None:
+    """Of :func:`eligible` GPUs so many, those left with the least, and the MiB that would be left of them together."""
+    room = []
+    for gpu, share in gpus:
+        rest = gpu.memory_mib - gpu.taken_mib - used.get(gpu.uuid, 0) - share
+        if rest >= 0:
+            room.append((rest, gpu.index, gpu))
+    if len(room) < count:
         return None
-    return tuple(_slice(request, gpu) for gpu in sorted(best[1], key=lambda gpu: gpu.index))
+    room.sort(key=lambda entry: entry[:2])
+    chosen = room[:count]
+    return sum(rest for rest, _, _ in chosen), [gpu for _, _, gpu in chosen]
+
+
+def slices(request: Request, gpus: Sequence[GPU]) -> tuple[Slice, ...]:
+    """Those GPUs' shares, in the order of their indices."""
+    return tuple(_slice(request, gpu) for gpu in sorted(gpus, key=lambda gpu: gpu.index))
 
 
 def resized(

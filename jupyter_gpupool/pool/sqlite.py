@@ -99,6 +99,12 @@ def for_writing(connection: Connection) -> Connection:
     return connection.execution_options(**{_WRITES: True})
 
 
+def stamp(connection: Connection) -> Any:
+    """Differs once another connection has written."""
+    driver: Any = connection.connection.dbapi_connection
+    return id(driver), driver.execute("PRAGMA data_version").fetchone()[0]
+
+
 def advice(text: str) -> str | None:
     """What one of SQLite's error texts means for the user, if it is one of the known ones."""
     lower = text.lower()

@@ -43,7 +43,7 @@ HELD = (
 )
 GPUS = select(gpus)
 
-ADD_LEASE = insert(leases)
+INSERT_LEASES = insert(leases)
 ADD_SLICE = insert(slices)
 ADD_GPU = insert(gpus)
 SET_GPU = (
@@ -90,11 +90,23 @@ END = (
     .where(leases.c.id == bindparam("lease_id"), leases.c.state == bindparam("from_state"))
     .values(state=bindparam("to_state"), reason=bindparam("why"), ended_at=bindparam("at"))
 )
-SET_TERMS = (
-    update(leases)
-    .where(leases.c.id == bindparam("lease_id"), _in_state(LIVE))
-    .values(expires_at=bindparam("until"), asked_back=bindparam("asked"))
+_CHANGING = ("expires_at", "asked_back",
+    "state",
+    "reason",
+    "granted_at",
+    "ended_at",
+    "worker_host",
+    "worker_port",
+    "worker_pid",
+    "worker_created",
 )
+CHANGE_LEASES = (
+    update(leases)
+    .where(leases.c.seq == bindparam("of_seq"), leases.c.state == bindparam("from_state"))
+    .values({name: bindparam(f"to_{name}") for name in _CHANGING})
+)
+LIVE_SEQS = select(leases.c.id, leases.c.seq).where(_in_state(LIVE))
+NEWEST_SEQ = select(func.max(leases.c.seq))
 
 _OLD = leases.c.ended_at < bindparam("before")
 PRUNE_SLICES = delete(slices).where(slices.c.lease.in_(select(leases.c.seq).where(_OLD)))
@@ -111,6 +123,7 @@ TAKE_LEAD = (
     .values(epoch=leadership.c.epoch + 1, leader=bindparam("name"))
     .returning(leadership.c.epoch)
 )
+FIND_CHANGES = select(leadership.c.changes)
 FIND_LEADER = select(leadership.c.epoch, leadership.c.leader)
 
 

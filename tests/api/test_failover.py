@@ -28,7 +28,7 @@ from .conftest import ask, attach_spec
 from .test_restarts import free_port
 
 KILLS = often(6, 100)
-WITHOUT_WORKERS = Path(__file__).with_name("pool_without_workers.py")
+WITHOUT_WORKERS = Path(__file__).parents[2] / "benchmarks" / "pool_without_workers.py"
 
 
 class Daemons:

@@ -1,10 +1,11 @@
-"""A real pool's server whose engine starts no worker, for tests of what is granted: several start within a second.
+"""A real pool's server whose engine starts no worker, to try and to measure what is granted.
 
-Usage: as `python -m jupyter_gpupool.api.server`.
+Usage: as `python -m jupyter_gpupool.api.server`; SERVERS and GPUS in the environment: how many, of how many GPUs each.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,11 @@ from jupyter_gpupool.api import service
 from jupyter_gpupool.api.server import PoolApp
 from jupyter_gpupool.devices import emulated_gpus
 from jupyter_gpupool.pool.models import Lease, Server, WorkerAddress, WorkerUsage
+
+
+def farm(servers: int, gpus: int) -> list[Server]:
+    names = [f"server-{n}" for n in range(servers)]
+    return [Server(name, "127.0.0.1", emulated_gpus(name, count=gpus)) for name in names]
 
 
 class NoWorkers:
@@ -29,7 +35,7 @@ class NoWorkers:
         pass
 
     async def servers(self) -> Sequence[Server]:
-        return [Server(name, "127.0.0.1", emulated_gpus(name, count=4)) for name in ("one", "two")]
+        return farm(int(os.environ.get("SERVERS", 2)), int(os.environ.get("GPUS", 4)))
 
     async def start_worker(self, lease: Lease) -> WorkerAddress:
         return WorkerAddress("127.0.0.1", 1, 1, 0.0)

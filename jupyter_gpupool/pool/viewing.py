@@ -1,0 +1,282 @@
+"""A writing transaction that decides on the view, and tells the database at its end in a few statements."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult, Executable
+
+from . import statements as sql
+from .errors import LedgerUnavailable
+from .limits import Holding, of_slices
+from .models import Lease, LeaseState, Slice, WorkerAddress
+from .schema import gpus, lease_row, leases, slice_row, slices
+from .statements import LIVE
+from .transaction import Transaction
+from .view import View
+
+#: What the database has not been told of yet.
+_PENDING = ("_new", "_old", "_ended", "_placed", "_resized", "_used", "_appended")
+_IS_THERE = {
+    "qmark": "SELECT 1 FROM leases WHERE id = ?",
+    "pyformat": "SELECT 1 FROM leases WHERE id = %s",
+}
+#: Tables that the view is of.
+_VIEWED = (leases, slices, gpus)
+
+
+def read_view(tx: Transaction) -> View:
+    """What the ledger holds now."""
+    live = tx.leases(LIVE)
+    numbers = {row.id: row.seq for row in tx.execute(sql.LIVE_SEQS)}
+    return View(live, numbers, tx.granted_mib(), tx.execute(sql.NEWEST_SEQ).scalar() or 0)
+
+
+class Viewed(Transaction):
+    """One or several changes, in one transaction of the database. ``stale``: the view has to be read again."""
+
+    def __init__(self, connection: Connection, view: View) -> None:
+        super().__init__(connection)
+        self.view = view
+        view.begin()
+        self.stale = False
+        self._told = 0  # how much of the view's changes the database knows
+        self._forget()
+
+    def _forget(self) -> None:
+        self._new: dict[str, Lease] = {}  # not in the database yet
+        self._old: dict[str, LeaseState] = {}  # in the database, with the state that it has there
+        self._ended: dict[str, tuple[int, Lease]] = {}
+        self._placed: dict[str, None] = {}  # whose slices are not in the database yet
+        self._resized: list[dict[str, Any]] = []
+        self._used: dict[str, int] = defaultdict(int)
+        self._appended: list[tuple[Executable, dict[str, Any]]] = []
+
+    # -- several changes in one transaction
+
+    def mark(self) -> tuple[int, tuple]:
+        """Where :meth:`undo` goes back to."""
+        return self.view.mark, tuple(getattr(self, name).copy() for name in _PENDING)
+
+    def undo(self, mark: tuple[int, tuple]) -> bool:
+        """Take back what was changed since, unless the database has been told of some of it."""
+        if mark[0] < self._told:
+            return False
+        self.view.undo(mark[0])
+        for name, part in zip(_PENDING, mark[1], strict=True):
+            setattr(self, name, part)
+        return True
+
+    # -- reading
+
+    def lease(self, lease_id: str) -> Lease | None:
+        found = self.view.leases.get(lease_id)
+        if found is not None:
+            return found
+        if lease_id in self._ended:
+            return self._ended[lease_id][1]
+        # Nearly every request asks about an id that nobody has used: that is to be quick.
+        if self._connection.exec_driver_sql(_IS_THERE[self._connection.dialect.paramstyle], (lease_id,)).first():
+            return super().lease(lease_id)
+        return None
+
+    def leases(
+        self,
+        states: tuple[LeaseState, ...] = LIVE,
+        owner: str | None = None,
+        newest: int | None = None,
+        managed: Sequence[str] = (),
+    ) -> list[Lease]:
+        if not set(states) <= set(LIVE):
+            self.flush()
+            return super().leases(states, owner, newest, managed)
+        view = self.view
+        if states == (LeaseState.QUEUED,):
+            found = [view.leases[lease_id] for lease_id in view.queued]
+        else:
+            found = [lease for lease in view.leases.values() if lease.state in states]
+        if owner is not None:
+            found = [
+                lease for lease in found if lease.request.owner == owner or lease.request.namespace in managed
+            ]
+        return found if newest is None else found[len(found) - min(newest, len(found)) :]
+
+    def granted_mib(self) -> dict[str, int]:
+        return self.view.granted
+
+    def held(self) -> dict[tuple[str, str], Holding]:
+        held: dict[tuple[str, str], Holding] = defaultdict(Holding)
+        for lease in self.view.leases.values():
+            if lease.state.holds:
+                held[lease.request.namespace, lease.request.owner] += of_slices(lease.slices)
+        return dict(held)
+
+    # -- changing
+
+    def add(self, lease: Lease) -> None:
+        """Record a request that is QUEUED."""
+        lease = replace(lease, heartbeat_at=lease.created_at)
+        self.view.put(lease)
+        self._new[lease.id] = lease
+
+    def grant(self, lease_id: str, pieces: Sequence[Slice], at: float, until: float | None = None) -> None:
+        """QUEUED to GRANTED, with its slices. The database refuses what would exceed a GPU."""
+        lease = self.view.leases.get(lease_id)
+        if lease is None or lease.state is not LeaseState.QUEUED:
+            raise LedgerUnavailable(f"the ledger has no lease {lease_id} that is queued")
+        self._change(
+            replace(lease, state=LeaseState.GRANTED, slices=tuple(pieces), granted_at=at, expires_at=until)
+        )
+        self._placed[lease_id] = None
+        for piece in pieces:
+            self._use_view(piece.gpu_uuid, piece.memory_mib)
+
+    def activate(self, lease_id: str, worker: WorkerAddress) -> None:
+        """GRANTED (or ACTIVE, with a worker found again) to ACTIVE."""
+        lease = self.view.leases.get(lease_id)
+        if lease is None or not lease.state.holds:
+            raise LedgerUnavailable(f"the ledger has no lease {lease_id} that holds anything")
+        self._change(replace(lease, state=LeaseState.ACTIVE, worker=worker))
+
+    def resize(self, lease: Lease, pieces: Sequence[Slice]) -> None:
+        """Give a lease that holds slices other amounts of the same GPUs' memory."""
+        known = self.view.leases.get(lease.id)
+        if known is None or not known.state.holds or known.slices != lease.slices:
+            raise LedgerUnavailable(f"the ledger has no slices of lease {lease.id} as they were")
+        for before, piece in zip(lease.slices, pieces, strict=True):
+            if piece != before:
+                self._use_view(piece.gpu_uuid, piece.memory_mib - before.memory_mib)
+                if lease.id not in self._placed:
+                    self._resized.append(
+                        {
+                            "lease_id": lease.id,
+                            "gpu": piece.gpu_uuid,
+                            "before": before.memory_mib,
+                            "memory": piece.memory_mib,
+                        }
+                    )
+        self._change(replace(known, slices=tuple(pieces)))
+
+    def set_terms(self, lease: Lease) -> None:
+        """Record when a live lease expires, and who asked for it back."""
+        known = self.view.leases.get(lease.id)
+        if known is None:
+            raise LedgerUnavailable(f"the ledger has no lease {lease.id} that lives")
+        self._change(replace(known, expires_at=lease.expires_at, asked_back=lease.asked_back))
+
+    def append(self, statement: Executable, rows: list[dict[str, Any]]) -> None:
+        self._appended.extend((statement, row) for row in rows)
+
+    def end(self, lease: Lease, state: LeaseState, reason: str, at: float) -> None:
+        """From any live state to one that has ended; its slices are free from here on."""
+        known = self.view.leases.get(lease.id)
+        if known is None or known.state is not lease.state:
+            raise LedgerUnavailable(f"the ledger has no lease {lease.id} in state {lease.state.value}")
+        seq = self.view.seqs[lease.id]
+        ended = replace(known, state=state, reason=reason, ended_at=at)
+        if lease.id not in self._new:
+            self._old.setdefault(lease.id, known.state)
+        self._ended[lease.id] = (seq, ended)
+        self.view.drop(lease.id)
+        if known.state.holds:
+            for piece in known.slices:
+                self._use_view(piece.gpu_uuid, -piece.memory_mib)
+
+    # -- telling the database
+
+    def flush(self) -> None:
+        """Everything that was changed, as it has become."""
+        ended, old, placed = self._ended, self._old, self._placed
+        everything = {
+            lease_id: (self.view.seqs[lease_id], self.view.leases[lease_id])
+            for lease_id in (*self._new, *old, *placed)
+            if lease_id not in ended
+        }
+        everything.update(ended)
+        self._many(
+            sql.INSERT_LEASES,
+            [
+                {**lease_row(everything[lease_id][1]), **_outcome(*everything[lease_id])}
+                for lease_id in self._new
+            ],
+        )
+        self._many(sql.SET_SLICE, self._resized, "slices as they were")
+        self._many(
+            sql.CHANGE_LEASES,
+            [
+                {"of_seq": seq, "from_state": state.value, **_changed(lease)}
+                for lease_id, state in old.items()
+                for seq, lease in [everything[lease_id]]
+            ],
+            "leases as they were",
+        )
+        self._many(
+            sql.ADD_SLICE,
+            [
+                slice_row(everything[lease_id][0], piece)
+                for lease_id in placed
+                for piece in everything[lease_id][1].slices
+            ],
+        )
+        # What is freed first: within one transaction, too, no GPU is to hold more than it has.
+        uses = sorted((more, uuid) for uuid, more in self._used.items() if more)
+        self._many(sql.USE_GPU, [{"gpu": uuid, "more_mib": more} for more, uuid in uses], "GPUs")
+        appended: dict[Executable, list[dict[str, Any]]] = {}
+        for statement, row in self._appended:
+            appended.setdefault(statement, []).append(row)
+        for statement, rows in appended.items():
+            self._many(statement, rows)
+        if everything or appended:
+            self._forget()
+            self._told = self.view.mark
+
+    def _execute(self, statement: Executable, values: Any = None) -> CursorResult[Any]:
+        """A statement that this class does not know: it is to see what was changed before."""
+        self.flush()
+        if getattr(statement, "is_dml", False) and getattr(statement, "table", None) in _VIEWED:
+            self.stale = True
+        return self._connection.execute(statement, values)
+
+    def _many(self, statement: Executable, rows: list[dict[str, Any]], what: str = "") -> None:
+        if not rows:
+            return
+        changed = self._connection.execute(statement, rows).rowcount
+        if what and changed != len(rows):
+            raise LedgerUnavailable(f"the ledger does not have the {what}")
+
+    def _change(self, lease: Lease) -> None:
+        if lease.id in self._new:
+            self._new[lease.id] = lease
+        else:
+            self._old.setdefault(lease.id, self.view.leases[lease.id].state)
+        self.view.put(lease)
+
+    def _use_view(self, uuid: str, more_mib: int) -> None:
+        self.view.use(uuid, more_mib)
+        self._used[uuid] += more_mib
+
+
+def _outcome(seq: int, lease: Lease) -> Mapping[str, Any]:
+    return {"seq": seq, **_changed(lease, plain=True)}
+
+
+def _changed(lease: Lease, plain: bool = False) -> dict[str, Any]:
+    """What may change of a lease, by column; with other names where the statement needs them."""
+    worker = lease.worker
+    values = {
+        "state": lease.state.value,
+        "reason": lease.reason,
+        "granted_at": lease.granted_at,
+        "ended_at": lease.ended_at,
+        "worker_host": worker.host if worker else None,
+        "worker_port": worker.port if worker else None,
+        "worker_pid": worker.pid if worker else None,
+        "worker_created": worker.created if worker else None,
+        "expires_at": lease.expires_at,
+        "asked_back": json.dumps([asdict(one) for one in lease.asked_back]) if lease.asked_back else None,
+    }
+    return values if plain else {f"to_{name}": value for name, value in values.items()}
