@@ -18,7 +18,9 @@ from jupyter_gpupool.remote.lifeline import Lifeline
 
 from .conftest import SECRET, Pool, ask, attach_spec
 
-pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed: pip install 'jupyter_gpupool[otel]'")
+pytest.importorskip(
+    "opentelemetry.sdk", reason="OpenTelemetry is not installed: pip install 'jupyter_gpupool[otel]'"
+)
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -93,7 +95,9 @@ def test_a_request_is_one_trace_from_the_call_to_the_attachment(
     lease = pool.client.lease(wish.id)
     with_holder = Lifeline(attach_spec(lease))
     wanted = {"request", "placement", "commit", "worker start", "attach"}
-    eventually(lambda: wanted <= set(receiver.of(TRACE)), f"all of {wanted}, not only {set(receiver.of(TRACE))}")
+    eventually(
+        lambda: wanted <= set(receiver.of(TRACE)), f"all of {wanted}, not only {set(receiver.of(TRACE))}"
+    )
     with_holder.release()
     spans = receiver.of(TRACE)
     request = spans["request"]
@@ -106,7 +110,9 @@ def test_a_request_is_one_trace_from_the_call_to_the_attachment(
     # On the same clock, but rounded to other units.
     assert spans["attach"].end_time_unix_nano >= spans["worker start"].start_time_unix_nano
     attributes = {a.key: a.value for a in request.attributes}
-    assert attributes["gpupool.lease"].string_value == wish.id and attributes["gpupool.num_gpus"].int_value == 1
+    assert (
+        attributes["gpupool.lease"].string_value == wish.id and attributes["gpupool.num_gpus"].int_value == 1
+    )
     named = {a.key: a.value.string_value for a in receiver.resources[0].attributes}
     assert named["service.name"] == "gpupool"
     everything = b"".join(span.SerializeToString() for span in receiver.spans)

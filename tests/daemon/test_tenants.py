@@ -259,4 +259,6 @@ def test_by_the_commands(server: Server) -> None:
         (("audit", "--limit", "0"), "from 1 to 1000"),
     ):
         wrong = gpupool(*words, **admin)
-        assert wrong.returncode == 2 and why in wrong.stderr and len(wrong.stderr.splitlines()) == 1, wrong.stderr
+        assert wrong.returncode == 2 and why in wrong.stderr and len(wrong.stderr.splitlines()) == 1, (
+            wrong.stderr
+        )

@@ -47,7 +47,9 @@ class Tenants(Life):
         return f"user-{self.turn % 2}"
 
     def never(self, request: Request) -> str | None:
-        return limits.impossible(request, SERVERS, self.manager.namespaces.find(request.namespace), request.owner)
+        return limits.impossible(
+            request, SERVERS, self.manager.namespaces.find(request.namespace), request.owner
+        )
 
     def held(self) -> dict[tuple[str, str], Holding]:
         held: dict[tuple[str, str], Holding] = defaultdict(Holding)
