@@ -97,9 +97,9 @@ class Book:
             audit.write(tx, plan.entries)
 
     @contextmanager
-    def _reading(self) -> Iterator[Transaction]:
+    def _reading(self, everything: bool = False) -> Iterator[Transaction]:
         """A transaction that only looks, at namespaces that another manager may have changed."""
-        with self._ledger.reading() as tx:
+        with self._ledger.reading(everything) as tx:
             if self._follows:
                 self.namespaces.read(tx)
             yield tx

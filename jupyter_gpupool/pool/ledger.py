@@ -112,8 +112,9 @@ class Ledger:
             raise
 
     @contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        """A transaction that sees one state of the ledger and must not write."""
+    def reading(self, everything: bool = False) -> Iterator[Transaction]:
+        """A transaction that sees one state of the ledger and must not write. ``everything``: it is to read all that
+        lives, which is then kept for those after it."""
         if self._together is not None:
             yield self._together
             return
@@ -122,6 +123,10 @@ class Ledger:
                 connection = postgresql.for_reading(connection)
             with connection.begin():
                 view = self._view if self._is_current(connection, self._view) else None
+                if view is None and everything and not (self.shared and self.epoch == 0):
+                    stamp = self._stamp(connection)
+                    view = self._view = read_view(Transaction(connection))
+                    view.stamp = stamp
                 yield Transaction(connection) if view is None else Viewed(connection, view)
 
     @contextmanager

@@ -288,7 +288,7 @@ class Manager(Book):
     def tick(self) -> Change:
         """End what was silent beyond its TTL, grants whose worker never came, and what has been held or idle for too
         long; call it every second."""
-        with self._ledger.reading() as tx:
+        with self._ledger.reading(everything=True) as tx:
             changed = self.namespaces.read(tx)  # perhaps by another process
             live = tx.leases(_BEATING)
         overdue = [(lease, end) for lease in live if (end := self._overdue(lease))]
@@ -342,12 +342,12 @@ class Manager(Book):
         self, include_ended: bool = False, owner: str | None = None, newest: int | None = None
     ) -> list[Lease]:
         """Leases in order of arrival, at most the ``newest`` so many."""
-        with self._reading() as tx:
+        with self._reading(everything=owner is None and not include_ended) as tx:
             states = EVERY if include_ended else LIVE
             return self._shown(tx, tx.leases(states, owner, newest, self.namespaces.managed(owner)))
 
     def snapshot(self) -> Snapshot:
-        with self._reading() as tx:
+        with self._reading(everything=True) as tx:
             granted = tx.granted_mib()
             live = self._shown(tx, tx.leases(LIVE))
         queue = [lease for lease in live if lease.state is LeaseState.QUEUED]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from jupyter_gpupool.pool.errors import ImpossibleRequest, LedgerUnavailable, NoCapacity, PoolError
 from jupyter_gpupool.pool.ledger import Ledger
@@ -72,6 +73,28 @@ def test_what_somebody_else_writes_is_seen(db_url: str, ledger: Ledger, manager:
     Manager(other).release(lease.id)
     assert manager.lease(lease.id).state is LeaseState.RELEASED
     assert manager.request(ask(num_gpus=2, partial=1.0, wait=False)).lease is not None, "all of it is free"
+    assert ledger.verify() == ""
+    other.close()
+
+
+def test_what_lives_is_read_once_and_again_only_after_somebody_else_has_written(
+    db_url: str, ledger: Ledger, manager: Manager, ask: Ask
+) -> None:
+    lease = manager.request(ask(partial=0.5)).lease
+    assert lease is not None
+    asked: list[str] = []
+    event.listen(
+        ledger._engine, "before_cursor_execute", lambda conn, cursor, statement, *rest: asked.append(statement)
+    )
+    manager.tick()  # forgets old leases, too: the view has to be read again
+    assert [one.id for one in manager.leases()] == [lease.id]
+    asked.clear()
+    assert [one.id for one in manager.snapshot().leases] == [lease.id]
+    manager.tick()
+    assert [statement for statement in asked if "slices" in statement] == []
+    other = Ledger(db_url)
+    Manager(other).release(lease.id)
+    assert manager.snapshot().leases == () and manager.leases() == []
     assert ledger.verify() == ""
     other.close()
 
