@@ -72,6 +72,7 @@ class View:
         self._id = uuid.uuid4().hex
         self._seq = 0
         self._state: dict[str, Any] | None = None
+        self._told: dict[str, tuple[Lease, dict[str, Any]]] = {}  # by id: each lease of the state, and its JSON
         self._deltas: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED)
         self._watchers: list[Watcher] = []
         self._follower: asyncio.Task | None = None
@@ -151,15 +152,24 @@ class View:
     async def _read(self) -> dict[str, Any]:
         pool = await self._pool.pool(self._scope)
         leases = await self._pool.leases(self._scope)
-        return document(pool, leases)
+        self._told = {lease.id: (lease, self._tell(lease)) for lease in leases}
+        return document(pool, {lease_id: told for lease_id, (_, told) in self._told.items()})
+
+    def _tell(self, lease: Lease) -> dict[str, Any]:
+        """The same object as before where nothing has changed, which is known at once of the same lease."""
+        known, told = self._told.get(lease.id, (None, None))
+        if told is not None and known is lease:
+            return told
+        now = _told(lease)
+        return told if told == now else now
 
 
-def document(pool: dict[str, Any], leases: list[Lease]) -> dict[str, Any]:
-    """The pool with its GPUs and leases by their ids, as deltas name them."""
+def document(pool: dict[str, Any], leases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The pool with its GPUs by their ids, as deltas name them, and the leases."""
     return {
         "servers": [{**s, "gpus": [gpu["uuid"] for gpu in s["gpus"]]} for s in pool["servers"]],
         "gpus": {gpu["uuid"]: gpu for s in pool["servers"] for gpu in s["gpus"]},
-        "leases": {lease.id: _told(lease) for lease in leases},
+        "leases": leases,
         "queue": pool["queue"],
         "healthy": pool["healthy"],
     }
@@ -174,7 +184,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = dict.fromkeys(old[part].keys() - new[part].keys())
         for key, value in new[part].items():
             before = old[part].get(key)
-            if before == value:
+            if before is value or before == value:
                 continue
             if before is None or part == "leases":
                 found[key] = value

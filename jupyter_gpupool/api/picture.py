@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
@@ -52,7 +51,7 @@ def picture(
             "draining": server.draining,
             "gpus": [
                 {
-                    **asdict(gpu),
+                    **vars(gpu),
                     "granted_mib": snapshot.granted_mib.get(gpu.uuid, 0),
                     "used_mib": used.get(gpu.uuid, 0) >> 20,
                     "busy": round(busy.get(gpu.uuid, 0.0), 2),

@@ -80,6 +80,7 @@ class Book:
         self._ages = Ages(clock, self._monotonic, attach_timeout_s)
         self._waits_for: Mapping[str, str] = {}
         self._refused: deque[Entry] = deque(maxlen=_MOST_REFUSALS)
+        self._shown_as: dict[str, tuple[Lease, Lease]] = {}  # the ledger's lease, and how it was shown last
         self.namespaces = Namespaces()
         self._follows = False  # another manager decides over the ledger
         with ledger.reading() as tx:
@@ -215,6 +216,7 @@ class Book:
             self._waits_for = plan.waits_for
         for changed in plan.changed.values():
             self._ages.changed(changed)
+            self._shown_as.pop(changed.id, None)
         changes = tuple(self._aged(lease, plan.positions) for lease in plan.changed.values())
         if lease is not None:
             lease = self._aged(plan.changed.get(lease.id, lease), plan.positions)
@@ -241,7 +243,14 @@ class Book:
             limit = (self._waits_for if waits_for is None else waits_for).get(lease.id, "")
             return replace(lease, heartbeat_at=heard, position=positions.get(lease.id), waits_for=limit)
         idle_s = self.namespaces.of_lease(lease.request.namespace).limits.idle_s
-        return replace(lease, heartbeat_at=heard, idle_since=self._ages.idle_since(lease, idle_s))
+        idle_since = self._ages.idle_since(lease, idle_s)
+        known, shown = self._shown_as.get(lease.id, (None, lease))
+        if known is lease and (shown.heartbeat_at, shown.idle_since) == (heard, idle_since):
+            return shown  # the very same, so that who compares thousands of them is done at once
+        shown = replace(lease, heartbeat_at=heard, idle_since=idle_since)
+        if not self._follows:  # who follows has every lease from the database, never the same twice
+            self._shown_as[lease.id] = (lease, shown)
+        return shown
 
 
 def places(queue: Sequence[Lease]) -> dict[str, int]:

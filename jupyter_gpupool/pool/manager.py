@@ -32,6 +32,7 @@ from .namespaces import Namespaces
 from .validation import check_same
 
 _BEATING = (LeaseState.QUEUED, LeaseState.GRANTED, LeaseState.ACTIVE)
+_MOST_GONE = 1000
 
 
 class Manager(Book):
@@ -291,6 +292,8 @@ class Manager(Book):
         with self._ledger.reading(everything=True) as tx:
             changed = self.namespaces.read(tx)  # perhaps by another process
             live = tx.leases(_BEATING)
+        if len(self._shown_as) > len(live) + _MOST_GONE:
+            self._shown_as.clear()  # leases that somebody else has ended
         overdue = [(lease, end) for lease in live if (end := self._overdue(lease))]
         prune = self._prune_is_due()
         if not overdue and not prune and not self._refused and not changed:
