@@ -45,7 +45,7 @@ export function Table<T>(props: ITable<T>): JSX.Element {
   if (actions) {
     tracks.push(props.actionsWidth ?? 'max-content');
   }
-  const style = { gridTemplateColumns: tracks.join(' ') };
+  const grid = tracks.join(' ');
   const least = tracks.reduce((sum, track) => sum + GAP + leastOf(track), GAP);
   const first = Math.max(0, Math.floor(from / ROW_HEIGHT));
   const last = Math.min(shown.length, Math.ceil(to / ROW_HEIGHT));
@@ -85,7 +85,12 @@ export function Table<T>(props: ITable<T>): JSX.Element {
           style={{ minWidth: least }}
         >
           <div role="rowgroup" className="jp-GPUPoolConsole-tableHead">
-            <div role="row" className="jp-GPUPoolConsole-tr" style={style} aria-rowindex={1}>
+            <div
+              role="row"
+              className="jp-GPUPoolConsole-tr"
+              style={{ gridTemplateColumns: grid }}
+              aria-rowindex={1}
+            >
               {columns.map(({ id, title, isFigure }) => (
                 <span
                   key={id}
@@ -115,22 +120,14 @@ export function Table<T>(props: ITable<T>): JSX.Element {
             style={{ height: shown.length * ROW_HEIGHT }}
           >
             {shown.slice(first, last).map((row, n) => (
-              <div
+              <Row
                 key={keyOf(row)}
-                role="row"
-                className="jp-GPUPoolConsole-tr"
-                style={{ ...style, top: (first + n) * ROW_HEIGHT }}
-                aria-rowindex={first + n + 2}
-              >
-                {columns.map(column => (
-                  <Cell key={column.id} column={column} row={row} />
-                ))}
-                {actions && (
-                  <span role="cell" className="jp-GPUPoolConsole-cellButtons">
-                    {actions(row)}
-                  </span>
-                )}
-              </div>
+                row={row}
+                columns={columns}
+                actions={actions}
+                grid={grid}
+                index={first + n}
+              />
             ))}
           </div>
         </div>
@@ -138,6 +135,34 @@ export function Table<T>(props: ITable<T>): JSX.Element {
     </div>
   );
 }
+
+interface IRowProps<T> extends Pick<ITable<T>, 'columns' | 'actions'> {
+  row: T;
+  grid: string;
+  index: number;
+}
+
+/** Made anew only when something of it has changed: a scroll leaves most rows as they are. */
+const Row = React.memo(function Row<T>(props: IRowProps<T>): JSX.Element {
+  const { row, columns, actions, grid, index } = props;
+  return (
+    <div
+      role="row"
+      className="jp-GPUPoolConsole-tr"
+      style={{ gridTemplateColumns: grid, top: index * ROW_HEIGHT }}
+      aria-rowindex={index + 2}
+    >
+      {columns.map(column => (
+        <Cell key={column.id} column={column} row={row} />
+      ))}
+      {actions && (
+        <span role="cell" className="jp-GPUPoolConsole-cellButtons">
+          {actions(row)}
+        </span>
+      )}
+    </div>
+  );
+}) as <T>(props: IRowProps<T> & { key: string }) => JSX.Element;
 
 function Cell<T>({ column, row }: { column: IColumn<T>; row: T }): JSX.Element {
   const value = column.value(row);
