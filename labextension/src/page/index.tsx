@@ -16,14 +16,14 @@ const pool = new PoolModel(new PoolAPI(transport));
 
 async function admit(token: string): Promise<void> {
   transport.token = token;
-  await pool.api.other('pool');
+  await pool.api.other('whoami');
 }
 
 function Page(): JSX.Element {
   const [known, setKnown] = React.useState<boolean | null>(null);
   React.useEffect(() => {
     let over = false;
-    pool.api.other('pool').then(
+    pool.api.other('whoami').then(
       () => over || setKnown(true),
       reason => over || setKnown(!(reason instanceof PoolError && reason.status === 401))
     );
