@@ -106,23 +106,32 @@ export class Actions {
   }
 
   /**
-   * More time, for a lease whose time is limited; without `seconds` the user says how much. A line about what went
-   * wrong; empty if nothing did.
+   * More time, for a lease whose time is limited: the user says how much. A line about what went wrong; empty if
+   * nothing did.
    */
-  async extend(lease: ILease, seconds?: number): Promise<string> {
-    if (seconds === undefined) {
-      const { value } = await InputDialog.getNumber({
-        title: this._trans.__('More time for %1', this.nameOf(lease)),
-        label: this._trans.__('Minutes'),
-        value: 60,
-        okLabel: this._trans.__('Extend')
-      });
-      if (value === null) {
-        return '';
-      }
-      seconds = 60 * value;
+  async extend(lease: ILease): Promise<string> {
+    const trans = this._trans;
+    const most = await this._moreMinutes(lease);
+    const { value } = await InputDialog.getNumber({
+      title: trans.__('More time for %1', this.nameOf(lease)),
+      label: most === null ? trans.__('Minutes') : trans.__('Minutes; now at most %1', most),
+      value: Math.max(1, Math.min(60, most ?? 60)),
+      okLabel: trans.__('Extend')
+    });
+    return value === null ? '' : this._of(this._pool.api.extend(lease.id, 60 * value));
+  }
+
+  /** How many more minutes the namespace allows a lease now; null where there is no limit or it is not told. */
+  private async _moreMinutes(lease: ILease): Promise<number | null> {
+    try {
+      const longest = await this._pool.api.longest(lease.request.namespace);
+      const at = this._pool.state?.at ?? Date.now() / 1000;
+      return longest === null || !lease.expires_at
+        ? null
+        : Math.max(0, Math.floor((at + longest - lease.expires_at) / 60));
+    } catch {
+      return null; // the pool says in words if it is too much
     }
-    return this._of(this._pool.api.extend(lease.id, seconds));
   }
 
   /** Tell the holder that one would like to have it, in words. A line about what went wrong; empty if nothing did. */

@@ -93,6 +93,14 @@ export class PoolAPI {
     return this._call<ILease>(`leases/${encodeURIComponent(id)}`, 'PATCH', { extend_s: seconds });
   }
 
+  /** How many seconds a lease of a namespace lasts at most, counted from now; null for no limit. */
+  async longest(namespace: string): Promise<number | null> {
+    const { namespaces } = await this._call<{
+      namespaces: { name: string; limits: { lease_s: number | null } }[];
+    }>('namespaces');
+    return namespaces.find(one => one.name === namespace)?.limits.lease_s ?? null;
+  }
+
   /** Tell the holder of a lease that one would like to have it; an administrator or a colleague may. */
   ask(id: string, message: string): Promise<unknown> {
     return this._call<unknown>(`leases/${encodeURIComponent(id)}/ask`, 'POST', { message });

@@ -51,14 +51,15 @@ interface IHolderProps {
 
 function Holder({ holder, trouble, trans, onAsk }: IHolderProps): JSX.Element {
   const { owner, label, memory_mib } = holder;
+  const title = label ? trans.__('%1 · %2', owner, label) : owner;
   const where = [...holder.where]
     .map(([server, indices]) => trans.__('GPU %1 of %2', indices.join(', '), server))
     .join(' · ');
   return (
-    <article aria-label={owner}>
+    <article aria-label={title}>
       <div className="jp-GPUPool-name">
         <span className="jp-GPUPool-model" title={label}>
-          {label ? trans.__('%1 · %2', owner, label) : owner}
+          {title}
         </span>
       </div>
       <div className="jp-GPUPool-figures">

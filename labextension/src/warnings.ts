@@ -5,44 +5,54 @@ import { TranslationBundle } from '@jupyterlab/translation';
 
 import { age } from './format';
 import { isDue, stretch } from './idle';
-import { ISlices } from './tokens';
+import { IGPUPool, ISlices } from './tokens';
 import { ILease } from './wire';
 
 /** Whether a cell runs is asked no more often than this, in milliseconds. */
-const ASKED_MS = 30_000;
+const ASKED_MS = 10_000;
 /** How many seconds before its end a lease is spoken of. */
 const SOON_S = 600;
 
 export class Warnings {
   constructor(
+    private _pool: IGPUPool,
     private _slices: ISlices,
     private _trans: TranslationBundle
   ) {
     const { holdings, preferences } = _slices;
     holdings.changed.connect(this._look, this);
-    holdings.used.connect(this._look, this);
     preferences.changed.connect(this._look, this);
+    // Of slices that do not compute nothing changes but the time: the pool, while it is watched, speaks each second.
+    _pool.changed.connect(this._look, this);
   }
 
   private _look(): void {
     const { holdings, preferences } = this._slices;
+    if (this._pool.connection.status === 'lost') {
+      return; // what is known is old
+    }
     const { idleMinutes } = preferences.choices;
     const at = Date.now() / 1000;
+    const valid = new Set<string>();
     for (const lease of holdings.held) {
       for (const { by, at: asked, message } of lease.asked_back ?? []) {
-        this._once(`asked ${lease.id} ${by} ${asked}`, () => this._asked(lease, by, message));
+        const key = `asked ${lease.id} ${by} ${asked}`;
+        valid.add(key);
+        this._once(key, () => this._asked(lease, by, message));
       }
       if (typeof lease.expires_at === 'number' && lease.expires_at - at < this._soon(lease)) {
-        this._once(`end ${lease.id} ${lease.expires_at}`, () => this._ending(lease, at));
+        const key = `end ${lease.id} ${lease.expires_at}`;
+        valid.add(key);
+        this._once(key, () => this._ending(lease, at));
       }
+      valid.add(stretch(lease));
       if (isDue(lease, idleMinutes, at) && !this._said.has(stretch(lease))) {
         void this._idle(lease);
       }
     }
-    // Somebody who computed again, or gave it back, is no longer warned.
-    const living = new Set(holdings.held.map(stretch));
+    // It computes again, was kept, extended or given back: what was said of it is true no longer.
     for (const [key, id] of this._shown) {
-      if (!living.has(key)) {
+      if (!valid.has(key)) {
         Notification.dismiss(id);
         this._shown.delete(key);
       }
@@ -73,14 +83,14 @@ export class Warnings {
       const trans = this._trans;
       const idle = age(Date.now() / 1000 - (lease.idle_since ?? 0), trans);
       const message = trans.__('%1 has not used its GPUs for %2.', actions.nameOf(lease), idle);
-      this._shown.set(stretch(lease), this._notify('warning', message, lease));
+      return this._notify('warning', message, lease);
     });
   }
 
-  private _asked(lease: ILease, by: string, message: string): void {
+  private _asked(lease: ILease, by: string, message: string): string {
     const trans = this._trans;
     const name = this._slices.actions.nameOf(lease);
-    this._notify(
+    return this._notify(
       'info',
       message
         ? trans.__('%1 asks for the GPUs of %2: “%3”', by, name, message)
@@ -89,10 +99,10 @@ export class Warnings {
     );
   }
 
-  private _ending(lease: ILease, at: number): void {
+  private _ending(lease: ILease, at: number): string {
     const trans = this._trans;
     const { actions } = this._slices;
-    Notification.warning(
+    return Notification.warning(
       trans.__(
         'The GPUs of %1 go back to the pool in %2.',
         actions.nameOf(lease),
@@ -102,8 +112,8 @@ export class Warnings {
         autoClose: false,
         actions: [
           {
-            label: trans.__('One hour more'),
-            callback: () => void actions.extend(lease, 3600).then(tell)
+            label: trans.__('More time…'),
+            callback: () => void actions.extend(lease).then(tell)
           }
         ]
       }
@@ -127,10 +137,10 @@ export class Warnings {
     });
   }
 
-  private _once(key: string, say: () => void): void {
+  private _once(key: string, say: () => string): void {
     if (!this._said.has(key)) {
       this._said.add(key);
-      say();
+      this._shown.set(key, say());
     }
   }
 

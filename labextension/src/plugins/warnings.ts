@@ -3,16 +3,21 @@
 import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { ISlices } from '../tokens';
+import { IGPUPool, ISlices } from '../tokens';
 import { Warnings } from '../warnings';
 
 export const warningsPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:warnings',
   description: 'Warns of GPUs that do not compute, and tells who asks for them.',
   autoStart: true,
-  requires: [ISlices],
+  requires: [IGPUPool, ISlices],
   optional: [ITranslator],
-  activate: (app: JupyterFrontEnd, slices: ISlices, translator: ITranslator | null) => {
-    new Warnings(slices, (translator ?? nullTranslator).load('jupyter_gpupool'));
+  activate: (
+    app: JupyterFrontEnd,
+    pool: IGPUPool,
+    slices: ISlices,
+    translator: ITranslator | null
+  ) => {
+    new Warnings(pool, slices, (translator ?? nullTranslator).load('jupyter_gpupool'));
   }
 };
