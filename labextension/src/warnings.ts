@@ -9,7 +9,7 @@ import { IGPUPool, ISlices } from './tokens';
 import { ILease } from './wire';
 
 /** Whether a cell runs is asked no more often than this, in milliseconds. */
-const ASKED_MS = 10_000;
+const ASKED_MS = 5_000;
 /** How many seconds before its end a lease is spoken of. */
 const SOON_S = 600;
 

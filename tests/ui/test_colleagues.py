@@ -198,3 +198,18 @@ def test_a_colleague_asks_for_a_gpu_and_gets_it(users: tuple[User, User]) -> Non
     expect(sweep).to_have_count(0)
     expect(whole).to_have_count(0)
     expect(tile(bob.panel, "GPUs free")).to_have_text("1 of 2")
+
+
+def test_the_settings_editor_has_a_form_for_it(users: tuple[User, User]) -> None:
+    page = users[1].page
+    page.keyboard.press("Control+,")
+    page.locator(".jp-PluginList").get_by_text("GPU Pool", exact=True).click()
+    form = page.locator(".jp-SettingsForm").get_by_role("group", name="GPU Pool")
+    for name, value in (("numGpus", "1"), ("partial", "0.5"), ("refresh", "1"), ("idleMinutes", "30")):
+        expect(form.locator(f"input[id$='plugin_{name}']")).to_have_value(value)
+    expect(form.locator("select[id$='plugin_units']").locator("option")).to_have_text(["auto", "MiB", "GiB"])
+    expect(form.locator("select[id$='plugin_chartRange']")).to_be_visible()
+    status = page.get_by_role("contentinfo").get_by_role("button", name=re.compile("Open the GPU pool"))
+    expect(status).to_be_hidden()
+    form.locator("select[id$='plugin_statusBar']").select_option("always")
+    expect(status).to_contain_text("GPU: none held")
