@@ -4,7 +4,7 @@ VENV ?= .venv
 # Passed on to pytest by `make test`, for example ARGS="-k placement".
 ARGS ?=
 # The tests of a file run one after the other, files beside each other; WORKERS=0 for one after the other throughout.
-WORKERS ?= 2
+WORKERS ?= 3
 
 SHELL := /bin/bash
 BIN := $(abspath $(VENV))/bin
@@ -45,7 +45,7 @@ lab: $(STAMP)
 	jupyter lab
 
 test: $(STAMP)
-	python -m pytest -rs -n $(WORKERS) --dist loadfile $(ARGS)
+	python -m pytest -rs -n $(WORKERS) --dist loadfile --durations=25 $(ARGS)
 
 soak: $(STAMP)
 	GPUPOOL_SOAK=1 python -m pytest -rs $(ARGS)

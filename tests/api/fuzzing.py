@@ -41,7 +41,7 @@ def fuzzed(description: dict[str, Any], url: str, headers: dict[str, str], **how
 
 def _try(strategy: Any, url: str, headers: dict[str, str], answers: set[int], how: dict[str, Any]) -> None:
     @settings(
-        max_examples=often(10, 400),
+        max_examples=often(4, 400),
         deadline=None,
         derandomize=True,
         database=None,

@@ -159,7 +159,7 @@ class Tenants(Life):
 
 
 Tenants.TestCase.settings = settings(
-    max_examples=often(40, 1000),
+    max_examples=often(15, 1000),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

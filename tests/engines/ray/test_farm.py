@@ -210,7 +210,7 @@ def test_the_network_to_a_node_is_cut_and_healed(pool: Pool, farm: Farm, eventua
 
 @pytest.mark.soak
 def test_leases_of_mixed_size_come_and_go(pool: Pool, farm: Farm, eventually: Callable) -> None:
-    leases, clients = often(40, 200), 4
+    leases, clients = often(16, 200), 4
     answers: list[str] = []
 
     def one(rnd: random.Random) -> str:
