@@ -133,6 +133,14 @@ def test_a_gpu_that_is_lost_gets_nothing_until_it_is_back(tmp_path: Path, machin
             waiting = await service.request(ask())
             assert waiting.state is LeaseState.QUEUED
 
+            async def told_of() -> list[bool]:
+                changes = [m.get("gpus", {}).get("GPU-0") or {} for m in told if m["type"] == "delta"]
+                return [c["healthy"] for c in changes if "healthy" in c]
+
+            async def warned() -> bool:
+                return await told_of() == [False]
+
+            await until(warned, "who watches is told of it")
             del machine.devices[0]["lost"]
 
             async def granted() -> bool:
@@ -142,8 +150,7 @@ def test_a_gpu_that_is_lost_gets_nothing_until_it_is_back(tmp_path: Path, machin
             await until(granted, "the GPU is back, and goes to who waited")
 
             async def seen() -> bool:
-                changes = [m.get("gpus", {}).get("GPU-0") or {} for m in told if m["type"] == "delta"]
-                return [c["healthy"] for c in changes if "healthy" in c] == [False, True]
+                return await told_of() == [False, True]
 
             await until(seen, "who watches was told of both")
             view.leave(watcher)

@@ -66,6 +66,7 @@ def test_a_lease_holds_its_share_of_exactly_its_node(pool: Pool, farm: Farm, eve
     assert shares() == {lease.id: [0.4, 0.4]}
     eventually(lambda: round(free_gpus(farm, "beta"), 4) == 1.2, "Ray knows it, too")
     assert psutil.Process(lease.worker.pid) in farm.processes("beta")
+    eventually(lambda: not any(gpu["taken_mib"] for gpu in pool.gpus()), "the pool knows it has all of it")
     resized = pool.client.resize(lease.id, partial=0.5)
     assert {piece.memory_mib for piece in resized.slices} == {16255}
     eventually(lambda: round(free_gpus(farm, "beta"), 4) == 1.0, "the shares grow in Ray")
