@@ -148,6 +148,8 @@ def test_a_day_at_the_hub(
         "40 GPUs were chosen; this hub lends at most 3"
     )
     assert "carol" not in hub.leases() and hub.server("carol") is None
+    carol.choose(1, 6)
+    expect(carol.form.get_by_role("status")).to_have_text("choose a share from 0.05 to 1")
     carol.choose(1, 0.6)
     expect(carol.form.get_by_role("status")).to_contain_text("you would wait")
     carol.start()

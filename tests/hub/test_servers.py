@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -59,6 +60,21 @@ def start(hub: Hub, eventually: Eventually, user: str, **choice: Any) -> None:
     eventually(lambda: hub.ready(user), f"{user}'s server runs")
 
 
+def progress(hub: Hub, user: str, once_waiting: Callable[[], Any]) -> list[str]:
+    """What the progress page is told, to the end."""
+    said: list[str] = []
+    with hub.http.stream("GET", f"/users/{user}/server/progress") as events:
+        for line in events.iter_lines():
+            if not line.startswith("data:"):
+                continue
+            said.append(json.loads(line[5:])["message"])
+            if "number 1 in the queue" in said[-1]:
+                once_waiting()
+            if "ready" in said[-1] or "failed" in said[-1]:
+                break
+    return said
+
+
 def held_by_itself(hub: Hub, eventually: Eventually, user: str) -> None:
     """The service has let go: the server's secret is not to be had any more."""
     mine = hub.pool(hub.token_of(user))
@@ -93,12 +109,7 @@ def test_who_waits_is_told_and_has_its_turn(hub: Hub, eventually: Eventually) ->
         options = {"gpupool": {"num_gpus": 1, "partial": 0.8}}
         assert other.post("/users/bob/server", json=options).status_code == 202
     assert hub.leases() == {"alice": "ACTIVE", "bob": "QUEUED"}
-    with hub.http.stream("GET", "/users/bob/server/progress") as events:
-        for line in events.iter_lines():
-            if "number 1 in the queue" in line:
-                hub.stop_server("alice")
-            if "ready" in line:
-                break
+    progress(hub, "bob", lambda: hub.stop_server("alice"))
     eventually(lambda: hub.leases() == {"bob": "ACTIVE"}, "bob has it")
 
 
@@ -106,7 +117,9 @@ def test_who_leaves_the_queue_gets_no_server(hub: Hub, eventually: Eventually) -
     start(hub, eventually, "alice", num_gpus=2, partial=0.8)
     hub.spawn("bob", num_gpus=1, partial=0.8)
     (waiting,) = [lease for lease in hub.pool().leases() if lease.request.owner == "bob"]
-    hub.pool().release(waiting.id)
+    said = progress(hub, "bob", lambda: hub.pool().release(waiting.id))
+    assert "the request for 1 × 0.8 was taken back" in said[-1]
+    assert len(said) == len(set(said)), "nothing is told twice"
     eventually(lambda: hub.server("bob") is None, "no server of bob's starts any more")
     assert hub.leases() == {"alice": "ACTIVE"}
 
@@ -126,14 +139,7 @@ def test_who_waited_for_what_is_allowed_no_more_gets_no_server(hub: Hub, eventua
     lowered = hub.folder / "lowered"
     lowered.touch()
     try:
-        with hub.http.stream("GET", "/users/bob/server/progress") as events:
-            said = []
-            for line in events.iter_lines():
-                said.append(line)
-                if "number 1" in line:
-                    hub.stop_server("alice")
-                if "failed" in line:
-                    break
+        said = progress(hub, "bob", lambda: hub.stop_server("alice"))
         assert "2 GPUs were chosen; this hub lends at most 1" in said[-1]
         eventually(lambda: not hub.leases(), "nothing is lent")
         assert hub.server("bob") is None

@@ -36,6 +36,11 @@ _SCRIPT = """\
     }
     const n = Number(count.value);
     share.disabled = model.disabled = n === 0;
+    const outside = !(part >= Number(share.min) && part <= Number(share.max));
+    if (n && outside && !offer.reason) {
+      said.value = `choose a share from ${share.min} to ${share.max}`;
+      return;
+    }
     const sizes = [...new Set(offer.servers.flatMap(gpus).map(g => `${round(part, g.memory_mib)} MiB of a ${g.name}`))];
     said.value = offer.reason || (n ? `${n} × ${sizes.join(' or ')}: ${judge(n, part)}` : '');
   };

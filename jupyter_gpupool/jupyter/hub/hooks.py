@@ -194,7 +194,10 @@ class Hooks:
         until = loop.time() + self._queue_timeout_s
         while start.status["state"] != "ACTIVE":
             if start.status["state"] not in ("QUEUED", "GRANTED"):
-                raise NoCapacity(start.status.get("reason") or "the request for GPUs has ended")
+                why = start.status.get("reason", "")
+                if why in ("", "released"):
+                    why = f"the request for {start.choice} was taken back; start the server again to ask anew"
+                raise NoCapacity(why)
             if loop.time() > until:
                 position = start.status.get("position")
                 raise NoCapacity(
@@ -232,17 +235,21 @@ class Hooks:
         """The place in the queue while there is one; then the spawner's own."""
         key = (spawner.user.name, spawner.name)
         start = self._starts.get(key)
+        told: dict[str, Any] = {}
         while start is not None and start is self._starts.get(key) and self._mode == "server":
             changed, status = start.changed, start.status
             if status.get("state") == "ACTIVE":
                 yield {"progress": 40, "message": f"Got {start.choice} of the GPU pool"}
                 break
-            yield self._waiting(start.choice, status)
+            event = self._waiting(start.choice, status)
+            if event != told:
+                yield event
+            told = event
             await changed.wait()
         if start is not None and start is not self._starts.get(key):
             return  # it came to nothing; JupyterHub says why
-        async for event in spawner._gpupool_progress():
-            yield event
+        async for theirs in spawner._gpupool_progress():
+            yield theirs
 
     def _waiting(self, choice: Choice, status: dict[str, Any]) -> dict[str, Any]:
         if status.get("state") != "QUEUED":

@@ -60,7 +60,9 @@ class PageHandler(HubOAuthenticated, web.RequestHandler):
         self.set_header("Cache-Control", "no-store")
         self.finish(
             f"<!doctype html><html lang=en><meta charset=utf-8><title>GPU pool</title><style>{_STYLE}</style>"
-            f'<h1>GPU pool</h1><p><a href="{self._console()}">The Console</a></p>{self._gpus(pool)}'
+            f'<h1>GPU pool</h1><p><a href="{self._console()}">The Console</a> · '
+            f'<a href="{self._home()}">Your servers</a></p>'
+            f"{self._gpus(pool)}"
             f"<h2>{'All leases' if caller.administers else 'Your leases'}</h2>{self._leases(leases)}"
         )
 
@@ -73,6 +75,9 @@ class PageHandler(HubOAuthenticated, web.RequestHandler):
 
     def _console(self) -> str:
         return f"{self.request.path.rstrip('/')}{CONSOLE}/"
+
+    def _home(self) -> str:
+        return escape(f"{self.hub_auth.hub_prefix}home")
 
     def _gpus(self, pool: dict[str, Any]) -> str:
         rows = [

@@ -83,7 +83,8 @@ class HubPool(PoolService):
         choice = ceiling.choice
         if ceiling.lent:
             raise NotAllowed(
-                f"this server has {choice}, chosen when it was started; stop it, and choose others, for more"
+                f"every kernel of this server has the {choice} that were chosen when it was started; "
+                "stop it, and choose others, for more"
             )
         if request.num_gpus > choice.num_gpus:
             raise ImpossibleRequest(
