@@ -122,7 +122,8 @@ class Request:
     """What a user asks for, checked by :func:`jupyter_gpupool.pool.placement.validate`.
 
     Exactly one of ``partial`` (0 < p <= 1, of each GPU's memory) and ``memory_mib`` (MiB per GPU)
-    is set. ``id`` is a uuid that the client chose, so that repeating the request is harmless.
+    is set. ``spread``: the GPUs may be of several servers. ``id`` is a uuid that the client chose, so
+    that repeating the request is harmless.
     ``secret_sha256`` is the hex digest of a secret that only the client knows: the worker admits
     who can show it, and the pool never sees it.
     """
@@ -133,6 +134,7 @@ class Request:
     partial: float | None = None
     memory_mib: int | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
+    spread: bool = False
     namespace: str = "default"
     wait: bool = True
     secret_sha256: str = ""
@@ -155,12 +157,25 @@ class Slice:
 
 @dataclass(frozen=True)
 class WorkerAddress:
-    """Where a lease's worker listens, and which process it is (``created`` guards pid reuse)."""
+    """Where a lease's worker listens, and which process it is (``created`` guards pid reuse).
+
+    ``elsewhere``: the workers on the other servers of a lease that spans several, by server. A lease's own is that
+    of its first slice.
+    """
 
     host: str
     port: int
     pid: int
     created: float
+    elsewhere: Mapping[str, WorkerAddress] = field(default_factory=dict)
+
+    def on(self, server: str) -> WorkerAddress:
+        """The one that serves the slices on that server."""
+        return self.elsewhere.get(server, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without those elsewhere."""
+        return {"host": self.host, "port": self.port, "pid": self.pid, "created": self.created}
 
 
 @dataclass(frozen=True)
@@ -201,7 +216,10 @@ class Lease:
         request["filters"] = dict(self.request.filters)
         del request["secret_sha256"]
         data["slices"] = tuple(dict(vars(piece)) for piece in self.slices)
-        data["worker"] = dict(vars(self.worker)) if self.worker else None
+        data["worker"] = worker = self.worker.to_json() if self.worker else None
+        if self.worker and self.worker.elsewhere:
+            others = {server: one.to_json() for server, one in self.worker.elsewhere.items()}
+            data["workers"] = {self.slices[0].server: worker, **others}
         data["asked_back"] = tuple(dict(vars(one)) for one in self.asked_back)
         data["id"] = self.id
         return data

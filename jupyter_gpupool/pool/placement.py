@@ -1,14 +1,15 @@
 """Which GPUs a request gets. Pure: values in, slices out; nothing is read, written or remembered.
 
 The policy is best fit: of all GPUs with room, those that are left with the least; so big requests
-find big gaps for longer. A lease's GPUs are on one server (``_servers_for`` is the seam for policies
-that spread).
+find big gaps for longer. A lease's GPUs are on one server. Where the request lets them spread and no
+server has room for all, they are on as few servers as possible: those with room on the most GPUs, and
+for the rest the server that it fits best.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -45,9 +46,13 @@ def place(request: Request, servers: Sequence[Server], used: Mapping[str, int]) 
     """The slices for a valid request, or None when they are not free now.
 
     ``used`` is the MiB granted by GPU uuid; GPUs that it does not name are idle. The slices are on
-    distinct healthy GPUs of one server, ordered by index. Among equals the first server and the
+    distinct healthy GPUs of one server (of several, where the request spreads and none has room for
+    all), ordered by server and index. Among equals the first server and the
     lowest indices win, so the same question has the same answer.
     """
+    if request.spread:
+        across = few_servers([room(eligible(request, s), used) for s in servers], request.num_gpus)
+        return None if across is None else slices(request, across)
     best: tuple[int, list[GPU]] | None = None
     for server in servers:
         found = best_fit(eligible(request, server), request.num_gpus, used)
@@ -65,21 +70,51 @@ def best_fit(
     gpus: Sequence[tuple[GPU, int]], count: int, used: Mapping[str, int]
 ) -> tuple[int, list[GPU]] | None:
     """Of :func:`eligible` GPUs so many, those left with the least, and the MiB that would be left of them together."""
-    room = []
+    chosen = room(gpus, used)[:count]
+    if len(chosen) < count:
+        return None
+    return sum(rest for rest, _ in chosen), [gpu for _, gpu in chosen]
+
+
+def room(gpus: Sequence[tuple[GPU, int]], used: Mapping[str, int]) -> list[tuple[int, GPU]]:
+    """Those :func:`eligible` GPUs that have room, with the MiB that would be left of them; the least first."""
+    found = []
     for gpu, share in gpus:
         rest = gpu.memory_mib - gpu.taken_mib - used.get(gpu.uuid, 0) - share
         if rest >= 0:
-            room.append((rest, gpu.index, gpu))
-    if len(room) < count:
-        return None
-    room.sort(key=lambda entry: entry[:2])
-    chosen = room[:count]
-    return sum(rest for rest, _, _ in chosen), [gpu for _, _, gpu in chosen]
+            found.append((rest, gpu))
+    found.sort(key=lambda entry: (entry[0], entry[1].index))
+    return found
+
+
+def few_servers(rooms: Sequence[list[tuple[int, GPU]]], count: int) -> list[GPU] | None:
+    """So many GPUs of as few servers as possible; ``rooms`` is the :func:`room` of each server."""
+
+    def left(n: int, most: int) -> int:
+        return sum(rest for rest, _ in rooms[n][:most])
+
+    chosen: list[GPU] = []
+    order = sorted(range(len(rooms)), key=lambda n: (-len(rooms[n]), left(n, count), n))
+    for place, n in enumerate(order):
+        if not rooms[n]:
+            break
+        if len(rooms[n]) < count - len(chosen):
+            chosen += [gpu for _, gpu in rooms[n]]
+            continue
+        rest = count - len(chosen)
+        last = min((m for m in order[place:] if len(rooms[m]) >= rest), key=lambda m: (left(m, rest), m))
+        return chosen + [gpu for _, gpu in rooms[last][:rest]]
+    return None
 
 
 def slices(request: Request, gpus: Sequence[GPU]) -> tuple[Slice, ...]:
-    """Those GPUs' shares, in the order of their indices."""
-    return tuple(_slice(request, gpu) for gpu in sorted(gpus, key=lambda gpu: gpu.index))
+    """Those GPUs' shares, in the order of their servers' names and their indices."""
+    return in_order(_slice(request, gpu) for gpu in gpus)
+
+
+def in_order(pieces: Iterable[Slice]) -> tuple[Slice, ...]:
+    """A lease's slices as its holder numbers them."""
+    return tuple(sorted(pieces, key=lambda piece: (piece.server, piece.index)))
 
 
 def resized(
@@ -142,8 +177,11 @@ def impossible(request: Request, servers: Sequence[Server]) -> str | None:
             )
         return f"{request.memory_mib} MiB per GPU asked for, but the largest that fits has {largest} MiB"
     most = max((len(gpus) for gpus in _servers_for(request, servers)), default=0)
-    if asked > most:
-        return f"{_gpus(asked)} on one server asked for, but no server has more than {most} that fit"
+    if asked > most and not request.spread:
+        return (
+            f"{_gpus(asked)} on one server asked for, but no server has more than {most} that fit; "
+            "ask with --spread (spread=True) to have them on several servers"
+        )
     return None
 
 

@@ -72,7 +72,7 @@ class Placer:
     def __init__(self, servers: Sequence[Server]) -> None:
         self.servers = servers
         self._server_of = {gpu.uuid: n for n, server in enumerate(servers) for gpu in server.gpus}
-        self._shapes: OrderedDict[Hashable, _Shape] = OrderedDict()
+        self._shapes: OrderedDict[Hashable, _Shape | _Spread] = OrderedDict()
         self._impossible: OrderedDict[Hashable, str | None] = OrderedDict()
         self._changes: list[str] | None = None
 
@@ -84,7 +84,8 @@ class Placer:
         key = _key(request)
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = _Shape(request, self.servers, used)
+            kind = _Spread if request.spread else _Shape
+            shape = self._shapes[key] = kind(request, self.servers, used)
             if len(self._shapes) > _SHAPES:
                 self._shapes.popitem(last=False)
         self._shapes.move_to_end(key)
@@ -135,6 +136,23 @@ class _Shape:
         return None
 
 
+class _Spread:
+    """The same of one whose GPUs may be of several servers: where each has room."""
+
+    def __init__(self, request: Request, servers: Sequence[Server], used: Granted) -> None:
+        self._count = request.num_gpus
+        self._eligible = [placement.eligible(request, server) for server in servers]
+        self._rooms = [placement.room(gpus, used) for gpus in self._eligible]
+        self._seen = len(used.changes)
+
+    def best(self, used: Granted, server_of: Mapping[str, int]) -> list[GPU] | None:
+        fresh = used.changes[self._seen :]
+        self._seen = len(used.changes)
+        for n in {server_of[uuid] for uuid in fresh if uuid in server_of}:
+            self._rooms[n] = placement.room(self._eligible[n], used)
+        return placement.few_servers(self._rooms, self._count)
+
+
 #: The placers of the servers that this thread has asked about lately.
 _mine = threading.local()
 
@@ -150,4 +168,4 @@ def _placer_of(servers: Sequence[Server]) -> Placer:
 
 
 def _key(request: Request) -> Hashable:
-    return request.num_gpus, request.partial, request.memory_mib, *sorted(request.filters.items())
+    return request.num_gpus, request.spread, request.partial, request.memory_mib, *sorted(request.filters.items())

@@ -24,12 +24,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 from .models import AskedBack, Lease, LeaseState, Request, Slice, WorkerAddress
+from .placement import in_order
 
 #: The newest step in migrations/versions. A change of the tables below is a step there, and one more here.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 metadata = MetaData()
 
@@ -93,6 +95,10 @@ leases = Table(
     Column("worker_created", Double),
     Column("expires_at", Double),
     Column("asked_back", Text),
+    # With a default, for a daemon of the version before knows nothing of it.
+    Column("spread", Boolean, nullable=False, server_default=false()),
+    #: WorkerAddress.elsewhere, as JSON.
+    Column("workers_elsewhere", Text),
     CheckConstraint(f"state IN ({_STATES})", name="known_state"),
     CheckConstraint("num_gpus >= 1", name="some_gpus"),
     CheckConstraint("(partial IS NULL) <> (memory_mib IS NULL)", name="one_size"),
@@ -200,6 +206,7 @@ def lease_row(lease: Lease) -> dict[str, Any]:
         "partial": request.partial,
         "memory_mib": request.memory_mib,
         "filters": json.dumps(dict(request.filters), sort_keys=True),
+        "spread": request.spread,
         "wait": request.wait,
         "secret_sha256": request.secret_sha256,
         "label": request.label,
@@ -240,7 +247,9 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
     """The lease as the ledger knows it: its heartbeat and position are the manager's."""
     worker = None
     if row.worker_port is not None:
-        worker = WorkerAddress(row.worker_host, row.worker_port, row.worker_pid, row.worker_created)
+        others = json.loads(row.workers_elsewhere) if row.workers_elsewhere else {}
+        elsewhere = {server: WorkerAddress(**one) for server, one in others.items()}
+        worker = WorkerAddress(row.worker_host, row.worker_port, row.worker_pid, row.worker_created, elsewhere)
     return Lease(
         request=Request(
             id=row.id,
@@ -249,6 +258,7 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
             partial=row.partial,
             memory_mib=row.memory_mib,
             filters=json.loads(row.filters),
+            spread=row.spread,
             namespace=row.namespace,
             wait=row.wait,
             secret_sha256=row.secret_sha256,
@@ -256,7 +266,7 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
             client=row.client,
         ),
         state=LeaseState(row.state),
-        slices=tuple(pieces),
+        slices=in_order(pieces) if row.spread else tuple(pieces),
         worker=worker,
         reason=row.reason,
         created_at=row.created_at,

@@ -90,7 +90,9 @@ END = (
     .where(leases.c.id == bindparam("lease_id"), leases.c.state == bindparam("from_state"))
     .values(state=bindparam("to_state"), reason=bindparam("why"), ended_at=bindparam("at"))
 )
-_CHANGING = ("expires_at", "asked_back",
+_CHANGING = (
+    "expires_at",
+    "asked_back",
     "state",
     "reason",
     "granted_at",
@@ -99,6 +101,7 @@ _CHANGING = ("expires_at", "asked_back",
     "worker_port",
     "worker_pid",
     "worker_created",
+    "workers_elsewhere",
 )
 CHANGE_LEASES = (
     update(leases)

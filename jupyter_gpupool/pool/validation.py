@@ -30,6 +30,8 @@ def validate(request: Request) -> None:
         raise InvalidRequest("the request has no owner")
     _check_size(request)
     _check_filters(request.filters)
+    if not isinstance(request.spread, bool):
+        raise InvalidRequest(f"spread must be true or false, not {_shown(request.spread)}")
     check_namespace(request.namespace)
     if not isinstance(request.wait, bool):
         raise InvalidRequest(f"wait must be true or false, not {_shown(request.wait)}")

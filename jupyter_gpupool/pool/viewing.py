@@ -276,7 +276,12 @@ def _changed(lease: Lease, plain: bool = False) -> dict[str, Any]:
         "worker_port": worker.port if worker else None,
         "worker_pid": worker.pid if worker else None,
         "worker_created": worker.created if worker else None,
+        "workers_elsewhere": _elsewhere(worker) if worker and worker.elsewhere else None,
         "expires_at": lease.expires_at,
         "asked_back": json.dumps([asdict(one) for one in lease.asked_back]) if lease.asked_back else None,
     }
     return values if plain else {f"to_{name}": value for name, value in values.items()}
+
+
+def _elsewhere(worker: WorkerAddress) -> str:
+    return json.dumps({server: one.to_json() for server, one in worker.elsewhere.items()})

@@ -71,6 +71,7 @@ wishes = st.builds(
     ),
     num_gpus=st.sampled_from([1, 1, 1, 2, 3]),
     filters=st.sampled_from([{}, {}, {"server": "one"}, {"server": "two"}, {"index": "1"}]),
+    spread=st.sampled_from([False, True]),
     namespace=st.sampled_from(["a", "b"]),
     wait=st.sampled_from([True, True, True, False]),
 )
@@ -240,6 +241,16 @@ class Life(RuleBasedStateMachine):
         for lease in self.manager.leases():
             assert self.now - self.beats[lease.id] <= TTL, "a silent lease outlived a tick"
 
+    def new_worker(self, lease: str) -> WorkerAddress:
+        """On each server of which the lease has slices."""
+
+        def one() -> WorkerAddress:
+            self.port += 1
+            return WorkerAddress("127.0.0.1", self.port, 100 + self.port, self.now)
+
+        first, *others = dict.fromkeys(piece.server for piece in self.slices[lease])
+        return replace(one(), elsewhere={server: one() for server in others})
+
     # -- workers ----------------------------------------------------------------------------------
 
     @precondition(lambda self: self.starting)
@@ -247,8 +258,7 @@ class Life(RuleBasedStateMachine):
     def worker_starts(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(sorted(self.starting)))
         self.starting.discard(lease)
-        self.port += 1
-        self.workers[lease] = WorkerAddress("127.0.0.1", self.port, 100 + self.port, self.now)
+        self.workers[lease] = self.new_worker(lease)
         self.carry_out(self.manager.worker_started(lease, self.workers[lease]))
 
     @precondition(lambda self: self.starting)
@@ -279,8 +289,7 @@ class Life(RuleBasedStateMachine):
         """Workers may or may not outlive it, and may have come up without anybody writing it down."""
         for lease in sorted(self.starting):
             if data.draw(st.booleans()):
-                self.port += 1
-                self.workers[lease] = WorkerAddress("127.0.0.1", self.port, 100 + self.port, self.now)
+                self.workers[lease] = self.new_worker(lease)
         self.starting.clear()
         self.workers = {lease: worker for lease, worker in self.workers.items() if data.draw(st.booleans())}
         self.ledger.close()
@@ -313,6 +322,9 @@ class Life(RuleBasedStateMachine):
         for lease in everything.values():
             if lease.state.holds:
                 assert len({piece.gpu_uuid for piece in lease.slices}) == lease.request.num_gpus
+                assert lease.request.spread or len({piece.server for piece in lease.slices}) == 1
+                if lease.state is LeaseState.ACTIVE:
+                    assert lease.worker == self.workers[lease.id], "every one of its workers is known"
                 for piece in lease.slices:
                     sums[piece.gpu_uuid] += piece.memory_mib
         for gpu, total in sums.items():

@@ -76,6 +76,24 @@ def test_the_server_that_fits_best_is_taken_and_a_lease_never_spans_servers() ->
     assert place(request(num_gpus=2, memory_mib=600), servers, {"a-0": 500, "b-0": 500}) is None
 
 
+def test_one_that_spreads_is_on_as_few_servers_as_possible() -> None:
+    servers = [
+        Server("c", "h", (gpu("c", 0), gpu("c", 1), gpu("c", 2))),
+        Server("b", "h", (gpu("b", 0), gpu("b", 1))),
+        Server("a", "h", (gpu("a", 0), gpu("a", 1))),
+    ]
+
+    def placed(count: int, used: dict[str, int]) -> list[str]:
+        found = place(request(num_gpus=count, spread=True, memory_mib=600), servers, used)
+        return [piece.gpu_uuid for piece in found or ()]
+
+    assert placed(2, {"a-0": 300, "a-1": 300}) == ["a-0", "a-1"], "one that has room for all, the best"
+    assert placed(4, {"a-1": 200}) == ["a-1", "c-0", "c-1", "c-2"], "for the rest the best fit; in order of names"
+    assert placed(5, {"c-0": 500}) == ["a-0", "b-0", "b-1", "c-1", "c-2"]
+    assert placed(7, {}) == ["a-0", "a-1", "b-0", "b-1", "c-0", "c-1", "c-2"]
+    assert placed(7, {"b-0": 500}) == [] == placed(8, {})
+
+
 def test_unhealthy_gpus_are_left_alone() -> None:
     servers = [Server("s", "h", (gpu("s", 0, healthy=False), gpu("s", 1)))]
     slices = place(request(), servers, {})
@@ -120,8 +138,10 @@ def test_what_can_never_be_is_explained(values: dict[str, Any], reason: str) -> 
 def test_more_than_any_one_server_has_is_impossible() -> None:
     servers = [Server("a", "h", (gpu("a", 0),)), Server("b", "h", (gpu("b", 0),))]
     reason = "2 GPUs on one server asked for, but no server has more than 1 that fit"
+    reason += "; ask with --spread (spread=True) to have them on several servers"
     assert impossible(request(num_gpus=2), servers) == reason
     assert impossible(request(), []) == "the pool has no GPUs"
+    assert impossible(request(num_gpus=2, spread=True), servers) is None
     mixed = [Server("a", "h", (gpu("a", 0), gpu("a", 1, 500)))]
     assert "only 1 of the pool's" in str(impossible(request(num_gpus=2, memory_mib=600), mixed))
 
@@ -142,24 +162,32 @@ sizes = st.one_of(
 )
 
 
-@given(pools, st.integers(1, 5), sizes, st.data())
+@given(pools, st.integers(1, 5), sizes, st.booleans(), st.data())
 def test_a_placement_keeps_every_promise(
-    servers: list[Server], count: int, size: dict[str, Any], data: st.DataObject
+    servers: list[Server], count: int, size: dict[str, Any], spread: bool, data: st.DataObject
 ) -> None:
     every = {g.uuid: g for s in servers for g in s.gpus}
     used = {uuid: data.draw(st.integers(0, g.memory_mib)) for uuid, g in every.items()}
-    asked = request(num_gpus=count, **size)
+    asked = request(num_gpus=count, spread=spread, **size)
     slices = place(asked, servers, used)
-    if slices is None:
-        fits = [
+    fits = sorted(
+        (
             sum(g.healthy and 1 <= share_mib(asked, g) <= g.memory_mib - used[g.uuid] for g in s.gpus)
             for s in servers
-        ]
-        assert max(fits, default=0) < count, "it refuses only what does not fit"
+        ),
+        reverse=True,
+    )
+    if slices is None:
+        most = sum(fits) if spread else max(fits, default=0)
+        assert most < count, "it refuses only what does not fit"
         return
     assert impossible(asked, servers) is None, "what is granted is never called impossible"
     assert len({piece.gpu_uuid for piece in slices}) == len(slices) == count
-    assert len({piece.server for piece in slices}) == 1
+    fewest = next(n for n in range(1, 5) if sum(fits[:n]) >= count)
+    assert len({piece.server for piece in slices}) == (fewest if spread else 1)
+    if fewest == 1:
+        assert slices == place(request(num_gpus=count, **size), servers, used), "it spreads only where it has to"
+    assert [(p.server, p.index) for p in slices] == sorted((p.server, p.index) for p in slices)
     for piece in slices:
         card = every[piece.gpu_uuid]
         assert card.healthy
@@ -167,11 +195,11 @@ def test_a_placement_keeps_every_promise(
         assert piece.memory_mib == share_mib(asked, card)
 
 
-@given(pools, st.integers(1, 5), sizes)
+@given(pools, st.integers(1, 5), sizes, st.booleans())
 def test_an_idle_pool_grants_exactly_what_is_not_impossible(
-    servers: list[Server], count: int, size: dict[str, Any]
+    servers: list[Server], count: int, size: dict[str, Any], spread: bool
 ) -> None:
-    asked = request(num_gpus=count, **size)
+    asked = request(num_gpus=count, spread=spread, **size)
     assert (place(asked, servers, {}) is None) == (impossible(asked, servers) is not None)
 
 

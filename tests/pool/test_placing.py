@@ -21,14 +21,15 @@ def test_it_answers_as_placement_does(ask: Callable[..., Request]) -> None:
     servers[3] = Server(servers[3].name, servers[3].host, servers[3].gpus, draining=True)
     used, placer = Granted({}), Placer(servers)
     held: list[tuple] = []
-    granted = refused = 0
+    granted = refused = spread = 0
     for _ in range(4000):
         if held and chance.random() < 0.45:
             for piece in held.pop(chance.randrange(len(held))):
                 used.use(piece.gpu_uuid, -piece.memory_mib)
             continue
         request = ask(
-            num_gpus=chance.choice([1, 1, 2, 3]),
+            num_gpus=chance.choice([1, 1, 2, 3, 5]),
+            spread=chance.random() < 0.3,
             filters=chance.choice([{}, {}, {"server": f"s{chance.randrange(12)}"}, {"index": "0"}]),
             **chance.choice([{"partial": p} for p in (0.1, 0.29, 0.5, 1.0)] + [{"memory_mib": 650}]),
         )
@@ -39,7 +40,8 @@ def test_it_answers_as_placement_does(ask: Callable[..., Request]) -> None:
             refused += 1
             continue
         granted += 1
+        spread += len({piece.server for piece in expected}) > 1
         for piece in expected:
             used.use(piece.gpu_uuid, piece.memory_mib)
         held.append(expected)
-    assert granted > 500 and refused > 100, "both happened"
+    assert granted > 500 and refused > 100 and spread > 50, "all of it happened"
