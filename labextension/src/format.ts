@@ -2,6 +2,8 @@
 
 import { TranslationBundle } from '@jupyterlab/translation';
 
+import { IPiece } from './wire';
+
 /** `auto`: MiB below one GiB, GiB above. */
 export type Unit = 'auto' | 'MiB' | 'GiB';
 
@@ -76,4 +78,24 @@ const FIGURES = [0, 1].map(
 
 function figure(value: number, digits: 0 | 1): string {
   return FIGURES[digits].format(value);
+}
+
+/** `2 × 26,008 MiB: GPU 0, 1 of vm`, once for each server and size. */
+export function placed(slices: readonly IPiece[], trans: TranslationBundle): string {
+  const parts = new Map<string, IPiece[]>();
+  for (const piece of slices) {
+    const key = JSON.stringify([piece.server, piece.memory_mib]);
+    parts.set(key, [...(parts.get(key) ?? []), piece]);
+  }
+  return [...parts.values()]
+    .map(pieces =>
+      trans.__(
+        '%1 × %2: GPU %3 of %4',
+        pieces.length,
+        trans.__('%1 MiB', plain(pieces[0].memory_mib)),
+        pieces.map(piece => piece.index).join(', '),
+        pieces[0].server
+      )
+    )
+    .join(' · ');
 }

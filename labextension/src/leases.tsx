@@ -5,7 +5,7 @@ import { Button } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import { IViewProps } from './context';
-import { age, moment, part, plain, share } from './format';
+import { age, moment, part, placed, share } from './format';
 import { IUse, mineOf, split, uses } from './state';
 import { IAskedBack, ILease } from './wire';
 import { IRow, Windowed } from './windowed';
@@ -129,7 +129,7 @@ function Lease(props: ILeaseProps): JSX.Element {
         )}
       </div>
       <div className="jp-GPUPool-figures">
-        <span title={where(lease, trans)}>{where(lease, trans)}</span>
+        <span title={placed(lease.slices, trans)}>{placed(lease.slices, trans)}</span>
       </div>
       <div
         className="jp-GPUPool-bar"
@@ -301,19 +301,4 @@ function stateOf(lease: ILease, trans: TranslationBundle): string {
     default:
       return lease.state;
   }
-}
-
-/** `2 × 26,008 MiB: GPU 0, 1 of vm` */
-function where(lease: ILease, trans: TranslationBundle): string {
-  const parts = new Map<string, number[]>();
-  for (const piece of lease.slices) {
-    const key = trans.__('%1 MiB', plain(piece.memory_mib));
-    parts.set(key, [...(parts.get(key) ?? []), piece.index]);
-  }
-  const server = lease.slices[0]?.server ?? '';
-  return [...parts]
-    .map(([each, indices]) =>
-      trans.__('%1 × %2: GPU %3 of %4', indices.length, each, indices.join(', '), server)
-    )
-    .join(' · ');
 }

@@ -3,7 +3,7 @@
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { age, exactly, plain, share, size } from '../format';
+import { age, exactly, placed, share, size } from '../format';
 import { IPoolState, IUse, uses } from '../state';
 import { ILease } from '../wire';
 import { IConsoleProps } from './context';
@@ -182,13 +182,10 @@ function stateOf(lease: ILease, trans: TranslationBundle): [Tone, string] {
 
 /** `2 × 26,008 MiB: GPU 0, 1 of vm`, or what is wanted. */
 function where(lease: ILease, trans: TranslationBundle): string {
-  const [first] = lease.slices;
-  if (!first) {
+  if (lease.slices.length === 0) {
     const { num_gpus, partial, memory_mib } = lease.request;
     const each = partial === null ? exactly(memory_mib ?? 0, trans) : share(partial);
     return trans.__('%1 × %2 wanted', num_gpus, each);
   }
-  const each = trans.__('%1 MiB', plain(first.memory_mib));
-  const indices = lease.slices.map(piece => piece.index).join(', ');
-  return trans.__('%1 × %2: GPU %3 of %4', lease.slices.length, each, indices, first.server);
+  return placed(lease.slices, trans);
 }
