@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
-from . import openapi_tenants
+from . import openapi_health, openapi_tenants
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -401,13 +401,7 @@ def document() -> dict[str, Any]:
                 },
             },
             **openapi_tenants.paths(_answers, _schema, _query),
-            "/health": {
-                "get": {
-                    "operationId": "getHealth",
-                    "summary": "Named checks",
-                    "responses": _answers("All is well", None, 503),
-                }
-            },
+            **openapi_health.paths(_answers, _schema),
             **_TOKEN_PATHS,
             "/openapi.json": {
                 "get": {
@@ -432,6 +426,7 @@ def document() -> dict[str, Any]:
                 "TokenMade": _TOKEN_MADE,
                 "Life": _LIFE,
                 "Error": _ERROR,
+                **openapi_health.SCHEMAS,
                 **openapi_tenants.SCHEMAS,
             },
         },

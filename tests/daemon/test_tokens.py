@@ -137,6 +137,17 @@ def test_every_refusal_says_what_to_do(server: Server) -> None:
         server.client(server.token()["token"]).tokens()
 
 
+def test_a_server_of_another_authority_is_not_spoken_to(server: Server, tmp_path: Path) -> None:
+    """Nothing of the token leaves the client, which says what is amiss."""
+    assert gpupool("server", "init", tmp_path / "other", "--address", "localhost").returncode == 0
+    home = tmp_path / "bundle"
+    server.bundle(home)
+    (home / bundle.CA).write_bytes((tmp_path / "other" / "ca.crt").read_bytes())
+    refused = gpupool("leases", GPUPOOL_CONFIG_DIR=str(home))
+    assert refused.returncode == 1 and "ca.crt" in refused.stderr, refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_only_hashes_are_kept(own_server: Server) -> None:
     """Neither the ledger nor the log has what is shown for a token."""
     token = own_server.token()["token"]

@@ -161,6 +161,11 @@ def test_new_certificates_are_shown_to_new_connections(
     (server.folder / "server.crt").write_text("no certificate")
     eventually(lambda: "The certificate stays what it was" in server.log, "the log says so")
     assert shown(server, server.port) == second
+    asks = {"GPUPOOL_CONFIG_DIR": str(server.folder / "admin")}
+    eventually(lambda: gpupool("health", **asks).returncode == 1, "what watches over it hears of it")
+    told = gpupool("health", **asks)
+    assert re.search(r"^FAIL +certificate .*cannot be read", told.stdout, re.M), told.stdout
+    assert "gpupool server renew" in told.stdout
     line.release()
     client.release(lease.id)
 
