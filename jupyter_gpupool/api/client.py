@@ -58,13 +58,10 @@ class PoolClient:
         self._timeout_s = timeout_s
         self._patience_s = patience_s if len(self._urls) == 1 else max(patience_s, TAKEOVER_S)
         self.secure = all(u.startswith("https:") for u in self._urls)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.context = _context(ca) if ca else None
         # The pool is addressed directly: a proxy for the web has no business here.
-        self._http = httpx.Client(
-            headers=headers,
-            trust_env=False,
-            verify=_context(ca) if ca else True,
-        )
+        self._http = httpx.Client(headers=self.headers, trust_env=False, verify=self.context or True)
 
     @property
     def url(self) -> str:
@@ -201,6 +198,7 @@ class PoolClient:
     def audit(self, since: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
         """Who asked for what since then, oldest first; for the pool's administrator."""
         return self._call("GET", "/audit", {"since": since, "limit": limit})["entries"]
+
     def drain(self, server: str, draining: bool = True) -> None:
         """Place nothing new on that server, or place on it again. For administrators."""
         self._call("PATCH", f"/servers/{quote(server, safe='')}", None, {"draining": draining})

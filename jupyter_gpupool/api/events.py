@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized, ws_authenticated
@@ -54,12 +53,12 @@ class _Events(WebSocketHandler):
         if self.view is not None:
             self.view.leave(self)
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def tell(self, message: str) -> None:
         if self.unsent >= _MOST_UNSENT:
             self.close(_TRY_AGAIN, "too slow")
             return
         try:
-            sent = self.write_message(json.dumps(message, separators=(",", ":")))
+            sent = self.write_message(message)
         except WebSocketClosedError:
             return
         self.unsent += 1
@@ -101,7 +100,7 @@ class EventsWithToken(_Events):
             return
         self.settings.get("admitted", lambda request: None)(self.request)
 
-    def tell(self, message: dict[str, Any]) -> None:
+    def tell(self, message: str) -> None:
         if self.tokens.still(self.caller):
             super().tell(message)
         else:

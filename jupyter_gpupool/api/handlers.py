@@ -327,7 +327,7 @@ def standalone_handlers(
     return [events, *((path, with_token(call), arguments) for path, call in routes)]
 
 
-def jupyter_handlers(service: PoolService) -> list[tuple]:
+def jupyter_handlers(service: PoolService, events_in: type[EventsInJupyter] = EventsInJupyter) -> list[tuple]:
     """Handlers for Jupyter Server, which adds its base URL."""
-    events = (f"{PREFIX}/events", EventsInJupyter, {"feed": Feed(service)})
+    events = (f"{PREFIX}/events", events_in, {"feed": Feed(service)})
     return [events, *((f"{PREFIX}{path}", in_jupyter(call), {"service": service}) for path, call in ROUTES)]

@@ -25,8 +25,6 @@ def picture(
     used: dict[str, int] = {}
     busy: dict[str, float] = {}
     for lease in snapshot.leases:
-        mine = namespaces.manages(owner, lease)
-        named = mine or namespaces.sees_holder(owner, lease)
         account = usage.get(lease.id)
         for piece in lease.slices:
             allocated = account.allocated_bytes.get(piece.gpu_uuid, 0) if account else 0
@@ -35,28 +33,34 @@ def picture(
             busy[piece.gpu_uuid] = min(1.0, busy.get(piece.gpu_uuid, 0.0) + share)
             slices.setdefault(piece.gpu_uuid, []).append(
                 {
-                    "lease": lease.id if named else None,
-                    "owner": lease.request.owner if named else None,
-                    "label": lease.request.label if mine else "",
+                    "lease": lease.id,
+                    "owner": lease.request.owner,
+                    "label": lease.request.label,
                     "memory_mib": piece.memory_mib,
                     "used_mib": allocated >> 20,
                     "busy": round(share, 2),
                     "state": lease.state.value,
                 }
             )
+    leases = {lease.id: lease for lease in snapshot.leases}
     servers = [
         {
             "name": server.name,
             "host": server.host,
             "draining": server.draining,
             "gpus": [
-                {
-                    **vars(gpu),
-                    "granted_mib": snapshot.granted_mib.get(gpu.uuid, 0),
-                    "used_mib": used.get(gpu.uuid, 0) >> 20,
-                    "busy": round(busy.get(gpu.uuid, 0.0), 2),
-                    "slices": slices.get(gpu.uuid, []),
-                }
+                narrowed(
+                    {
+                        **vars(gpu),
+                        "granted_mib": snapshot.granted_mib.get(gpu.uuid, 0),
+                        "used_mib": used.get(gpu.uuid, 0) >> 20,
+                        "busy": round(busy.get(gpu.uuid, 0.0), 2),
+                        "slices": slices.get(gpu.uuid, []),
+                    },
+                    leases,
+                    owner,
+                    namespaces,
+                )
                 for gpu in server.gpus
             ],
         }
@@ -64,6 +68,23 @@ def picture(
     ]
     queue = [lease.id if namespaces.manages(owner, lease) else None for lease in snapshot.queue]
     return {"version": __version__, "servers": servers, "queue": queue, "healthy": healthy}
+
+
+def narrowed(
+    gpu: dict[str, Any], leases: Mapping[str, Lease], owner: str | None, namespaces: Namespaces
+) -> dict[str, Any]:
+    """A GPU of an administrator's picture as ``owner`` may see it."""
+    if owner is None:
+        return gpu
+    slices = []
+    for piece in gpu["slices"]:
+        lease = leases[piece["lease"]]
+        if not namespaces.sees_holder(owner, lease):
+            piece = {**piece, "lease": None, "owner": None, "label": ""}
+        elif not namespaces.manages(owner, lease):
+            piece = {**piece, "label": ""}
+        slices.append(piece)
+    return {**gpu, "slices": slices}
 
 
 def foreseen(lease: Lease) -> dict[str, Any]:

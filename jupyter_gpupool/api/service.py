@@ -22,6 +22,7 @@ from ..pool.ledger import Ledger
 from ..pool.lock import LedgerLock
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
+from ..pool.namespaces import Namespaces
 from . import traces
 from .engines import ENGINES, engine_class
 from .health import Check, Health
@@ -270,9 +271,13 @@ class PoolService(LoggingConfigurable):
 
     async def pool(self, owner: str | None) -> dict[str, Any]:
         """The pool as JSON to ``owner``, or (None) to who administers it; see :mod:`.picture`."""
-        namespaces = self._need().namespaces
-        snapshot = await self._call(self._need().snapshot)
-        return picture(snapshot, self.engine.usage(), owner, namespaces, self.wellness.ok)
+        return (await self.look(owner))[0]
+
+    async def look(self, owner: str | None = None) -> tuple[dict[str, Any], list[Lease], Namespaces]:
+        """The same, and all leases that live, and what says who sees what of them."""
+        names = self._need().namespaces
+        now = await self._call(self._need().snapshot)
+        return picture(now, self.engine.usage(), owner, names, self.wellness.ok), [*now.leases, *now.queue], names
 
     async def history(
         self, since: float | None, step: int | None = None, gpus: Sequence[str] | None = ()

@@ -20,6 +20,7 @@ from .handlers import kernel_handlers
 from .hub.single_user import HubServer
 from .metrics import PoolMetrics
 from .provisioner import GPUPoolProvisioner
+from .relay import EventsWherever
 from .user_pool import GPUPool
 
 #: These let one user in, and make up a new name for every browser.
@@ -52,7 +53,7 @@ class GPUPoolExtension(ExtensionApp):
         # It answers the calls that the handlers make of a service.
         service = cast(PoolService, self.pool)
         self.handlers.extend(
-            kernel_handlers(service) + administrative_handlers(service) + jupyter_handlers(service)
+            kernel_handlers(service) + administrative_handlers(service) + jupyter_handlers(service, EventsWherever)
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Protocol
 
 from prometheus_client import REGISTRY
@@ -13,6 +14,8 @@ from ..pool.models import Lease
 
 #: How old a figure may get where nothing changes but what is used, in seconds.
 _EVERY_S = 5.0
+#: At most this share of the time is spent with reading: a large pool is work.
+_SHARE = 0.05
 
 #: In the registry that Jupyter Server shows; made once for a process, whatever number of pools it sees.
 _FIGURES = PoolFigures(REGISTRY)
@@ -44,10 +47,14 @@ class PoolMetrics:
     async def _run(self) -> None:
         while True:
             self._news.clear()
+            began = time.monotonic()
             try:
                 _FIGURES.show(await self._pool.pool(None), await self._pool.leases(None))
             except PoolError:
                 _FIGURES.up.set(0)
+            rest = (time.monotonic() - began) / _SHARE
+            if rest > _EVERY_S:
+                await asyncio.sleep(rest)
             try:
                 await asyncio.wait_for(self._news.wait(), _EVERY_S)
             except (TimeoutError, asyncio.TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from ..pool.models import Lease
 
 #: How often it is asked, in seconds. What came and went in between is not heard of.
 _EVERY_S = 1.0
+#: At most this share of the time is spent with asking: the answer of a large pool is work for both sides.
+_SHARE = 0.05
 
 
 class _Leases(Protocol):
@@ -33,6 +36,7 @@ class Watch:
     async def _run(self) -> None:
         known: dict[str, str] | None = None  # what is there already is no news
         while True:
+            began = time.monotonic()
             try:
                 live = {lease.id: lease for lease in await self._pool.leases(None)}
                 if known is not None:
@@ -44,7 +48,7 @@ class Watch:
                 known = {id: lease.state.value for id, lease in live.items()}
             except PoolError:
                 pass  # away; whoever calls it next will see to that
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(max(_EVERY_S, (time.monotonic() - began) / _SHARE))
 
     def _tell(self, lease: Lease, previous: str | None) -> None:
         self._callback({"type": "lease", "lease": lease.to_json(), "previous": previous})

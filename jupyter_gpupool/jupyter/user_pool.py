@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
+from tornado.websocket import WebSocketClientConnection
 from traitlets import Bool, Enum, Unicode, default
 from traitlets.config import LoggingConfigurable
 
-from ..api import bundle, discovery
+from ..api import bundle, discovery, listening
 from ..api.auth import TokenStore, new_token
 from ..api.client import NOT_OFFERED, Passed, PoolClient
 from ..api.engines import ENGINES
@@ -27,6 +28,7 @@ from ..api.service import PoolService
 from ..holder import TOKEN_VARIABLE, URL_VARIABLE, ca_for
 from ..pool.errors import InvalidRequest, NotOffered, PoolUnreachable
 from ..pool.models import Lease, Request
+from ..pool.namespaces import Namespaces
 from . import door
 from .tenants import TenantsElsewhere, TenantsWherever
 from .transitions import Watch
@@ -205,6 +207,14 @@ class GPUPool(LoggingConfigurable):
     async def pool(self, owner: str | None) -> dict[str, Any]:
         return await self._ask(lambda p: p.pool(self._owner(owner)))
 
+    async def look(self) -> tuple[dict[str, Any], list[Lease], Namespaces]:
+        """For a feed of a pool that is hosted here; of one elsewhere :meth:`events` has its own."""
+        return await self._ask(lambda p: p.look())
+
+    async def events(self, query: dict[str, str]) -> WebSocketClientConnection | None:
+        """What the pool tells those who watch it, on from ``query``; None where it is hosted here."""
+        return await self._ask(lambda p: p.events(query) if isinstance(p, _Joined) else _none())
+
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
         return await self._ask(lambda p: p.leases(self._owner(owner), include_ended))
 
@@ -310,6 +320,12 @@ class _Joined:
     async def pool(self, owner: str | None) -> dict[str, Any]:
         return await asyncio.to_thread(self._client.pool)
 
+    async def look(self) -> tuple[dict[str, Any], list[Lease], Namespaces]:
+        raise PoolUnreachable("another process hosts the GPU pool now; connect again")
+
+    async def events(self, query: dict[str, str]) -> WebSocketClientConnection:
+        return await listening.connect(self._client, query)
+
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
         return await asyncio.to_thread(self._client.leases, include_ended)
 
@@ -356,3 +372,7 @@ class _Joined:
         self, method: str, path: str, query: dict[str, list[str]], body: bytes, accept: str
     ) -> Passed:
         return await asyncio.to_thread(self._client.pass_on, method, path, query, body, accept)
+
+
+async def _none() -> None:
+    return None

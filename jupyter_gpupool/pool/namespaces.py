@@ -32,6 +32,8 @@ class Namespaces:
 
     def __init__(self) -> None:
         self._known: dict[str, Namespace] = {DEFAULT: Namespace(DEFAULT)}
+        #: How often they have changed: while it is the same, everybody may do what they could.
+        self.version = 0
 
     def read(self, tx: Transaction) -> bool:
         """Whether anything is other than it was."""
@@ -50,6 +52,7 @@ class Namespaces:
                 of.get(row.name, {}),
             )
         before, self._known = self._known, known
+        self.version += before != known
         return before != known
 
     # -- what there is

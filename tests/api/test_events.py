@@ -12,7 +12,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from jupyter_gpupool.api import discovery
-from jupyter_gpupool.api.feed import difference
+from jupyter_gpupool.api.sight import difference
 
 from .conftest import Pool, ask
 

@@ -100,8 +100,8 @@ def test_a_gpu_that_is_lost_gets_nothing_until_it_is_back(tmp_path: Path, machin
             told: list[dict[str, Any]] = []
 
             class Watcher:
-                def tell(self, message: dict[str, Any]) -> None:
-                    told.append(message)
+                def tell(self, message: str) -> None:
+                    told.append(json.loads(message))
 
                 def end(self, reason: str) -> None:
                     raise AssertionError(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from jupyter_gpupool import holder
+from jupyter_gpupool.api import listening
 from jupyter_gpupool.api.client import PoolClient
 from jupyter_gpupool.pool.errors import (
     ImpossibleRequest,
@@ -135,6 +137,28 @@ def test_colleagues_who_know_each_other(server: Server) -> None:
     assert [of["members"] for of in dan.namespaces() if of["name"] == "open"] == [
         {"cyd": "use", "dan": "use"}
     ]
+
+    async def watched() -> None:
+        """What is told to who watches is narrowed as what is answered, and again when rights change."""
+        for client, leases in ((cyd, [lease.id]), (dan, []), (server.administrator(), [lease.id])):
+            socket = await listening.connect(client, {})
+            state = json.loads(await socket.read_message() or "")
+            pool = await asyncio.to_thread(client.pool)
+            told = [gpu["slices"] for gpu in state["gpus"].values()]
+            assert told == [gpu["slices"] for gpu in pool["servers"][0]["gpus"]]
+            assert list(state["leases"]) == leases
+            if client is not dan:
+                socket.close()
+                continue
+            admin = server.administrator()
+            await asyncio.to_thread(admin.change_namespace, "open", {"names_holders": False})
+            while not (gpus := json.loads(await socket.read_message() or "").get("gpus")):
+                pass
+            (changed,) = gpus.values()
+            assert [piece["owner"] for piece in changed["slices"]] == [None]
+            socket.close()
+
+    asyncio.run(asyncio.wait_for(watched(), 60))
     line.release()
     cyd.release(lease.id)
 

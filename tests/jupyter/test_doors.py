@@ -39,6 +39,13 @@ def started(jp_serverapp: Any, jp_asyncio_loop: asyncio.AbstractEventLoop) -> It
     jp_serverapp.kernel_manager._pending_kernels.clear()
 
 
+async def hear(socket: Any) -> dict[str, Any]:
+    """The next message of a feed."""
+    message = await asyncio.wait_for(socket.read_message(), 30)
+    assert message is not None, socket.close_reason
+    return json.loads(message)
+
+
 async def until(condition: Callable[[], Any], what: str) -> Any:
     """As the fixture ``eventually``, in a test whose own loop hosts the pool."""
     for _ in range(3000):
@@ -288,6 +295,7 @@ class TestAConfiguredPool:
         self,
         pool: PoolClient,
         jp_fetch: Callable[..., Any],
+        jp_ws_fetch: Callable[..., Any],
         jp_serverapp: Any,
         kernelspec: Callable[..., str],
     ) -> None:
@@ -297,7 +305,9 @@ class TestAConfiguredPool:
             heard.append(data["state"])
 
         jp_serverapp.event_logger.add_listener(schema_id=SCHEMA_ID, listener=note)
-        await until(lambda: jp_serverapp is not None, "the server runs")
+        socket = await jp_ws_fetch(*API, "events")
+        state = await hear(socket)
+        assert state["type"] == "state" and len(state["gpus"]) == len(pool.pool()["servers"][0]["gpus"])
         kernel = json.loads(
             (await jp_fetch("api", "kernels", method="POST", body=json.dumps({"name": kernelspec()}))).body
         )
@@ -305,12 +315,21 @@ class TestAConfiguredPool:
         (here,) = json.loads((await jp_fetch(*API, "leases")).body)["leases"]
         assert here["id"] == there.id and here["state"] == "ACTIVE"
         await until(lambda: "ACTIVE" in heard, "what happens there is an event here")
+        while there.id not in (await hear(socket)).get("leases", {}):
+            pass
+        socket.close()
+        # The feed is that of the pool itself, in which who comes back goes on.
+        again = await jp_ws_fetch(*API, "events", params={"feed": state["feed"], "seq": state["seq"]})
+        assert (await hear(again))["type"] == "resumed"
+        while there.id not in (await hear(again)).get("leases", {}):
+            pass
+        again.close()
         await jp_fetch("api", "kernels", kernel["id"], method="DELETE")
         assert not await asyncio.to_thread(pool.leases)
         await until(lambda: "RELEASED" in heard, "so is its end")
 
     async def test_that_is_away_is_a_readable_refusal(
-        self, start_pool: Any, jp_fetch: Callable[..., Any], jp_serverapp: Any, elsewhere: Any
+        self, jp_fetch: Callable[..., Any], jp_ws_fetch: Callable[..., Any], jp_serverapp: Any, elsewhere: Any
     ) -> None:
         (extension,) = jp_serverapp.extension_manager.extension_apps["jupyter_gpupool"]
         await extension.pool.stop()
@@ -320,6 +339,9 @@ class TestAConfiguredPool:
             await jp_fetch(*API, "pool")
         assert refused.value.code == 502
         assert "http://127.0.0.1:9" in json.loads(refused.value.response.body)["message"]
+        socket = await jp_ws_fetch(*API, "events")
+        assert await asyncio.wait_for(socket.read_message(), 30) is None
+        assert "http://127.0.0.1:9" in socket.close_reason
 
 
 class TestAPoolThatIsNotShared:

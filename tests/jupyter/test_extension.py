@@ -19,7 +19,8 @@ import httpx
 import psutil
 import pytest
 from jupyter_server.auth import Authorizer, IdentityProvider, User
-from tornado.httpclient import HTTPClientError
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
 
 from jupyter_gpupool.api import discovery
 from jupyter_gpupool.api.client import PoolClient
@@ -216,7 +217,19 @@ def test_a_second_server_joins_the_first_and_takes_its_place(
     assert [lease["id"] for lease in at_second.get("/leases").json()["leases"]] == [made["id"]]
     assert at_second.delete(f"/leases/{made['id']}").json()["state"] == "RELEASED"
     assert at_second.delete(f"/leases/{uuid.uuid4()}").status_code == 404
-    first.kill()
+    url = str(at_second.base_url).replace("http", "ws", 1) + "events"
+
+    async def watch() -> None:
+        watching = HTTPRequest(url, headers={"Authorization": at_second.headers["Authorization"]})
+        socket = await websocket_connect(watching)
+        there = await hear(socket)
+        first.kill()
+        while await asyncio.wait_for(socket.read_message(), 30) is not None:
+            pass  # until it is told that the pool has gone
+        here = await hear(await websocket_connect(watching))
+        assert (there["type"], here["type"]) == ("state", "state") and here["feed"] != there["feed"]
+
+    asyncio.run(watch())
     first.wait(60)
     eventually(lambda: at_second.get("/pool").status_code == 200, "the second server hosts the pool")
     address = discovery.find()
