@@ -111,6 +111,15 @@ def test_works_without_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["holder", "face", "cli.app"])
+def test_a_client_loads_nothing_of_a_server(module: str) -> None:
+    """A kernel attaches, and a command answers, without having read a database's library first."""
+    heavy = ("sqlalchemy", "alembic", "tornado", "torch", "cryptography")
+    program = f"import sys, jupyter_gpupool.{module}; sys.exit([m for m in {heavy} if m in sys.modules] or 0)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_example_knows_nothing_of_the_pool() -> None:
     example = (PACKAGE / "examples" / "mnist.py").read_text()
     assert "gpupool" not in example.lower()

@@ -6,7 +6,6 @@ import getpass
 import hashlib
 import hmac
 import inspect
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable
@@ -87,11 +86,6 @@ def _by_subprotocol(request: HTTPServerRequest) -> str:
     offered = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
     shown = [word[len(TOKEN_PROTOCOL) :] for word in offered if word.startswith(TOKEN_PROTOCOL)]
     return f"Bearer {shown[0]}" if len(shown) == 1 else ""
-
-
-def new_token() -> str:
-    """256 random bits as text."""
-    return secrets.token_urlsafe(32)
 
 
 def digest(token: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,6 @@ from jupyter_core.paths import jupyter_runtime_dir
 from .. import __version__
 from ..engines import process as processes
 from ..pool.errors import PoolError, PoolUnreachable
-from .auth import new_token
 
 #: How long a pool may take to answer after its start, in seconds.
 START_TIMEOUT_S = 60.0
@@ -51,6 +51,11 @@ def publish(url: str, token: str) -> Path:
         json.dump(content, f)
     os.replace(f"{path}.new", path)
     return path
+
+
+def new_token() -> str:
+    """256 random bits as text."""
+    return secrets.token_urlsafe(32)
 
 
 def user_token() -> str:

@@ -18,7 +18,7 @@ from traitlets import Bool, Enum, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from ..api import bundle, discovery, listening
-from ..api.auth import TokenStore, new_token
+from ..api.auth import TokenStore
 from ..api.client import NOT_OFFERED, Passed, PoolClient
 from ..api.engines import ENGINES
 from ..api.handlers import MAX_BODY, standalone_application
@@ -278,7 +278,7 @@ class _Host:
         # Jupyter's own port may want TLS, a password or a hub; what runs as this user needs none of them.
         try:
             sockets = bind_sockets(0, "127.0.0.1")
-            token = new_token()
+            token = discovery.new_token()
             application = standalone_application(
                 self.service, TokenStore(token), SERVERS, log_function=lambda handler: None
             )
