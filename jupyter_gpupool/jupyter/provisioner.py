@@ -13,6 +13,7 @@ from traitlets import Bool, Dict, Float, Int
 from ..pool.errors import InvalidRequest, PoolError
 from . import contract
 from .hub.single_user import at_server, default_wish
+from .ports import KeptPorts
 from .wishes import FIELDS, Wish, of_notebook, parse, wishes
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class GPUPoolProvisioner(LocalProvisioner):
         self._lease: KernelLease | None = None
         self._wish: Wish | None = None
         self._notebook = ""
+        self._ports = KeptPorts()
 
     # -- the kernel's life
 
@@ -79,8 +81,9 @@ class GPUPoolProvisioner(LocalProvisioner):
         try:
             environment = await self._prepare()
             kwargs = await super().pre_launch(**kwargs)
+            self._keep_ports()
         except BaseException:
-            await self._release()  # nobody will call cleanup
+            await self._give_back()  # nobody will call cleanup
             raise
         if environment or not at_server():
             for name in contract.ALL:
@@ -94,7 +97,7 @@ class GPUPoolProvisioner(LocalProvisioner):
         try:
             connection = await super().launch_kernel(cmd, **kwargs)
         except BaseException:
-            await self._release()  # as above
+            await self._give_back()  # as above
             raise
         if self._lease is not None and self.pid is not None:
             self._lease.watch(self.pid, self.grace_s)
@@ -103,7 +106,7 @@ class GPUPoolProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         await super().cleanup(restart=restart)
         if not restart:
-            await self._release()
+            await self._give_back()
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         info = await super().get_provisioner_info()
@@ -120,6 +123,16 @@ class GPUPoolProvisioner(LocalProvisioner):
                 self._wish = parse(saved.get("wish"), "the kernel's saved state")
             except InvalidRequest as e:
                 self.log.warning("Kernel %s: %s", self.kernel_id, e)
+
+    async def _give_back(self) -> None:
+        self._ports.let_go()
+        await self._release()
+
+    def _keep_ports(self) -> None:
+        said = self.connection_info
+        if said.get("transport") == "tcp":
+            ports = [v for k, v in said.items() if k.endswith("_port") and isinstance(v, int)]
+            self._ports.keep(str(said["ip"]), ports)
 
     # -- its lease
 
