@@ -261,6 +261,8 @@ class GPUPool(LoggingConfigurable):
         """An administrator's call, answered by the pool that was joined. Raises NotOffered where it has none."""
         where = await self._settle()
         if not isinstance(where, _Joined):
+            if path.startswith("/servers/"):
+                raise NotOffered("this Jupyter server's own pool is drained in a terminal: `gpupool server drain`")
             raise NotOffered(NOT_OFFERED)
         return await where.administer(method, path, query, body, accept)
 

@@ -32,6 +32,8 @@ export interface IServer {
   name: string;
   host: string;
   gpus: string[];
+  /** Nothing new is placed on it. */
+  draining?: boolean;
 }
 
 export type LeaseState =

@@ -125,3 +125,6 @@ class TestAPoolOfOnesOwn:
         said = await refusal(jp_fetch(*API, "tokens"))
         assert said["status"] == 404 and said["error"] == "NotOffered"
         assert "gpupool server init" in said["message"]
+        body = json.dumps({"draining": True})
+        said = await refusal(jp_fetch(*API, "servers", "here", method="PATCH", body=body))
+        assert said["status"] == 404 and "gpupool server drain" in said["message"]

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,11 +82,22 @@ def row(view: Locator, text: str) -> Locator:
     return view.get_by_role("row").filter(has_text=text)
 
 
-def test_servers_and_health(console: Locator) -> None:
+def test_servers_and_health(page: Page, console: Locator, server: Server) -> None:
     view = see(console, "Servers and health")
     servers = view.get_by_role("table", name="GPU servers")
     expect(servers.get_by_role("row")).to_have_count(2)
     expect(servers).to_contain_text("2 × Tesla V100-PCIE-32GB emulated")
+    servers.get_by_role("button", name="Drain:").click()
+    question = page.get_by_role("dialog", name="Drain")
+    expect(question).to_contain_text("Nothing is on it now.")
+    question.get_by_role("button", name="Drain").click()
+    expect(servers.get_by_text("draining")).to_be_visible()
+    with server.administrator() as client:
+        assert [there["draining"] for there in client.pool()["servers"]] == [True]
+        servers.get_by_role("button", name="Use again:").click()
+        page.get_by_role("dialog", name="Use").get_by_role("button", name="Use again").click()
+        expect(servers.get_by_text("draining")).to_have_count(0)
+        assert [there["draining"] for there in client.pool()["servers"]] == [False]
     health = view.get_by_role("region", name="Health")
     for check in ("ledger", "gpus", "engine", "disk", "memory"):
         expect(health.get_by_role("listitem").filter(has_text=check).first).to_be_visible()
@@ -153,13 +165,31 @@ def test_a_token_is_made_used_extended_and_revoked(
     expect(token).to_contain_text("revoked")
 
 
-def test_leases_are_searched_and_sorted(console: Locator, server: Server) -> None:
+def test_leases_are_searched_sorted_and_extended(page: Page, console: Locator, server: Server) -> None:
     view = see(console, "Leases")
     with server.administrator() as client, ExitStack() as held:
+        client.create_namespace("timed", {"limits": {"lease_s": 3600}})
+        held.callback(client.delete_namespace, "timed")
         for label, partial in (("alpha", 0.1), ("beta", 0.3), ("gamma", 0.2)):
+            namespace = "timed" if label == "gamma" else "default"
             request, _ = holder.new_request(partial=partial, label=label)
-            lease = client.request(request, wait_s=30)
+            lease = client.request(replace(request, namespace=namespace), wait_s=30)
             held.callback(client.release, lease.id)
+        expect(view.get_by_role("button", name="Extend:")).to_have_count(1)
+        view.get_by_role("button", name="Extend: gamma").click()
+        dialog = page.get_by_role("dialog", name="More time for gamma")
+        expect(dialog).to_contain_text("Its namespace, timed, allows 0 now.")
+        dialog.get_by_role("button", name="Extend").click()
+        expect(dialog.get_by_role("alert")).to_contain_text("timed")
+        client.change_namespace("timed", {"limits": {"lease_s": 36000}})
+        dialog.get_by_label("Minutes more").fill("120")
+        dialog.get_by_role("button", name="Extend").click()
+        expect(dialog).to_have_count(0)
+        expires = client.lease(lease.id).expires_at
+        assert lease.expires_at is not None and expires == pytest.approx(lease.expires_at + 7200)
+        expect(row(view, "gamma")).to_contain_text("3 h")
+        for alive in client.leases():
+            client.heartbeat(alive.id)
         expect(view.get_by_text("3 in all")).to_be_visible()
         names = view.locator("[role=row] [role=cell]:nth-child(3)")
         view.get_by_role("button", name="Memory").click()

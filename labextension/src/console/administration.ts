@@ -141,4 +141,18 @@ export class Administration {
   release(id: string): Promise<ILease> {
     return this._api.release(id);
   }
+
+  extend(id: string, seconds: number): Promise<ILease> {
+    return this._api.extend(id, seconds);
+  }
+
+  /** How many seconds a lease of that namespace lasts at most from now on; null for no limit, or if it is not told. */
+  longest(namespace: string): Promise<number | null> {
+    return this._api.longest(namespace).catch(() => null);
+  }
+
+  /** Place nothing new on a server, or place on it again. */
+  drain(server: string, draining: boolean): Promise<unknown> {
+    return this._api.other(`servers/${at(server)}`, 'PATCH', { draining });
+  }
 }

@@ -8,6 +8,7 @@ import { IPoolState, IUse, uses } from '../state';
 import { ILease } from '../wire';
 import { IConsoleProps } from './context';
 import { Form } from './dialog';
+import { ExtendLease } from './extendLease';
 import { instant } from './lives';
 import { Badge, Button, Empty, Tone } from './parts';
 import { IColumn, Table } from './table';
@@ -17,10 +18,13 @@ interface IRow {
   granted: number;
   use: IUse | undefined;
   held: number;
+  /** Seconds; null where its time is not limited. */
+  left: number | null;
 }
 
 export function Leases({ administration, state, trans }: IConsoleProps): JSX.Element {
   const [releasing, release] = React.useState<ILease | null>(null);
+  const [extending, extend] = React.useState<ILease | null>(null);
   const rows = React.useMemo(() => rowsOf(state), [state]);
   const columns = React.useMemo(() => columnsOf(trans), [trans]);
   return (
@@ -33,15 +37,26 @@ export function Leases({ administration, state, trans }: IConsoleProps): JSX.Ele
         keyOf={row => row.lease.id}
         sortedBy="held"
         descending
-        actionsWidth="90px"
+        actionsWidth="180px"
         actions={({ lease }) => (
-          <Button
-            className="jp-mod-small"
-            aria-label={trans.__('Release: %1', called(lease))}
-            onClick={() => release(lease)}
-          >
-            {lease.state === 'QUEUED' ? trans.__('Cancel') : trans.__('Release')}
-          </Button>
+          <>
+            {lease.expires_at && (
+              <Button
+                className="jp-mod-small"
+                aria-label={trans.__('Extend: %1', called(lease))}
+                onClick={() => extend(lease)}
+              >
+                {trans.__('Extend…')}
+              </Button>
+            )}
+            <Button
+              className="jp-mod-small"
+              aria-label={trans.__('Release: %1', called(lease))}
+              onClick={() => release(lease)}
+            >
+              {lease.state === 'QUEUED' ? trans.__('Cancel…') : trans.__('Release…')}
+            </Button>
+          </>
         )}
         empty={
           <Empty title={trans.__('Nobody holds or waits for a GPU.')}>
@@ -49,6 +64,16 @@ export function Leases({ administration, state, trans }: IConsoleProps): JSX.Ele
           </Empty>
         }
       />
+      {extending && (
+        <ExtendLease
+          administration={administration}
+          lease={extending}
+          called={called(extending)}
+          at={state.at}
+          trans={trans}
+          onClose={() => extend(null)}
+        />
+      )}
       {releasing && (
         <Form
           title={trans.__('Release the GPUs of %1?', called(releasing))}
@@ -83,7 +108,8 @@ function rowsOf(state: IPoolState): IRow[] {
     lease,
     granted: lease.slices.reduce((sum, piece) => sum + piece.memory_mib, 0),
     use: used.get(lease.id),
-    held: state.at - (lease.granted_at ?? lease.created_at)
+    held: state.at - (lease.granted_at ?? lease.created_at),
+    left: lease.expires_at ? Math.max(0, lease.expires_at - state.at) : null
   }));
 }
 
@@ -158,6 +184,19 @@ function columnsOf(trans: TranslationBundle): IColumn<IRow>[] {
           {age(row.held, trans)}
         </span>
       )
+    },
+    {
+      id: 'left',
+      title: trans.__('Time left'),
+      width: '90px',
+      isFigure: true,
+      value: row => (row.left === null ? null : Math.round(row.left)),
+      render: row =>
+        row.left === null ? (
+          '–'
+        ) : (
+          <span title={instant(row.lease.expires_at ?? 0)}>{age(row.left, trans)}</span>
+        )
     }
   ];
 }

@@ -7,6 +7,9 @@ const DAY = 86400;
 const DAYS = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium' });
 const INSTANTS = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
 
+/** The one that is chosen to begin with. */
+export const USUAL_LIFE = '1y';
+
 /** What a token's life can be chosen from: seconds and what they are called; null for ever. */
 export function lives(trans: TranslationBundle): [string, number | null, string][] {
   return [
@@ -14,9 +17,14 @@ export function lives(trans: TranslationBundle): [string, number | null, string]
     ['7d', 7 * DAY, trans.__('7 days')],
     ['30d', 30 * DAY, trans.__('30 days')],
     ['90d', 90 * DAY, trans.__('90 days')],
-    ['1y', 365 * DAY, trans.__('1 year')],
+    [USUAL_LIFE, 365 * DAY, trans.__('1 year')],
     ['never', null, trans.__('for ever')]
   ];
+}
+
+/** In seconds; null for ever. */
+export function lifeOf(chosen: string, trans: TranslationBundle): number | null {
+  return lives(trans).find(([id]) => id === chosen)?.[1] ?? null;
 }
 
 /** A day, in the user's locale; seconds since the epoch. */

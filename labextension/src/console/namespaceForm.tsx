@@ -5,7 +5,8 @@ import * as React from 'react';
 
 import { Administration, ILimits, INamespace, Role } from './administration';
 import { Form } from './dialog';
-import { Button, Field } from './parts';
+import { Figure, Text } from './fields';
+import { Button } from './parts';
 
 interface INamespaceForm {
   administration: Administration;
@@ -62,64 +63,39 @@ export function NamespaceForm({ administration, before, trans, onClose }: INames
       onClose={onClose}
     >
       {!before && (
-        <Field label={trans.__('Name')} hint={trans.__('Letters, digits, - and _')}>
-          {(id, hint) => (
-            <input
-              id={id}
-              className="jp-mod-styled"
-              aria-describedby={hint}
-              autoFocus
-              required
-              maxLength={63}
-              value={name}
-              onChange={event => setName(event.target.value)}
-            />
-          )}
-        </Field>
+        <Text
+          label={trans.__('Name')}
+          hint={trans.__('Letters, digits, - and _')}
+          autoFocus
+          required
+          maxLength={63}
+          value={name}
+          onChange={setName}
+        />
       )}
-      <Field label={trans.__('Description')}>
-        {id => (
-          <input
-            id={id}
-            className="jp-mod-styled"
-            maxLength={200}
-            value={description}
-            onChange={event => setDescription(event.target.value)}
-          />
-        )}
-      </Field>
+      <Text
+        label={trans.__('Description')}
+        maxLength={200}
+        value={description}
+        onChange={setDescription}
+      />
       <fieldset className="jp-GPUPoolConsole-limits">
         <legend>{trans.__('Limits; empty means none')}</legend>
         {figures.map(([key, label, hint]) => (
-          <Field key={key} label={label} hint={hint}>
-            {(id, described) => (
-              <input
-                id={id}
-                className="jp-mod-styled"
-                aria-describedby={described}
-                type="number"
-                min={0}
-                step="any"
-                value={limits[key]}
-                onChange={event => setLimits({ ...limits, [key]: event.target.value })}
-              />
-            )}
-          </Field>
+          <Figure
+            key={key}
+            label={label}
+            hint={hint}
+            value={limits[key]}
+            onChange={value => setLimits({ ...limits, [key]: value })}
+          />
         ))}
-        <Field label={trans.__('Weight')} hint={trans.__('its part when many wait: 2 is twice 1')}>
-          {(id, hint) => (
-            <input
-              id={id}
-              className="jp-mod-styled"
-              aria-describedby={hint}
-              type="number"
-              min={0}
-              step="any"
-              value={weight}
-              onChange={event => setWeight(event.target.value)}
-            />
-          )}
-        </Field>
+        <Figure
+          label={trans.__('Weight')}
+          hint={trans.__('its part when many wait: 2 is twice 1')}
+          value={weight}
+          onChange={setWeight}
+        />
       </fieldset>
       <label className="jp-GPUPool-check">
         <input type="checkbox" checked={names} onChange={event => setNames(event.target.checked)} />

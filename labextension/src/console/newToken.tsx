@@ -6,8 +6,9 @@ import * as React from 'react';
 import { Administration, INewToken, IWho } from './administration';
 import { useAsked } from './asked';
 import { Form, Modal } from './dialog';
-import { lives } from './lives';
-import { Button, Commands, Field } from './parts';
+import { Life, Text } from './fields';
+import { lifeOf, USUAL_LIFE } from './lives';
+import { Button, Commands } from './parts';
 
 interface INewTokenProps {
   administration: Administration;
@@ -44,11 +45,10 @@ function Wanted(props: INewTokenProps & { onMake: (token: INewToken) => Promise<
   const [owner, setOwner] = React.useState('');
   const [namespace, setNamespace] = React.useState('default');
   const [administers, setAdministers] = React.useState(false);
-  const [chosen, choose] = React.useState('1y');
+  const [chosen, choose] = React.useState(USUAL_LIFE);
   const namespaces = useAsked(() => administration.namespaces());
-  const choices = lives(trans);
   const id = React.useId();
-  const life = choices.find(([value]) => value === chosen)?.[1] ?? null;
+  const life = lifeOf(chosen, trans);
   return (
     <Form
       title={trans.__('New token')}
@@ -58,73 +58,35 @@ function Wanted(props: INewTokenProps & { onMake: (token: INewToken) => Promise<
       onDone={() => undefined} // the bundle is shown next
       onClose={onClose}
     >
-      <Field label={trans.__('Description')} hint={trans.__('Whom, or what, is it for?')}>
-        {(field, hint) => (
-          <input
-            id={field}
-            className="jp-mod-styled"
-            aria-describedby={hint}
-            autoFocus
-            required
-            maxLength={200}
-            value={description}
-            onChange={event => setDescription(event.target.value)}
-          />
-        )}
-      </Field>
-      <Field
+      <Text
+        label={trans.__('Description')}
+        hint={trans.__('Whom, or what, is it for?')}
+        autoFocus
+        required
+        maxLength={200}
+        value={description}
+        onChange={setDescription}
+      />
+      <Text
         label={trans.__('Owner')}
         hint={trans.__('Tokens of one owner share their leases. Empty: an owner of its own.')}
-      >
-        {(field, hint) => (
-          <input
-            id={field}
-            className="jp-mod-styled"
-            aria-describedby={hint}
-            maxLength={200}
-            value={owner}
-            onChange={event => setOwner(event.target.value)}
-          />
-        )}
-      </Field>
-      <Field
+        maxLength={200}
+        value={owner}
+        onChange={setOwner}
+      />
+      <Text
         label={trans.__('Namespace')}
         hint={trans.__('Its leases count against the limits of this namespace.')}
-      >
-        {(field, hint) => (
-          <>
-            <input
-              id={field}
-              className="jp-mod-styled"
-              aria-describedby={hint}
-              list={`${id}-namespaces`}
-              value={namespace}
-              onChange={event => setNamespace(event.target.value)}
-            />
-            <datalist id={`${id}-namespaces`}>
-              {(namespaces.answer ?? []).map(({ name }) => (
-                <option key={name} value={name} />
-              ))}
-            </datalist>
-          </>
-        )}
-      </Field>
-      <Field label={trans.__('Valid')}>
-        {field => (
-          <select
-            id={field}
-            className="jp-mod-styled"
-            value={chosen}
-            onChange={event => choose(event.target.value)}
-          >
-            {choices.map(([value, , name]) => (
-              <option key={value} value={value}>
-                {name}
-              </option>
-            ))}
-          </select>
-        )}
-      </Field>
+        list={`${id}-namespaces`}
+        value={namespace}
+        onChange={setNamespace}
+      />
+      <datalist id={`${id}-namespaces`}>
+        {(namespaces.answer ?? []).map(({ name }) => (
+          <option key={name} value={name} />
+        ))}
+      </datalist>
+      <Life label={trans.__('Valid')} value={chosen} trans={trans} onChange={choose} />
       <label className="jp-GPUPool-check">
         <input
           type="checkbox"

@@ -11,6 +11,7 @@ import { IGPU, ILease, IServer } from '../wire';
 import { ICheck, IHealth } from './administration';
 import { IAsked, useAsked } from './asked';
 import { IConsoleProps } from './context';
+import { Drain } from './drain';
 import { Asked, Badge, Button, Empty, Tone } from './parts';
 import { IColumn, Table } from './table';
 
@@ -39,7 +40,8 @@ interface IRow {
 }
 
 export function Overview(props: IConsoleProps): JSX.Element {
-  const { administration, state, trans } = props;
+  const { administration, state, trans, who } = props;
+  const [draining, drain] = React.useState<IRow | null>(null);
   const [range, setRange] = React.useState<Range>('1h');
   const health = useAsked(() => administration.health(), EVERY_MS);
   const rows = React.useMemo(
@@ -52,7 +54,13 @@ export function Overview(props: IConsoleProps): JSX.Element {
         id: 'name',
         title: trans.__('Server'),
         width: 'minmax(90px, 1fr)',
-        value: row => row.server.name
+        value: row => row.server.name,
+        render: row => (
+          <>
+            {row.server.name}{' '}
+            {row.server.draining && <Badge tone="wait">{trans.__('draining')}</Badge>}
+          </>
+        )
       },
       {
         id: 'host',
@@ -156,6 +164,24 @@ export function Overview(props: IConsoleProps): JSX.Element {
           columns={columns}
           keyOf={row => row.server.name}
           sortedBy="name"
+          actionsWidth="100px"
+          actions={
+            who?.administers
+              ? row => (
+                  <Button
+                    className="jp-mod-small"
+                    aria-label={
+                      row.server.draining
+                        ? trans.__('Use again: %1', row.server.name)
+                        : trans.__('Drain: %1', row.server.name)
+                    }
+                    onClick={() => drain(row)}
+                  >
+                    {row.server.draining ? trans.__('Use again…') : trans.__('Drain…')}
+                  </Button>
+                )
+              : undefined
+          }
           empty={
             <Empty title={trans.__('The pool has no GPU server.')}>
               <p>
@@ -168,6 +194,15 @@ export function Overview(props: IConsoleProps): JSX.Element {
         />
       </section>
       <Health {...props} health={health} />
+      {draining && (
+        <Drain
+          administration={administration}
+          server={draining.server}
+          slices={draining.leases}
+          trans={trans}
+          onClose={() => drain(null)}
+        />
+      )}
     </div>
   );
 }

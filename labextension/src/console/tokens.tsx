@@ -7,10 +7,11 @@ import { IToken } from './administration';
 import { useAsked } from './asked';
 import { IConsoleProps } from './context';
 import { Form } from './dialog';
-import { day, instant, lives } from './lives';
+import { Life } from './fields';
+import { day, instant, lifeOf, USUAL_LIFE } from './lives';
 import { NewToken } from './newToken';
 import { NotOffered } from './notOffered';
-import { Asked, Badge, Button, Empty, Field, Tone } from './parts';
+import { Asked, Badge, Button, Empty, Tone } from './parts';
 import { IColumn, Table } from './table';
 
 /** Another administrator may change them. */
@@ -118,37 +119,22 @@ interface IQuestion {
 
 function Extend(props: IQuestion & { onExtend: (life: number | null) => Promise<unknown> }) {
   const { token, trans, onExtend, onClose } = props;
-  const choices = lives(trans);
-  const [chosen, choose] = React.useState('1y');
-  const life = choices.find(([id]) => id === chosen)?.[1] ?? null;
+  const [chosen, choose] = React.useState(USUAL_LIFE);
   return (
     <Form
       title={trans.__('Extend the token “%1”', token.description)}
       accept={trans.__('Extend')}
       cancel={trans.__('Cancel')}
-      action={() => onExtend(life)}
+      action={() => onExtend(lifeOf(chosen, trans))}
       onClose={onClose}
     >
-      <Field
+      <Life
         label={trans.__('Valid from now on')}
         hint={trans.__('Whoever has its bundle keeps it as it is.')}
-      >
-        {(id, hint) => (
-          <select
-            id={id}
-            aria-describedby={hint}
-            className="jp-mod-styled"
-            value={chosen}
-            onChange={event => choose(event.target.value)}
-          >
-            {choices.map(([value, , name]) => (
-              <option key={value} value={value}>
-                {name}
-              </option>
-            ))}
-          </select>
-        )}
-      </Field>
+        value={chosen}
+        trans={trans}
+        onChange={choose}
+      />
     </Form>
   );
 }
