@@ -179,22 +179,17 @@ class LocalEngine(LoggingConfigurable):
             raise EngineFailure(f"lease {lease_id} has no worker that could be told")
         file = records.path(self.run_dir, lease_id)
         try:
-            order = records.order(file, limits)
+            in_use = await records.obeyed(file, limits, gone, _OBEY_S)
         except OSError as e:
             raise EngineFailure(f"{file.parent} cannot be written: {e.strerror}") from None
-        deadline = asyncio.get_running_loop().time() + _OBEY_S
-        while not gone.is_set() and asyncio.get_running_loop().time() < deadline:
-            obeyed = (records.read(file) or {}).get("obeyed", {})
-            if obeyed.get("order") == order:
-                uuids = list(limits)
-                for uuid, mib in obeyed["in_use"].items():
-                    raise InUse(
-                        f"slice {uuids.index(uuid)} (cuda:{uuids.index(uuid)}) has {mib} MiB in use and cannot be "
-                        f"made smaller than that; delete tensors, or move them to the CPU"
-                    )
-                return
-            await asyncio.sleep(0.02)
-        raise EngineFailure(f"the worker of lease {lease_id} does not answer; ask again")
+        if in_use is None:
+            raise EngineFailure(f"the worker of lease {lease_id} does not answer; ask again")
+        for uuid, mib in in_use.items():
+            number = list(limits).index(uuid)
+            raise InUse(
+                f"slice {number} (cuda:{number}) has {mib} MiB in use and cannot be made smaller than that; "
+                "delete tensors, or move them to the CPU"
+            )
 
     async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
         """Also says (on_exit) how those ended that ended while no pool ran. Raises EngineFailure."""

@@ -51,11 +51,20 @@ def write(file: Path, content: dict[str, Any]) -> None:
     os.replace(draft, file)
 
 
-def order(file: Path, limits: Mapping[str, int]) -> str:
-    """Have the worker with that state file keep to those limits; the order's name. Raises OSError."""
+async def obeyed(
+    file: Path, limits: Mapping[str, int], gone: asyncio.Event, timeout_s: float
+) -> dict[str, int] | None:
+    """Have the worker with that state file keep to those limits: what is in use that is more, by GPU uuid (then it
+    changed nothing); None where it is ``gone`` or does not answer in time. Raises OSError."""
     name = secrets.token_hex(8)
     write(_order_of(file), {"order": name, "limits": dict(limits)})
-    return name
+    deadline = time.monotonic() + timeout_s
+    while not gone.is_set() and time.monotonic() < deadline:
+        said = (read(file) or {}).get("obeyed", {})
+        if said.get("order") == name:
+            return dict(said["in_use"])
+        await asyncio.sleep(0.02)
+    return None
 
 
 def read_order(file: Path) -> dict[str, Any] | None:
