@@ -145,11 +145,12 @@ class LocalEngine(LoggingConfigurable):
         latest = self._health.latest if self._health is not None else None
         return [] if latest is None else [latest]
 
-    async def start_worker(self, lease: Lease) -> WorkerAddress:
+    async def start_worker(self, lease: Lease, first: int = 0) -> WorkerAddress:
+        """``first``: the number of the lease's first slice here, where it has others on other servers."""
         control = await self._parent_is_ready()
         answer: asyncio.Future[WorkerAddress] = asyncio.get_running_loop().create_future()
         self._starting[lease.id] = answer
-        message = {"start": asdict(self._spec(lease)), "host": self.host}
+        message = {"start": asdict(self._spec(lease, first)), "host": self.host}
         try:
             control.send(json.dumps(message).encode())
             return await asyncio.wait_for(answer, self.start_timeout_s)
@@ -301,6 +302,10 @@ class LocalEngine(LoggingConfigurable):
         self._ready.add_done_callback(lambda f: f.exception())  # whoever needs it is told
         loop.add_reader(ours.fileno(), self._listen, ours)
 
+    async def until_warm(self) -> None:
+        """Returns when the next worker starts at once. Raises EngineFailure."""
+        await self._parent_is_ready()
+
     async def _parent_is_ready(self) -> socket.socket:
         if self._stopping:
             raise EngineFailure("the pool is stopping")
@@ -383,10 +388,10 @@ class LocalEngine(LoggingConfigurable):
 
     # -- workers
 
-    def _spec(self, lease: Lease) -> specs.WorkerSpec:
+    def _spec(self, lease: Lease, first: int) -> specs.WorkerSpec:
         devices = tuple(
             specs.DeviceSpec(n, s.gpu_uuid, s.name, s.memory_mib, s.total_mib, s.emulated)
-            for n, s in enumerate(lease.slices)
+            for n, s in enumerate(lease.slices, first)
         )
         return specs.WorkerSpec(
             lease.id,

@@ -29,6 +29,8 @@ class Session:
         complain: Callable[[dict], None],
     ) -> None:
         self._devices = devices
+        self._numbered = {d.spec.index: d for d in devices}
+        self.home = devices[0]
         self._answer = answer
         self._complain = complain
         self.storages: dict[int, Slot] = {}
@@ -46,9 +48,10 @@ class Session:
     # -- decoding
 
     def device(self, index: Any) -> Device:
-        if not isinstance(index, int) or not 0 <= index < len(self._devices):
+        found = self._numbered.get(index) if isinstance(index, int) else None
+        if found is None:
             raise BadRecord(f"device {index!r} of {len(self._devices)}")
-        return self._devices[index]
+        return found
 
     def geometry(self, wire: Any) -> Geometry:
         try:

@@ -23,6 +23,9 @@ class BadRecord(Exception):
 class Scope(Protocol):
     """Where the names in a definition are looked up."""
 
+    #: where a call without tensors is done
+    home: Device
+
     def device(self, index: Any) -> Device: ...
 
     def geometry(self, wire: Any) -> Geometry: ...
@@ -54,7 +57,7 @@ class Template:
         if set(self.geometries) != set(range(self.n_tensors)):
             raise BadRecord(f"{self.name}: tensors are not numbered from 0 to {self.n_tensors - 1}")
         first = self.geometries.get(0) or (self.new[0] if self.new else None)
-        self.device = scope.device(first[4] if first else 0)
+        self.device = scope.device(first[4]) if first else scope.home
         if self.device.spec.emulated:
             self.op = CPU_KERNELS.get(op, self.op)
         if (

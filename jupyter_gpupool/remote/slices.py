@@ -15,11 +15,12 @@ DEFAULT_SEED = 67280421310721
 
 
 class Device:
-    """One slice: where it computes, how much it has allocated for all sessions, its random state."""
+    """One slice: where it computes, how much it has allocated for all sessions, its random state. ``ordinal``: its
+    number among those of this worker."""
 
-    def __init__(self, spec: DeviceSpec) -> None:
+    def __init__(self, spec: DeviceSpec, ordinal: int) -> None:
         self.spec = spec
-        self.torch_device = torch.device("cpu") if spec.emulated else torch.device("cuda", spec.index)
+        self.torch_device = torch.device("cpu") if spec.emulated else torch.device("cuda", ordinal)
         self.limit = spec.limit_mib << 20
         self.allocated = 0
         self.busy_s = 0.0

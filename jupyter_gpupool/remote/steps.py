@@ -58,7 +58,7 @@ class GraphSteps:
             ]
             #: storages are numbered, and those of the inputs come first
             self.held = int(definition["held"])
-            self.device: Device = scope.device(self.inputs[0][4] if self.inputs else 0)
+            self.device: Device = scope.device(self.inputs[0][4]) if self.inputs else scope.home
             if any(g[4] != self.device.spec.index for g in self.inputs):
                 raise BadRecord("a graph on several devices")
             self._scope = scope

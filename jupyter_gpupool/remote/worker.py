@@ -114,7 +114,7 @@ class Worker:
         """The slices; made when the first session comes, so that CUDA is not touched before."""
         with self._lock:
             if self._devices is None:
-                self._devices = [Device(d) for d in self.spec.devices]
+                self._devices = [Device(d, n) for n, d in enumerate(self.spec.devices)]
                 for d in self._devices:
                     d.cap()
             return self._devices

@@ -7,6 +7,7 @@ and remembers how workers ended until a pool has heard of it. When it ends, its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -49,17 +50,24 @@ class Agent:
             "ended": {lease_id: [state, reason] for lease_id, state, reason in self._ended.values()},
         }
 
+    async def warm(self) -> None:
+        """Returns when the next worker starts at once, or cannot be started."""
+        with contextlib.suppress(EngineFailure):
+            await self._engine.until_warm()
+
     async def start(
-        self, lease_id: str, secret_sha256: str, slices: list[dict], ttl_s: float
+        self, lease_id: str, secret_sha256: str, slices: list[dict], ttl_s: float, first: int = 0
     ) -> dict[str, Any]:
-        """The new worker's ``{"host", "port", "pid", "created"}``, or ``{"failed": why}``."""
+        """The new worker's ``{"host", "port", "pid", "created"}``, or ``{"failed": why}``. ``first``: the number of
+        the first of these slices within the lease."""
         request = Request(lease_id, "", secret_sha256=secret_sha256)
         pieces = tuple(Slice(**piece) for piece in slices)
         try:
-            worker = await self._engine.start_worker(Lease(request, LeaseState.GRANTED, pieces, ttl_s=ttl_s))
+            lease = Lease(request, LeaseState.GRANTED, pieces, ttl_s=ttl_s)
+            worker = await self._engine.start_worker(lease, first)
         except EngineFailure as e:
             return {"failed": str(e)}
-        self._workers[lease_id] = asdict(worker)
+        self._workers[lease_id] = worker.to_json()
         return self._workers[lease_id]
 
     async def stop(self, lease_id: str) -> None:

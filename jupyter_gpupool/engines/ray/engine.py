@@ -4,16 +4,18 @@ node forks the workers; clients talk to the workers directly."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from traitlets import Bool, Enum, Float, Int, Unicode
 from traitlets.config import LoggingConfigurable
 
 from ...devices.emulated import DEFAULT_MEMORY_MIB, DEFAULT_NAME
 from ...devices.readings import ServerReading
-from ...pool.errors import EngineFailure
+from ...pool.errors import EngineFailure, InUse
 from ...pool.interfaces import ServersChanged, WorkerExit
 from ...pool.models import Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
 from .cluster import Cluster, RayNode
@@ -67,6 +69,7 @@ class RayEngine(LoggingConfigurable):
         super().__init__(**kwargs)
         self._nodes: dict[str, Node] = {}
         self._parts: dict[str, dict[str, Node]] = {}  # lease → by server's name
+        self._limits: dict[str, dict[str, int]] = {}  # lease → MiB by GPU uuid, as its workers keep to
         self._watcher: asyncio.Task | None = None
         self._tasks: set[asyncio.Task] = set()
         self._adopted = False
@@ -99,23 +102,39 @@ class RayEngine(LoggingConfigurable):
             slices.setdefault(piece.server, []).append(piece)
         parts = {name: self._node(name) for name in slices}
         self._parts[lease.id] = parts
+        self._limits[lease.id] = {piece.gpu_uuid: piece.memory_mib for piece in lease.slices}
+        meeting = _Meeting(len(parts))
         try:
-            workers = [await node.start(lease, tuple(slices[name])) for name, node in parts.items()]
+            starts = (meeting.attended(node, lease, tuple(slices[name])) for name, node in parts.items())
+            workers = await asyncio.gather(*starts, return_exceptions=True)
+            if meeting.failure is not None:
+                raise meeting.failure
         except BaseException:
             await self.stop_worker(lease.id)
             raise
-        return workers[0]
+        return _joined(dict(zip(parts, cast(list[WorkerAddress], workers))))
 
     async def stop_worker(self, lease_id: str) -> None:
         parts = self._parts.pop(lease_id, {})
+        self._limits.pop(lease_id, None)
         await asyncio.gather(*(node.stop(lease_id) for node in parts.values()))
 
     async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
         parts = self._parts.get(lease_id)
         if not parts:
             raise EngineFailure(f"lease {lease_id} has no worker that could be told")
-        for node in parts.values():
-            await node.limit(lease_id, limits)
+        before = self._limits.get(lease_id, {})
+        told: list[Node] = []
+        try:
+            for node in parts.values():
+                await node.limit(lease_id, limits)
+                told.append(node)
+        except (EngineFailure, InUse):
+            for node in told:  # all of them, or none
+                with contextlib.suppress(EngineFailure, InUse):
+                    await node.limit(lease_id, before)
+            raise
+        self._limits[lease_id] = {**before, **limits}
 
     async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
         """Also says (on_exit) how those ended that ended while no pool ran, and gives back their shares."""
@@ -130,9 +149,10 @@ class RayEngine(LoggingConfigurable):
                     self._on_exit(lease.id, *end)
                 continue
             self._parts[lease.id] = parts
+            self._limits[lease.id] = {piece.gpu_uuid: piece.memory_mib for piece in lease.slices}
             for node in parts.values():
                 node.adopt(lease.id)
-            adopted[lease.id] = parts[lease.slices[0].server].workers[lease.id]
+            adopted[lease.id] = _joined({name: node.workers[lease.id] for name, node in parts.items()})
         for lease_id, gpu_uuid, units, group in await self._cluster.claims():
             for node in self._parts.get(lease_id, {}).values():
                 index = node.index_of(gpu_uuid)
@@ -263,11 +283,50 @@ class RayEngine(LoggingConfigurable):
 
     def _part_ended(self, node: Node, lease_id: str, state: LeaseState, reason: str) -> None:
         others = [other for other in self._parts.pop(lease_id, {}).values() if other is not node]
+        self._limits.pop(lease_id, None)
         for other in others:
             self._begin(other.stop(lease_id))
+        if others and state is LeaseState.LOST:
+            where = "" if node.name in reason else f" on GPU server {node.name}"
+            reason = f"{reason}{where}; what the lease had on {_names(others)} ended with it"
         self._on_exit(lease_id, state, reason)
 
     def _begin(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _Meeting:
+    """Where a lease's workers wait until all of them can start; ``failure`` is why one of them could not."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = self._missing = expected
+        self._over = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    async def attended(self, node: Node, lease: Lease, pieces: tuple[Slice, ...]) -> WorkerAddress:
+        try:
+            return await node.start(lease, pieces, self._arrive if self._expected > 1 else None)
+        except BaseException as e:
+            self.failure = self.failure or e
+            self._over.set()
+            raise
+
+    async def _arrive(self) -> None:
+        self._missing -= 1
+        if not self._missing:
+            self._over.set()
+        await self._over.wait()
+        if self.failure is not None:
+            raise EngineFailure("another server of the lease's is not ready")
+
+
+def _joined(workers: Mapping[str, WorkerAddress]) -> WorkerAddress:
+    """One lease's workers by server, as one address."""
+    (_, first), *others = workers.items()
+    return replace(first, elsewhere=dict(others))
+
+
+def _names(nodes: Sequence[Node]) -> str:
+    return ", ".join(node.name for node in nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -121,8 +121,14 @@ class Node:
 
     # -- workers
 
-    async def start(self, lease: Lease, pieces: tuple[Slice, ...]) -> WorkerAddress:
-        """Claim those slices in Ray, and start their worker. Raises EngineFailure; then nothing is left of it."""
+    async def start(
+        self, lease: Lease, pieces: tuple[Slice, ...], together: Callable[[], Awaitable[None]] | None = None
+    ) -> WorkerAddress:
+        """Claim those slices in Ray, and start their worker. Raises EngineFailure; then nothing is left of it.
+
+        ``together``, for a lease with workers on other servers, returns when all of them can start: none is to wait
+        for its holder while another one's server is not ready yet.
+        """
         if not self.there:
             raise EngineFailure(f"GPU server {self.name} is away")
         self.leases.add(lease.id)
@@ -130,12 +136,17 @@ class Node:
         try:
             wanted = {p.index: (p.gpu_uuid, units(p.memory_mib, p.total_mib)) for p in pieces}
             await self.claims.take(lease.id, wanted)
+            if together is not None:
+                await self._asked(self._agent.warm)
+                await together()
+            first = lease.slices.index(pieces[0])
             said = await self._asked(
                 self._agent.start,
                 lease.id,
                 lease.request.secret_sha256,
                 [asdict(piece) for piece in pieces],
                 lease.ttl_s,
+                *([first] if first else []),  # an agent of before does not know it
             )
             if "failed" in said:
                 raise EngineFailure(f"{self.name}: {said['failed']}")
