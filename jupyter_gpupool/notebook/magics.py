@@ -36,6 +36,7 @@ def _sized(function: Callable) -> Callable:
 @argument(
     "--filter", action="append", default=[], metavar="KEY=VALUE", help="name, server, uuid, index or emulated"
 )
+@argument("--spread", action="store_true", help="they may be of several servers, where none has room for all")
 @argument("--no-wait", action="store_true", help="fail when the slices are not free now")
 @argument("--timeout", type=float, metavar="S", help="wait at most so many seconds")
 def request(magics: GPUPoolMagics, line: str) -> None:
@@ -227,6 +228,7 @@ class GPUPoolMagics(Magics):
                 args.partial,
                 memory_mib=args.memory,
                 filters=_filters(args.filter),
+                spread=args.spread,
                 wait=not args.no_wait,
                 timeout=args.timeout,
                 label=here.label(),
@@ -248,8 +250,8 @@ class GPUPoolMagics(Magics):
         session = connection.current() if connection is not None else None
         if session is None or not session.connected:
             return {}
-        memory = session.dispatcher().stream.memory
-        return {s.gpu_uuid: memory[k].allocated() for k, s in enumerate(lease.slices) if k < len(memory)}
+        devices = range(len(session.spec.devices))
+        return {s.gpu_uuid: session.memory(k).allocated() for k, s in zip(devices, lease.slices)}
 
     def _cell(self, line: str, cell: str) -> None:
         args = parse_argstring(request, line)

@@ -22,7 +22,7 @@ def _attention(*args: Any, **kwargs: Any) -> torch.Tensor:
         and forward_ad._current_level < 0
     )
     if whole:
-        return connection.dispatcher()(_op, args, kwargs)
+        return connection.call(_op, args, kwargs)
     return _op.decompose(*args, **kwargs)
 
 

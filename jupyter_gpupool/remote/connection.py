@@ -1,18 +1,20 @@
-"""This process's connection to its worker: made when the first operator needs it."""
+"""This process's connections to the workers of its lease: made when the first operator needs them."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from . import handshake
+from .crossing import Crossing
 from .dispatch import Dispatcher
 from .records import SEED, SEED_BITS
 from .specs import AttachSpec, DeviceSpec
-from .stream import Stream
+from .stream import DeviceMemory, Stream
 
 
 class NotAttached(RuntimeError):
@@ -20,45 +22,63 @@ class NotAttached(RuntimeError):
 
 
 class Session:
-    """Connects to the worker when the first operator needs it."""
+    """Connects to the workers, of which a lease has one on each server, when the first operator needs them."""
 
     def __init__(self, spec: AttachSpec) -> None:
         self.spec = spec
-        self._dispatcher: Dispatcher | None = None
-        self._welcome: dict[str, Any] = {}
+        #: what operators are called by: the one worker's dispatcher, or what chooses among several
+        self.call: Callable[[Any, tuple, dict], Any] | None = None
+        self._of: dict[int, Dispatcher] = {}  # by device
         self._connecting = threading.RLock()
         self.seed = torch.initial_seed()
 
     @property
     def connected(self) -> bool:
-        return self._dispatcher is not None
+        return self.call is not None
 
-    def dispatcher(self) -> Dispatcher:
+    def connect(self) -> Callable[[Any, tuple, dict], Any]:
         with self._connecting:
-            if self._dispatcher is None:
+            if self.call is None:
                 facts = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-                sock, self._welcome = handshake.connect(self.spec, "session", facts)
-                dispatcher = Dispatcher(Stream(sock, self.spec.devices))
-                dispatcher.stream.push((SEED, self.seed & SEED_BITS, -1))
-                self._dispatcher = dispatcher
-        return self._dispatcher
+                found: dict[int, Dispatcher] = {}
+                try:
+                    for part in self.spec.parts():
+                        sock, _ = handshake.connect(part, "session", facts)
+                        dispatcher = Dispatcher(Stream(sock, part.devices))
+                        dispatcher.stream.push((SEED, self.seed & SEED_BITS, -1))
+                        found.update((device.index, dispatcher) for device in part.devices)
+                except BaseException:
+                    for dispatcher in found.values():
+                        dispatcher.stream.close()
+                    raise
+                self._of = found
+                self.call = Crossing(found) if len(self.streams()) > 1 else dispatcher
+            return self.call
 
-    def welcome(self) -> dict[str, Any]:
-        """What the worker says of itself and its devices."""
-        self.dispatcher()
-        return self._welcome
+    def dispatcher(self, index: int = 0) -> Dispatcher:
+        """The way to the worker that serves that device."""
+        if self.call is None:
+            self.connect()
+        return self._of[index]
+
+    def streams(self) -> list[Stream]:
+        """One for each worker that this process is connected to."""
+        return list(dict.fromkeys(dispatcher.stream for dispatcher in self._of.values()))
+
+    def memory(self, index: int) -> DeviceMemory:
+        return self.dispatcher(index).stream.memory[index]
 
     def resize(self, devices: tuple[DeviceSpec, ...]) -> None:
         """The slices have other limits from here on."""
         with self._connecting:
             self.spec = replace(self.spec, devices=devices)
-            if self._dispatcher is not None:
-                for memory, device in zip(self._dispatcher.stream.memory, devices):
-                    memory.resize(device.limit_mib << 20)
+            if self.connected:
+                for device in devices:
+                    self.memory(device.index).resize(device.limit_mib << 20)
 
     def close(self) -> None:
-        if self._dispatcher is not None:
-            self._dispatcher.stream.close()
+        for stream in self.streams():
+            stream.close()
 
 
 _session: Session | None = None
@@ -69,11 +89,28 @@ def current() -> Session | None:
     return _session
 
 
-def dispatcher() -> Dispatcher:
-    """The way to the worker. Raises :class:`NotAttached`."""
+def attached() -> Session:
+    """Raises :class:`NotAttached`."""
     if _session is None:
         raise NotAttached(_why_not)
-    return _session.dispatcher()
+    return _session
+
+
+def dispatcher(index: int = 0) -> Dispatcher:
+    """The way to the worker that serves that device. Raises :class:`NotAttached`."""
+    return attached().dispatcher(index)
+
+
+def stream(index: int) -> Stream:
+    """Its connection. Raises :class:`NotAttached`."""
+    return attached().dispatcher(index).stream
+
+
+def streams() -> list[Stream]:
+    """Those of all workers. Raises :class:`NotAttached`."""
+    session = attached()
+    session.connect()
+    return session.streams()
 
 
 def begin(session: Session) -> None:
@@ -88,9 +125,15 @@ def end(why: str) -> None:
     _session, _why_not = None, why
 
 
+def call(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Call an operator on its tensors' slices. Raises :class:`NotAttached`."""
+    session = attached()
+    return (session.call or session.connect())(func, args, kwargs)
+
+
 def dispatch(cls: type, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
     """``__torch_dispatch__`` of remote tensors."""
     session = _session
-    if session is None or session._dispatcher is None:
-        return dispatcher()(func, args, kwargs or {})
-    return session._dispatcher(func, args, kwargs)
+    if session is None or session.call is None:
+        return call(func, args, kwargs or {})
+    return session.call(func, args, kwargs)

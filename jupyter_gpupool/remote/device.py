@@ -22,10 +22,6 @@ _registered = False
 _libraries: list[torch.library.Library] = []
 
 
-def _dispatcher() -> Any:
-    return connection.dispatcher()
-
-
 class GPUPoolModule:
     """``torch.gpupool``: what PyTorch and programs ask of a device module. Memory is in bytes."""
 
@@ -50,8 +46,13 @@ class GPUPoolModule:
             names.set_current_index(index)
 
     def synchronize(self, device: Any = None) -> None:
-        """Wait until everything issued so far is done; errors of earlier operators are raised here."""
-        _dispatcher().stream.wait(_index(device))
+        """Wait until everything issued so far is done; errors of earlier operators are raised here. Without a device,
+        on every server that the lease has slices on."""
+        if device is not None:
+            connection.stream(_index(device)).wait(_index(device))
+            return
+        for stream in connection.streams():
+            stream.wait(_index(None) if _index(None) in stream.memory else -1)
 
     # -- random numbers
 
@@ -105,7 +106,7 @@ def _index(device: Any) -> int:
 
 
 def _memory(device: Any) -> Any:
-    return _dispatcher().stream.memory[_index(device)]
+    return connection.attached().memory(_index(device))
 
 
 def seed_all(seed: int) -> None:
@@ -115,7 +116,8 @@ def seed_all(seed: int) -> None:
         return
     current.seed = seed
     if current.connected:
-        _dispatcher().stream.push((SEED, seed & SEED_BITS, -1))
+        for stream in current.streams():
+            stream.push((SEED, seed & SEED_BITS, -1))
 
 
 # -- registration
@@ -141,7 +143,7 @@ def _empty(
     memory_format: Any = None,
 ) -> torch.Tensor:
     stride = torch.empty(size, device="meta", memory_format=memory_format or torch.contiguous_format).stride()
-    return operators.empty(_dispatcher(), size, stride, dtype, device)
+    return operators.empty(connection.dispatcher(_index(device)), size, stride, dtype, device)
 
 
 def _empty_strided(
@@ -152,7 +154,7 @@ def _empty_strided(
     device: Any = None,
     pin_memory: Any = None,
 ) -> torch.Tensor:
-    return operators.empty(_dispatcher(), size, stride, dtype, device)
+    return operators.empty(connection.dispatcher(_index(device)), size, stride, dtype, device)
 
 
 def _zeros(size: Any, dtype: torch.dtype | None = None, device: Any = None, **ignored: Any) -> torch.Tensor:
@@ -162,7 +164,7 @@ def _zeros(size: Any, dtype: torch.dtype | None = None, device: Any = None, **ig
 
 def _value(self: torch.Tensor) -> Any:
     """For ``torch.tensor([a, b])`` of tensors, which asks below where subclasses are asked."""
-    return _dispatcher()(torch.ops.aten._local_scalar_dense.default, (self,), {})
+    return connection.call(torch.ops.aten._local_scalar_dense.default, (self,), {})
 
 
 def _on_host_first(function: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
@@ -172,7 +174,7 @@ def _on_host_first(function: Any, *args: Any, device: Any = None, **kwargs: Any)
 
 
 def _copy_from(source: torch.Tensor, destination: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-    return _dispatcher()(torch.ops.aten.copy_.default, (destination, source), {})
+    return connection.call(torch.ops.aten.copy_.default, (destination, source), {})
 
 
 def register() -> None:

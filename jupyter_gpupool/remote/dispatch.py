@@ -93,6 +93,7 @@ class Dispatcher:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
+        self._home = next(iter(stream.memory))
         self.templates: dict[tuple, Template] = {}
         self._defined = 0
         self._defining = threading.RLock()
@@ -209,7 +210,7 @@ class Dispatcher:
         template = Template(self._defined, prediction)
         if not prediction.is_local:
             self._defined += 1
-            index = tensors[0]._geometry.index if tensors else 0
+            index = tensors[0]._geometry.index if tensors else self._home
             definition = Definition(func, args, kwargs, index).wire(prediction.results)
             self.stream.push((DEFINE, template.id, definition))
         self.templates[key] = template
@@ -219,7 +220,7 @@ class Dispatcher:
         self, func: Any, args: tuple, kwargs: dict, tensors: list[RemoteTensor], scalars: list
     ) -> Any:
         """Run ``func`` and wait: its results depend on values, or it is about to fail."""
-        index = tensors[0]._geometry.index if tensors else 0
+        index = tensors[0]._geometry.index if tensors else self._home
         cuda = any(t._geometry.cuda for t in tensors)
         definition = Definition(func, args, kwargs, index).wire(None)
         answer = self.stream.ask((RUN, definition, [t._storage.id for t in tensors], scalars, next(ids)))

@@ -30,7 +30,7 @@ class Generator:
         register(self._stand_in, self)
         self._stream: Any = None
         if handle is None:
-            self._stream = _stream()
+            self._stream = connection.stream(index)
             self.handle = next(ids)
             self.manual_seed(DEFAULT_SEED)
         else:
@@ -42,7 +42,7 @@ class Generator:
 
     def held(self) -> Any:
         """The stream of the lease that holds this generator. Raises RuntimeError when that is over."""
-        stream = _stream()
+        stream = connection.stream(self._index)
         if self._stream not in (None, stream):
             raise RuntimeError("this generator is of a lease that has ended; make a new one")
         return stream
@@ -114,10 +114,6 @@ def _place(args: tuple, kwargs: dict) -> torch.device:
         if isinstance(value, torch.Tensor):
             return value.device
     return torch.get_default_device()
-
-
-def _stream() -> Any:
-    return connection.dispatcher().stream
 
 
 class _Kind(type):

@@ -16,10 +16,8 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten, tree_map
 
 from . import connection, names, signature
-from .dispatch import Dispatcher
 from .memory import rounded
 from .records import CALL_GRAPH, DEFINE_GRAPH, FREE_GRAPH
-from .stream import Stream
 from .tensor import Geometry, RemoteTensor, Storage, geometry, make, make_view
 
 #: Combinations of inputs that one graph remembers; the one used longest ago makes room.
@@ -39,7 +37,7 @@ class Graph:
         self._gm = gm
         self._inductor = inductor
         self._kinds: OrderedDict[tuple, Kind | None] = OrderedDict()
-        self._stream: Stream | None = None
+        self._session: connection.Session | None = None
 
     def __call__(self, *args: Any) -> Any:
         key = []
@@ -53,26 +51,26 @@ class Graph:
                 key.append(None)
             else:
                 return self._gm(*args)
-        if connection.current() is None:
+        session = connection.current()
+        if session is None:
             return self._gm(*args)
-        d = connection.dispatcher()
-        if d.stream is not self._stream:  # another lease than the last time
+        if session is not self._session:  # another lease than the last time
             self._kinds.clear()
-            self._stream = d.stream
+            self._session = session
         found = tuple(key)
         try:
             concrete = self._kinds[found]
             self._kinds.move_to_end(found)
         except KeyError:
-            concrete = self._make(d, args, found)
+            concrete = self._make(session, args, found)
         if concrete is None:
             return self._gm(*args)
         return concrete.call(args)
 
-    def _make(self, d: Dispatcher, args: tuple, key: tuple) -> Kind | None:
+    def _make(self, session: connection.Session, args: tuple, key: tuple) -> Kind | None:
         concrete: Kind | None
         try:
-            concrete = Kind(self._gm, args, d.stream, self._inductor)
+            concrete = Kind(self._gm, args, session, self._inductor)
         except NotWhole:
             concrete = None
         if len(self._kinds) >= MAX_KINDS:
@@ -86,9 +84,11 @@ class Kind:
 
     id: int | None = None
 
-    def __init__(self, gm: GraphModule, args: tuple, stream: Stream, inductor: bool | None) -> None:
+    def __init__(
+        self, gm: GraphModule, args: tuple, session: connection.Session, inductor: bool | None
+    ) -> None:
         walk = _Walk(gm, args)
-        self._stream = stream
+        self._stream = stream = session.dispatcher(walk.index).stream
         self._tensors = walk.positions
         self._new = walk.new
         self._results = walk.results

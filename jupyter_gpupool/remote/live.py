@@ -19,9 +19,9 @@ def live() -> list[RemoteTensor]:
     session = connection.current()
     if session is None or not session.connected:
         return []
-    stream = session.dispatcher().stream
+    streams = session.streams()
     gc.collect()
-    return [o for o in gc.get_objects() if type(o) is RemoteTensor and o._storage.stream is stream]
+    return [o for o in gc.get_objects() if type(o) is RemoteTensor and o._storage.stream in streams]
 
 
 def summary(tensors: list[RemoteTensor], names: Mapping[str, Any]) -> str:
@@ -82,7 +82,7 @@ class _Homes:
             memory = self._memory[storage.id] = torch.empty(storage.nbytes, dtype=torch.uint8)
             if storage.nbytes:
                 whole = geometry((storage.nbytes,), (1,), 0, torch.uint8, storage.index)
-                download(connection.dispatcher(), make(storage, whole), memory)
+                download(connection.dispatcher(storage.index), make(storage, whole), memory)
         home = torch.empty(0, dtype=geom.dtype)
         return home.set_(memory.untyped_storage(), geom.offset, geom.size, geom.stride)
 

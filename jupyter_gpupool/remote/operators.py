@@ -134,7 +134,7 @@ def _like(func: Any) -> None:
         return func(args[0]._geometry.on_meta(), *args[1:], **kwargs)
 
 
-for _func in (
+LIKE = (
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
@@ -145,11 +145,15 @@ for _func in (
     aten.new_zeros.default,
     aten.new_ones.default,
     aten.new_full.default,
-):
+)
+for _func in LIKE:
     _like(_func)
 
+#: What needs nothing of its tensor but the geometry.
+ALLOCATES = (aten.new_empty.default, aten.empty_like.default, aten.new_empty_strided.default)
 
-@special(aten.new_empty.default, aten.empty_like.default, aten.new_empty_strided.default)
+
+@special(*ALLOCATES)
 def _new_empty(d: Dispatcher, args: tuple, kwargs: dict) -> torch.Tensor:
     source: RemoteTensor = args[0]
     name = {3: aten.new_empty_strided.default, 2: aten.new_empty.default}.get(

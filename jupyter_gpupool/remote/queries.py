@@ -58,10 +58,6 @@ def _index(device: Any) -> int:
     return names.current_index() if index is None else index
 
 
-def _stream() -> Any:
-    return connection.dispatcher().stream
-
-
 class Queries:
     """One lease's answers."""
 
@@ -85,7 +81,7 @@ class Queries:
         found = self._properties.get(index)
         if found is None:
             spec = self._devices[index]
-            facts = _EMULATED if spec.emulated else _stream().ask((PROPERTIES, index))
+            facts = _EMULATED if spec.emulated else connection.stream(index).ask((PROPERTIES, index))
             found = self._properties[index] = types.SimpleNamespace(
                 **{
                     **facts,
@@ -131,7 +127,7 @@ class Queries:
     # -- memory
 
     def memory_statistics(self, device: Any = None) -> dict[str, Any]:
-        memory = _stream().memory[_index(device)]
+        memory = connection.attached().memory(_index(device))
         current, peak, freed = memory.allocated(), memory.peak, memory.freed_total
         count = memory.count
 
@@ -155,15 +151,16 @@ class Queries:
             raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
         index = _index(device)
         whole = self._devices[index].limit_mib << 20
-        _stream().memory[index].limit = int(whole * fraction)
+        connection.attached().memory(index).limit = int(whole * fraction)
 
     def fraction(self, device: Any = None) -> float:
         index = _index(device)
-        return _stream().memory[index].limit / (self._devices[index].limit_mib << 20)
+        return connection.attached().memory(index).limit / (self._devices[index].limit_mib << 20)
 
     def memory_in_use(self, device: Any = None) -> int:
         """Bytes that all processes of this lease have allocated on the slice."""
-        return _stream().ask((MEMORY, _index(device)))
+        index = _index(device)
+        return connection.stream(index).ask((MEMORY, index))
 
     def memory_info(self, device: Any = None) -> tuple[int, int]:
         """(free, total) of the slice."""

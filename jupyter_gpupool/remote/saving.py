@@ -94,7 +94,7 @@ def set_storage(t: RemoteTensor, copy: HostCopy, offset: int, size: Any, stride:
     index = names.slice_index(copy.where)
     assert index is not None
     if copy.remote is None:
-        stream = connection.dispatcher().stream
+        stream = connection.stream(index)
         copy.remote = stream.allocate(copy.nbytes(), index)
         if copy.nbytes():
             line = geometry((copy.nbytes(),), (1,), 0, torch.uint8, index)

@@ -74,8 +74,7 @@ def settle(spec: AttachSpec) -> list[int]:
     session = connection.current()
     if session is None or not session.connected:
         return [0 for _ in spec.devices]
-    stream = session.dispatcher().stream
-    return [-(-stream.ask((MEMORY, d.index)) >> 20) for d in spec.devices]
+    return [-(-connection.stream(d.index).ask((MEMORY, d.index)) >> 20) for d in spec.devices]
 
 
 def resize(spec: AttachSpec) -> None:
@@ -90,10 +89,11 @@ def resize(spec: AttachSpec) -> None:
 
 
 def lose(reason: str) -> None:
-    """The worker is known to be gone: let the next call say so instead of waiting for it."""
+    """A worker is known to be gone: let the next call say so instead of waiting for it."""
     session = connection.current()
-    if session is not None and session.connected:
-        session.dispatcher().stream.lose(reason)
+    if session is not None:
+        for stream in session.streams():
+            stream.lose(reason)
 
 
 def _after_fork() -> None:

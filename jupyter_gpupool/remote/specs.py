@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 #: Raised by one whenever the wire format changes; the handshake refuses a different one.
@@ -50,6 +50,8 @@ class WorkerSpec:
 class AttachSpec:
     """What a client process needs to reach its worker. ``mode`` is "remote" or "direct".
 
+    ``addresses``: of a lease that spans servers, the (host, port) of each device's worker; empty where ``host`` and
+    ``port`` serve them all.
     ``secure``: only through TLS, with a server that ``ca`` (PEM text; empty: the system's CAs) vouches for.
     """
 
@@ -62,14 +64,31 @@ class AttachSpec:
     mode: str = "remote"
     secure: bool = False
     ca: str = ""
+    addresses: tuple[tuple[str, int], ...] = ()
+
+    def parts(self) -> tuple[AttachSpec, ...]:
+        """One for each of the lease's workers, with the devices that it serves."""
+        if not self.addresses:
+            return (self,)
+        served: dict[tuple[str, int], list[DeviceSpec]] = {}
+        for address, device in zip(self.addresses, self.devices):
+            served.setdefault(address, []).append(device)
+        return tuple(
+            replace(self, host=host, port=port, devices=tuple(devices), addresses=())
+            for (host, port), devices in served.items()
+        )
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        fields = asdict(self)
+        if not self.addresses:  # a process of another version may read it
+            del fields["addresses"]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> AttachSpec:
         fields = json.loads(text)
         fields["devices"] = tuple(DeviceSpec(**d) for d in fields["devices"])
+        fields["addresses"] = tuple((host, port) for host, port in fields.get("addresses", ()))
         return cls(**fields)
 
 

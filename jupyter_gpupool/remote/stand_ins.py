@@ -15,6 +15,7 @@ class OnSlice(Protocol):
     """A generator of ours: see generators.py."""
 
     handle: int
+    device: torch.device
 
     def held(self) -> Any: ...
 
@@ -24,6 +25,11 @@ _owners: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 def register(stand_in: Any, owner: OnSlice) -> None:
     _owners[stand_in._cdata] = owner
+
+
+def owner(generator: Any) -> Any:
+    """The slice's generator that it stands for; None where it is PyTorch's own."""
+    return _owners.get(generator._cdata)
 
 
 def handle(generator: Any) -> int:

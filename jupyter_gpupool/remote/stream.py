@@ -130,14 +130,14 @@ class DeviceMemory:
 
 
 class Stream:
-    """The connection of one process to its lease's worker. Safe to use from several threads."""
+    """The connection of one process to a worker of its lease. Safe to use from several threads."""
 
     def __init__(self, sock: Connection, devices: tuple[DeviceSpec, ...], batch: int = 320) -> None:
         #: Records not yet sent. Only ever extended by whole records, which one bytecode does, so
         #: that any prefix taken at any moment ends between two of them.
         self.buffer: list[Any] = []
         self.batch = batch
-        self.memory = [DeviceMemory(d) for d in devices]
+        self.memory = {d.index: DeviceMemory(d) for d in devices}
         self._sock = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)

@@ -23,10 +23,6 @@ _TYPE = torch._C._autograd.DeviceType.PrivateUse1
 _numbers = itertools.count(1)
 
 
-def _connection() -> Any:
-    return connection.dispatcher().stream
-
-
 class Stream(torch.Stream):
     """A stream of a slice; number 0 is the one that is used unless a program says otherwise."""
 
@@ -69,10 +65,10 @@ class Stream(torch.Stream):
         return 0, -5
 
     def query(self) -> bool:
-        return _connection().ask((DONE, -1 - self.device_index))
+        return connection.stream(self.device_index).ask((DONE, -1 - self.device_index))
 
     def synchronize(self) -> None:
-        _connection().wait(self.device_index)
+        connection.stream(self.device_index).wait(self.device_index)
 
     def record_event(self, event: Any = None) -> Any:
         event = (CudaEvent() if self._cuda else Event()) if event is None else event
@@ -145,10 +141,9 @@ class Event(torch.Event):
             self._connection.buffer.extend((FREE, self._id))
 
     def _ask(self, record: tuple) -> Any:
-        stream = _connection()
-        if stream is not self._connection:
+        if self._index is None or connection.stream(self._index) is not self._connection:
             raise RuntimeError("this event is of a lease that has ended; make a new one")
-        return stream.ask(record)
+        return self._connection.ask(record)
 
     @property
     def device(self) -> torch.device | None:  # type: ignore[override]
@@ -168,7 +163,7 @@ class Event(torch.Event):
             raise RuntimeError(
                 f"Event device {self.device} does not match recording stream's device index {index}"
             )
-        self._connection = _connection()
+        self._connection = connection.stream(index)
         self._connection.push((EVENT, self._id, index))
         self._index = index
 
@@ -188,6 +183,8 @@ class Event(torch.Event):
             raise ValueError("Both events must be created with argument 'enable_timing=True'.")
         if self._index is None or end_event._index is None:
             raise ValueError("Both events must be recorded before calculating elapsed time.")
+        if end_event._connection is not self._connection:
+            raise RuntimeError("there is no time between events of GPUs on different servers: their clocks differ")
         return self._ask((ELAPSED, self._id, end_event._id))
 
     def ipc_handle(self) -> bytes:

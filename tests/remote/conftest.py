@@ -52,11 +52,14 @@ class Running:
 def start_worker() -> Iterator[Callable[..., Running]]:
     started: list[Any] = []
 
-    def start(num_gpus: int = 2, memory_mib: int = 26008, **fields: float) -> Running:
+    def start(num_gpus: int = 2, memory_mib: int = 26008, first: int = 0, **fields: float) -> Running:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(64)
-            devices = tuple(DeviceSpec(i, f"GPU-{i}", NAME, memory_mib, 32510, True) for i in range(num_gpus))
+            devices = tuple(
+                DeviceSpec(i, f"GPU-{i}", NAME, memory_mib, 32510, True)
+                for i in range(first, first + num_gpus)
+            )
             digest = hashlib.sha256(SECRET.encode()).hexdigest()
             spec = WorkerSpec("lease-of-a-test", digest, devices, **{"attach_timeout_s": 60.0, **fields})
             process = _warm.Process(target=_serve, args=(listener, spec), daemon=True)
@@ -83,4 +86,17 @@ def attached(worker: Running) -> Iterator[Running]:
 
     session.activate(worker.spec)
     yield worker
+    session.deactivate()
+
+
+@pytest.fixture
+def spread(start_worker: Callable[..., Running]) -> Iterator[tuple[Running, Running]]:
+    """A lease of three slices, attached to this process: ``cuda:0`` of one worker, the others of another."""
+    from jupyter_gpupool.remote import session
+
+    workers = start_worker(1), start_worker(2, first=1)
+    one, two = (worker.spec for worker in workers)
+    addresses = tuple((part.host, part.port) for part in (one, two, two))
+    session.activate(dataclasses.replace(one, devices=(*one.devices, *two.devices), addresses=addresses))
+    yield workers
     session.deactivate()
