@@ -32,6 +32,7 @@ def attach(
     *,
     memory_mib: int | None = None,
     filters: Mapping[str, str] | None = None,
+    spread: bool = False,
     wait: bool = True,
     timeout: float | None = None,
     url: str | None = None,
@@ -44,9 +45,10 @@ def attach(
 
     ``partial`` is the share of each GPU's memory, above 0 and at most 1; ``memory_mib`` asks for MiB per GPU
     instead; with neither it is whole GPUs. ``filters`` chooses GPUs: ``name`` (a part of it), ``server``,
-    ``uuid``, ``index``, ``emulated``. Waits for its turn, at most ``timeout`` seconds; with ``wait=False`` not
-    at all. ``url`` and ``token`` name the pool (default: GPUPOOL_URL and GPUPOOL_TOKEN, else the one this user
-    runs, else one is started). ``mode``: "remote", "direct" (GPUs in this machine only) or "auto".
+    ``uuid``, ``index``, ``emulated``. ``spread``: they may be of several servers, where none has room for all.
+    Waits for its turn, at most ``timeout`` seconds; with ``wait=False`` not at all. ``url`` and ``token`` name the
+    pool (default: GPUPOOL_URL and GPUPOOL_TOKEN, else the one this user runs, else one is started). ``mode``:
+    "remote", "direct" (GPUs in this machine only) or "auto".
     ``label`` is what others read of its use; ``news`` is called about once a second while it waits.
 
     It does not matter whether torch has been imported before. The lease ends with :meth:`Lease.release`, at
@@ -71,6 +73,7 @@ def attach(
                 partial=partial,
                 memory_mib=memory_mib,
                 filters=filters,
+                spread=spread,
                 wait=wait,
                 label=label,
             )

@@ -129,6 +129,7 @@ def new_request(
     partial: float | None = None,
     memory_mib: int | None = None,
     filters: Mapping[str, str] | None = None,
+    spread: bool = False,
     wait: bool = True,
     label: str = "",
     kernel: str = "",
@@ -150,6 +151,7 @@ def new_request(
         partial=partial,
         memory_mib=memory_mib,
         filters=dict(filters or {}),
+        spread=spread,
         wait=wait,
         secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
         label=label,
@@ -241,14 +243,18 @@ def attach_mode(wanted: str, lease: Lease) -> str:
 
 
 def attach_spec(client: PoolClient, lease: Lease, secret: str, mode: str) -> AttachSpec:
-    """What a process needs to use an ACTIVE lease: as safe a way to its worker as the one to its pool."""
+    """What a process needs to use an ACTIVE lease: as safe a way to its workers as the one to its pool."""
     assert lease.worker is not None, "an ACTIVE lease has a worker"
     devices = tuple(
         DeviceSpec(index, s.gpu_uuid, s.name, s.memory_mib, s.total_mib, s.emulated)
         for index, s in enumerate(lease.slices)
     )
     where = (lease.worker.host, lease.worker.port)
-    return AttachSpec(lease.id, *where, secret, devices, lease.ttl_s, mode, client.secure, client.ca)
+    workers = [lease.worker.on(piece.server) for piece in lease.slices] if lease.worker.elsewhere else []
+    addresses = tuple((worker.host, worker.port) for worker in workers)
+    return AttachSpec(
+        lease.id, *where, secret, devices, lease.ttl_s, mode, client.secure, client.ca, addresses
+    )
 
 
 def resized_spec(spec: AttachSpec, lease: Lease) -> AttachSpec:

@@ -50,7 +50,7 @@ def granted(pool: PoolClient) -> list[int]:
 
 
 def test_two_gpus_at_eighty_percent(pool: PoolClient) -> None:
-    with jupyter_gpupool.attach(num_gpus=2, partial=0.8) as lease:
+    with jupyter_gpupool.attach(num_gpus=2, partial=0.8, spread=True) as lease:
         assert lease.devices == ("gpupool:0", "gpupool:1")
         assert [device.limit_mib for device in lease.slices] == [26008, 26008] == granted(pool)
         assert torch.cuda.is_available() and torch.cuda.device_count() == 2

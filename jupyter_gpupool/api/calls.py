@@ -26,6 +26,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "partial": (int, float, type(None)),
     "memory_mib": (int, type(None)),
     "filters": (dict,),
+    "spread": (bool,),
     "namespace": (str,),
     "wait": (bool,),
     "secret_sha256": (str,),

@@ -99,6 +99,8 @@ class PoolClient:
             body["partial"] = request.partial
         if request.memory_mib is not None:
             body["memory_mib"] = request.memory_mib
+        if request.spread:  # a server of before does not know the word
+            body["spread"] = True
         return _lease(self._call("POST", "/leases", {"wait": wait_s}, body, wait_s))
 
     def forecast(self, request: Request) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class PoolClient:
             "memory_mib": request.memory_mib,
             "namespace": request.namespace,
             "filter": [f"{key}={value}" for key, value in request.filters.items()],
+            "spread": "1" if request.spread else None,
         }
         return self._call("GET", "/forecast", {k: v for k, v in query.items() if v is not None})
 
@@ -388,6 +391,9 @@ def _lease(data: dict[str, Any]) -> Lease:
     fields["request"] = Request(**request)
     fields["state"] = LeaseState(data["state"])
     fields["slices"] = tuple(Slice(**piece) for piece in data["slices"])
-    fields["worker"] = WorkerAddress(**data["worker"]) if data.get("worker") else None
+    if data.get("worker"):
+        others = list(data.get("workers", {}).items())[1:]
+        elsewhere = {server: WorkerAddress(**one) for server, one in others}
+        fields["worker"] = WorkerAddress(**data["worker"], elsewhere=elsewhere)
     fields["asked_back"] = tuple(AskedBack(**one) for one in data.get("asked_back", ()))
     return Lease(**fields)

@@ -120,6 +120,7 @@ class ForecastCall(Calls):
             "secret_sha256": "0" * 64,
             "partial": self.number("partial"),
             "filters": filters,
+            "spread": self.flag("spread"),
             "namespace": self.get_query_argument("namespace", "default"),
         }
         for name in ("num_gpus", "memory_mib"):

@@ -34,6 +34,7 @@ _REQUEST: dict[str, Any] = {
             "description": "MiB of each GPU, instead of partial.",
         },
         "filters": {"type": "object", "additionalProperties": _TEXT},
+        "spread": {"type": "boolean", "default": False, "description": "The GPUs may be of several servers."},
         "namespace": _TEXT,
         "wait": {"type": "boolean", "default": True, "description": "Queue if it cannot be met now."},
         "secret_sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
@@ -87,6 +88,11 @@ _LEASE = {
         },
         "slices": {"type": "array", "items": {"$ref": "#/components/schemas/Slice"}},
         "worker": {"type": ["object", "null"]},
+        "workers": {
+            "type": "object",
+            "description": "Of a lease that spans servers: the worker on each, by the server's name.",
+            "additionalProperties": {"type": "object"},
+        },
         "position": {"type": ["integer", "null"], "description": "Place in the queue, from 1."},
         "created_at": {"type": "number"},
         "granted_at": _NUMBER_OR_NULL,
@@ -323,6 +329,7 @@ def document() -> dict[str, Any]:
                         _query(
                             "filter", {"type": "array", "items": _TEXT}, "As `name=V100`; may be repeated."
                         ),
+                        _query("spread", {"type": "string", "enum": ["0", "1"]}, "1: of several servers, too."),
                         _query("namespace", _TEXT, "Default: default."),
                     ],
                     "responses": _answers("The forecast", "Forecast", 400, 503),

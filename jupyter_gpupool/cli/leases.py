@@ -132,7 +132,11 @@ def find_lease(text: str, live: list[Lease]) -> Lease:
 def _row(lease: Lease) -> list[str]:
     state = lease.state.value if lease.position is None else f"{lease.state.value} #{lease.position}"
     if lease.slices:
-        gpus = " ".join(str(piece.index) for piece in lease.slices) + f" of {lease.slices[0].server}"
+        servers = dict.fromkeys(piece.server for piece in lease.slices)
+        gpus = ", ".join(
+            " ".join(str(piece.index) for piece in lease.slices if piece.server == server) + f" of {server}"
+            for server in servers
+        )
         memory = "/".join(dict.fromkeys(str(piece.memory_mib) for piece in lease.slices))
     else:
         request = lease.request

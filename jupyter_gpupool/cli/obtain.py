@@ -70,7 +70,7 @@ class Obtained:
     def servers(self) -> list[str]:
         """A line per GPU server: host, data port, lease, control port, version."""
         spec = self.hold.spec
-        return [f"{spec.host} {spec.port} {spec.lease_id} {self.control[1]} {self.version}"]
+        return [f"{p.host} {p.port} {p.lease_id} {self.control[1]} {self.version}" for p in spec.parts()]
 
 
 class Obtaining:
@@ -100,6 +100,7 @@ class Obtaining:
                 partial=args.partial,
                 memory_mib=args.memory,
                 filters=args.filters,
+                spread=args.spread,
                 wait=not args.no_wait,
                 label=self._label,
             )
@@ -158,15 +159,16 @@ class Obtaining:
             self._tell.progress("Waiting for the GPU server to start the worker", self._since)
 
     def _say_what_is_requested(self, lease: Lease) -> None:
-        indices = " ".join(str(piece.index) for piece in lease.slices)
-        memory = "/".join(dict.fromkeys(str(piece.memory_mib) for piece in lease.slices))
         names = [server["name"] for server in self._pool["servers"]]
-        server = lease.slices[0].server
-        number = names.index(server) if server in names else 0
-        self._tell.info(
-            f"Requesting GPUs [{indices}] with {memory} MiB of memory from server {number}, "
-            f"with version {self._pool['version']}..."
-        )
+        for server in dict.fromkeys(piece.server for piece in lease.slices):
+            pieces = [piece for piece in lease.slices if piece.server == server]
+            indices = " ".join(str(piece.index) for piece in pieces)
+            memory = "/".join(dict.fromkeys(str(piece.memory_mib) for piece in pieces))
+            number = names.index(server) if server in names else 0
+            self._tell.info(
+                f"Requesting GPUs [{indices}] with {memory} MiB of memory from server {number}, "
+                f"with version {self._pool['version']}..."
+            )
 
     def _say_what_was_locked(self, lease: Lease) -> None:
         tell, count = self._tell, len(lease.slices)
@@ -203,7 +205,8 @@ def release(app: Command, obtained: Obtained) -> None:
     if lost:
         app.tell.info(f"Removed generated config file '{obtained.config}'; the GPUs are released already")
     else:
-        app.tell.info(f"Released GPUs on 1 servers and removed generated config file '{obtained.config}'")
+        count = len(obtained.hold.spec.parts())
+        app.tell.info(f"Released GPUs on {count} servers and removed generated config file '{obtained.config}'")
 
 
 def _host_and_port(client: PoolClient) -> str:

@@ -121,6 +121,9 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help=f"only GPUs that match; may be repeated; NAME is one of {', '.join(FILTERS)}",
     )
+    group.add_argument(
+        "--spread", action="store_true", help="the GPUs may be of several servers, where none has room for all"
+    )
     group.add_argument("--no-wait", action="store_true", help="fail at once where GPUs are not free now")
     group.add_argument(
         "--attach",

@@ -17,6 +17,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "partial": (int, float),
     "memory_mib": (int,),
     "filters": (dict,),
+    "spread": (bool,),
     "require": (bool,),
 }
 #: A notebook is read for its metadata; one that is larger than this is not.
@@ -27,13 +28,15 @@ _MAX_NOTEBOOK = 64 << 20
 class Wish:
     """``num_gpus`` GPUs with ``partial`` of each one's memory, or ``memory_mib`` MiB; with neither, whole ones.
 
-    ``require``: the kernel shall not start without them. ``source`` says where the wish was found.
+    ``spread``: they may be of several servers. ``require``: the kernel shall not start without them. ``source`` says
+    where the wish was found.
     """
 
     num_gpus: int = 1
     partial: float | None = None
     memory_mib: int | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
+    spread: bool = False
     require: bool = False
     source: str = ""
 
@@ -44,6 +47,7 @@ class Wish:
             "partial": self.partial,
             "memory_mib": self.memory_mib,
             "filters": dict(self.filters),
+            "spread": self.spread,
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..pool.models import Lease, LeaseState
 from . import here, tensors
 
 #: What a frontend may say of the slices that it wants.
-_FIELDS = ("num_gpus", "partial", "memory_mib", "filters")
+_FIELDS = ("num_gpus", "partial", "memory_mib", "filters", "spread")
 #: A worker that takes longer to come up than this is no longer waited for; it is attached when it is there.
 _PATIENCE_S = 20.0
 
@@ -108,6 +108,7 @@ class _Asking:
                 self._wish.get("partial"),
                 memory_mib=self._wish.get("memory_mib"),
                 filters=self._wish.get("filters"),
+                spread=self._wish.get("spread", False),
                 label=here.label(),
                 news=self._news,
             )

@@ -53,9 +53,10 @@ def test_two_halves_share_a_gpu_and_a_third_share_waits_its_turn(pool: Pool) -> 
 
 
 def test_a_forecast_is_what_a_request_would_come_to(pool: Pool) -> None:
-    now = pool.client.forecast(ask(0.8, 2))
+    now = pool.client.forecast(ask(0.8, 2, spread=True))
     assert now["outcome"] == "granted" and [s["index"] for s in now["slices"]] == [0, 1]
-    held = pool.client.request(ask(0.8, 2))
+    held = pool.client.request(ask(0.8, 2, spread=True))
+    assert held.request.spread
     later = pool.client.forecast(ask(0.5, filters={"index": "0"}))
     assert (later["outcome"], later["position"]) == ("queued", 1)
     never = pool.client.forecast(ask(0.5, filters={"name": "H100"}))

@@ -65,7 +65,7 @@ class TestAWishForAKernel:
         self, jp_fetch: Callable[..., Any], kernelspec: Callable[..., str]
     ) -> None:
         name, kernel_id = kernelspec(), str(uuid.uuid4())
-        await put(jp_fetch, kernel_id, {"num_gpus": 1, "memory_mib": 2048})
+        await put(jp_fetch, kernel_id, {"num_gpus": 1, "memory_mib": 2048, "spread": True})
         stored = json.loads((await jp_fetch(*API, "kernels", kernel_id)).body)
         assert stored["memory_mib"] == 2048
         body = json.dumps(
@@ -75,6 +75,7 @@ class TestAWishForAKernel:
         await jp_fetch("api", "sessions", method="POST", body=body)
         (lease,) = json.loads((await jp_fetch(*API, "leases")).body)["leases"]
         assert lease["state"] == "ACTIVE" and lease["request"]["memory_mib"] == 2048
+        assert lease["request"]["spread"], "which is no matter where there is one server"
         assert lease["request"]["label"] == "x.ipynb"
         with pytest.raises(HTTPClientError) as gone:
             await jp_fetch(*API, "kernels", kernel_id)

@@ -27,7 +27,7 @@ def test_a_running_kernel_gets_slices_and_gives_them_back_without_losing_anythin
     kernel = start_kernel()
     kernel.run(PREPARE)
     assert "no GPU" in kernel.run("%gpupool")
-    said = kernel.run("%gpupool request -n 2 -p 0.8")
+    said = kernel.run("%gpupool request -n 2 -p 0.8 --spread")
     assert said == "2 × Tesla V100-PCIE-32GB (emulated), 26008 MiB each: cuda:0, cuda:1"
     assert granted(pool) == [26008, 26008]
     assert kernel.run("torch.cuda.device_count(), torch.equal(net.weight, before)") == "(2, True)"
