@@ -151,6 +151,8 @@ class Pool:
         assert self.process.poll() is None, "the pool ended at its start"
         address = json.loads(published.read_text())
         self.client = PoolClient(address["url"], address["token"])
+        #: of a process that uses this pool
+        self.environment = {**os.environ, "GPUPOOL_URL": address["url"], "GPUPOOL_TOKEN": address["token"]}
 
     def kill(self) -> None:
         self.process.kill()
@@ -204,7 +206,10 @@ def spec_of(lease: Lease) -> AttachSpec:
         DeviceSpec(n, s.gpu_uuid, s.name, s.memory_mib, s.total_mib, s.emulated)
         for n, s in enumerate(lease.slices)
     )
-    return AttachSpec(lease.id, lease.worker.host, lease.worker.port, SECRET, devices, lease.ttl_s)
+    workers = [lease.worker.on(piece.server) for piece in lease.slices]
+    addresses = tuple((worker.host, worker.port) for worker in workers)
+    where = (lease.worker.host, lease.worker.port)
+    return AttachSpec(lease.id, *where, SECRET, devices, lease.ttl_s, addresses=addresses)
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 180) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,12 +18,12 @@ import ray
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jupyter_gpupool.pool.errors import LeaseEnded, PoolError
+from jupyter_gpupool.pool.errors import ImpossibleRequest, LeaseEnded, PoolError
 from jupyter_gpupool.pool.models import Lease, LeaseState
 from jupyter_gpupool.remote.lifeline import Lifeline
 
 from ...conftest import often
-from .conftest import Farm, Pool, ask, spec_of
+from .conftest import NAMES, Farm, Pool, ask, spec_of
 
 #: How soon the leases of a lost GPU server must be LOST, in seconds; a busy machine is given more.
 LOST_WITHIN_S = 60
@@ -129,6 +131,93 @@ def test_what_others_have_in_ray_is_not_granted(pool: Pool, farm: Farm, eventual
     pool.client.release(waiting.id)
 
 
+#: For a lease of several devices, whatever servers they are on.
+PROGRAM = """
+import copy, torch
+from torch import nn
+count = torch.cuda.device_count()
+devices = [f"cuda:{k}" for k in range(count)]
+local = torch.randn(5, 7)
+for here in devices:
+    for there in devices:
+        assert torch.equal(local.to(here).t().to(there).cpu(), local.t()), (here, there)
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+x, y = torch.randn(30, 8), torch.randint(0, 3, (30,))
+alone = copy.deepcopy(net)
+parallel = nn.DataParallel(net.cuda())
+for program, target in ((parallel, y.cuda()), (alone, y)):
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(program(x), target)
+        loss.backward()
+        optimizer.step()
+torch.cuda.synchronize()
+for a, b in zip(net.parameters(), alone.parameters()):
+    torch.testing.assert_close(a.cpu(), b)
+print(f"trained on {count}, the loss is {loss.item():.4f}")
+"""
+
+
+def test_one_lease_on_several_servers(pool: Pool, farm: Farm, eventually: Callable) -> None:
+    with pytest.raises(ImpossibleRequest, match="no server has more than 2 that fit; ask with --spread"):
+        pool.client.request(ask(0.5, 5))
+    foreseen = [pool.client.forecast(ask(0.5, 5, spread=spread)) for spread in (False, True)]
+    assert [one["outcome"] for one in foreseen] == ["impossible", "granted"]
+    assert {piece.server for piece in pool.hold(ask(0.1, 2, spread=True))[0].slices} == {"alpha"}
+    pool.let_go()
+
+    lease, line = pool.hold(ask(0.4, 5, spread=True))
+    where = [(piece.server, piece.index) for piece in lease.slices]
+    assert where == [("alpha", 0), ("alpha", 1), ("beta", 0), ("beta", 1), ("gamma", 0)]
+    assert lease.worker is not None and list(lease.worker.elsewhere) == ["beta", "gamma"]
+    for name in NAMES:
+        worker = lease.worker.on(name)
+        assert worker.host == farm.nodes[name].node_ip_address
+        assert psutil.Process(worker.pid) in farm.processes(name)
+    assert shares() == {lease.id: [0.4] * 5}
+    pool.client.resize(lease.id, partial=0.2)
+    eventually(lambda: round(free_gpus(farm, "gamma"), 4) == 1.8, "it shrinks on every server")
+    line.release()
+    eventually(lambda: state(pool, lease) is LeaseState.RELEASED, "it ends")
+    eventually(
+        lambda: not any(psutil.pid_exists(lease.worker.on(name).pid) for name in NAMES), "all its workers end"
+    )
+
+
+def test_a_program_on_several_servers(pool: Pool) -> None:
+    command = [sys.executable, "-m", "jupyter_gpupool", "run", "-n", "5", "-p", "0.2", "--spread", "--"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", PROGRAM],
+        env=pool.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "trained on 5" in done.stdout
+    assert "Released GPUs on 3 servers" in done.stdout + done.stderr
+    assert pool.client.leases() == []
+
+
+def test_a_lease_on_several_servers_is_lost_with_one_of_its_workers(
+    pool: Pool, eventually: Callable
+) -> None:
+    lease, line = pool.hold(ask(0.4, 6, spread=True))
+    assert lease.worker is not None
+    os.kill(lease.worker.on("beta").pid, signal.SIGKILL)
+    eventually(lambda: line.lost, "its holder hears of it")
+    lost = eventually(lambda: state(pool, lease).ended and pool.client.lease(lease.id), "it ends")
+    assert lost.state is LeaseState.LOST
+    assert lost.reason == (
+        "its worker was killed by SIGKILL on GPU server beta; what the lease had on alpha, gamma ended with it"
+    )
+    eventually(
+        lambda: not any(psutil.pid_exists(lease.worker.on(name).pid) for name in NAMES), "all its workers end"
+    )
+
+
 def test_a_drained_server_gets_nothing_new(pool: Pool, eventually: Callable) -> None:
     there, line = pool.hold(ask(0.2, filters={"server": "beta"}))
     pool.client.drain("beta")
@@ -152,12 +241,23 @@ def test_a_drained_server_gets_nothing_new(pool: Pool, eventually: Callable) -> 
 def test_a_node_dies_and_another_joins(pool: Pool, farm: Farm, eventually: Callable) -> None:
     doomed, line = pool.hold(ask(0.5, 2, filters={"server": "gamma"}))
     other, other_line = pool.hold(ask(0.5, filters={"server": "alpha"}))
+    spread, spread_line = pool.hold(ask(0.3, 6, spread=True))
+    assert spread.worker is not None
     farm.kill("gamma")
-    lost = eventually(
-        lambda: state(pool, doomed).ended and pool.client.lease(doomed.id), "its lease ends", LOST_WITHIN_S
+    both = doomed.id, spread.id
+    eventually(
+        lambda: all(pool.client.lease(one).state.ended for one in both), "its leases end", LOST_WITHIN_S
     )
-    assert lost.state is LeaseState.LOST and "gamma" in lost.reason
-    eventually(lambda: line.lost, "its holder hears of it")
+    lost, whole = map(pool.client.lease, both)
+    assert lost.state is whole.state is LeaseState.LOST and "gamma" in lost.reason
+    assert whole.reason == f"{lost.reason}; what the lease had on alpha, beta ended with it"
+    eventually(lambda: line.lost and spread_line.lost, "their holders hear of it")
+    with pytest.raises(LeaseEnded, match="gamma"):
+        pool.client.heartbeat(spread.id)
+    eventually(
+        lambda: not any(psutil.pid_exists(spread.worker.on(name).pid) for name in NAMES),
+        "all its workers end",
+    )
     assert pool.servers() == ["alpha", "beta"]
     assert state(pool, other) is LeaseState.ACTIVE and other_line.alive
     other_line.release()
@@ -168,7 +268,7 @@ def test_a_node_dies_and_another_joins(pool: Pool, farm: Farm, eventually: Calla
 
 
 def test_the_pool_is_killed(pool: Pool, eventually: Callable) -> None:
-    held = [pool.hold(ask(0.3)) for _ in range(3)]
+    held = [pool.hold(ask(0.3)) for _ in range(3)] + [pool.hold(ask(0.2, 5, spread=True))]
     before = shares()
     pool.kill()
     held[0][1].release()  # while nobody looks
@@ -215,7 +315,8 @@ def test_leases_of_mixed_size_come_and_go(pool: Pool, farm: Farm, eventually: Ca
     answers: list[str] = []
 
     def one(rnd: random.Random) -> str:
-        request = ask(rnd.choice([0.05, 0.1, 0.25, 0.5, 0.8, 1.0]), rnd.choice([1, 1, 1, 2]))
+        count = rnd.choice([1, 1, 1, 2, 3, 4])
+        request = ask(rnd.choice([0.05, 0.1, 0.25, 0.5, 0.8, 1.0]), count, spread=count > 2)
         try:
             lease = pool.client.request(request, wait_s=1)
             deadline = time.monotonic() + 120
