@@ -211,9 +211,11 @@ class PoolClient:
         return self._token_call("GET", "/tokens")["tokens"]
 
     def create_token(self, description: str, expires_s: float | None, **fields: Any) -> dict[str, Any]:
-        """The token as it is listed, with ``token`` (its text) and ``files`` (the bundle). Not repeatable."""
+        """The token as it is listed, with ``token`` (its text) and ``files`` (the bundle). Not repeated where it may
+        have been made."""
         body = {"description": description, "expires_s": expires_s, **fields}
-        return self._token_call("POST", "/tokens", body)
+        unsure = "the token may have been made: `gpupool token list` shows it, `gpupool token revoke` takes it back"
+        return self._token_call("POST", "/tokens", body, unsure=unsure)
 
     def extend_token(self, token_id: str, expires_s: float | None) -> dict[str, Any]:
         return self._token_call("PATCH", f"/tokens/{token_id}", {"expires_s": expires_s})
@@ -222,9 +224,14 @@ class PoolClient:
         return self._token_call("DELETE", f"/tokens/{token_id}?end_leases={int(end_leases)}", wait_s=20.0)
 
     def _token_call(
-        self, method: str, path: str, body: dict[str, Any] | None = None, wait_s: float = 0.0
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        wait_s: float = 0.0,
+        unsure: str = "",
     ) -> dict[str, Any]:
-        response = self._send(method, path, None, body, wait_s)
+        response = self._send(method, path, None, body, wait_s, unsure=unsure)
         answer = _json(response)
         if response.status_code in (200, 201) and isinstance(answer, dict):
             return answer
@@ -281,9 +288,10 @@ class PoolClient:
         wait_s: float,
         headers: dict[str, str] | None = None,
         patience_s: float | None = None,
+        unsure: str = "",
     ) -> httpx.Response:
         """Nearly every call here may be repeated harmlessly, so a pool that restarts, or whose lead changes, is waited
-        for."""
+        for. ``unsure``: what is to be said of one that may not, where it may have been done."""
         timeout = httpx.Timeout(self._timeout_s, read=self._timeout_s + wait_s, connect=3.0)
         deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         pause, tried = 0.05, 0
@@ -300,9 +308,11 @@ class PoolClient:
                     return response
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as e:
                 self._refuse_certificate(e)
+                self._refuse_repetition(e, url, unsure)
                 everywhere = " or ".join(self._urls)
                 refusal = errors.PoolUnreachable(f"no GPU pool answers at {everywhere} ({_why(e)})")
             except httpx.TimeoutException as e:
+                self._refuse_repetition(e, url, unsure)
                 refusal = errors.PoolUnreachable(f"the GPU pool at {url} does not answer ({_why(e)})")
                 if len(self._urls) == 1:
                     raise refusal from None
@@ -324,6 +334,13 @@ class PoolClient:
             return None
         refusal = self._refusal(response, _json(response))
         return refusal if isinstance(refusal, errors.NotLeading) else None
+
+    def _refuse_repetition(self, error: Exception, url: str, unsure: str) -> None:
+        """Raise PoolUnreachable where a call that must not be repeated may have been heard."""
+        if unsure and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            raise errors.PoolUnreachable(
+                f"the GPU pool at {url} broke off before it answered ({_why(error)}); {unsure}"
+            ) from None
 
     def _refuse_certificate(self, error: BaseException) -> None:
         """Raise PoolUnreachable where it is TLS that failed: that does not get better by waiting."""
