@@ -90,12 +90,15 @@ class Health:
     async def run(self) -> None:
         """Look again and again, until cancelled."""
         while True:
+            began = time.monotonic()
             try:
                 whole = await self.look()
             except Exception:  # shows by the age of what was found last
                 log.exception("The pool's health cannot be looked at")
                 whole = True
-            await asyncio.sleep(EVERY_S if whole else _FIRST_S)
+            # Thousands of GPUs take a while to look at, which others are not to feel.
+            soon = max(_FIRST_S, 20 * (time.monotonic() - began))
+            await asyncio.sleep(EVERY_S if whole else min(soon, EVERY_S))
 
     async def look(self) -> bool:
         """Once, now; whether every server has been read, or has had the time for it."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import __version__
 from ..pool.history import Use
-from ..pool.models import Lease, LeaseState, Snapshot, WorkerUsage
+from ..pool.models import Lease, LeaseState, Server, Snapshot, WorkerUsage
 from ..pool.namespaces import Namespaces
 
 
@@ -98,10 +98,24 @@ def foreseen(lease: Lease) -> dict[str, Any]:
     }
 
 
-def uses(said: Mapping[str, Any]) -> dict[str, Use]:
+def uses(
+    servers: Iterable[Server], granted_mib: Mapping[str, int], usage: Mapping[str, WorkerUsage]
+) -> dict[str, Use]:
     """What the pool's chart is drawn from, by GPU uuid."""
+    used: dict[str, int] = {}
+    busy: dict[str, float] = {}
+    for account in usage.values():
+        for uuid, allocated in account.allocated_bytes.items():
+            used[uuid] = used.get(uuid, 0) + allocated
+        for uuid, share in account.busy.items():
+            busy[uuid] = min(1.0, busy.get(uuid, 0.0) + share)
     return {
-        gpu["uuid"]: Use(gpu["memory_mib"], gpu["granted_mib"], gpu["used_mib"], gpu["busy"])
-        for server in said["servers"]
-        for gpu in server["gpus"]
+        gpu.uuid: Use(
+            gpu.memory_mib,
+            granted_mib.get(gpu.uuid, 0),
+            used.get(gpu.uuid, 0) >> 20,
+            round(busy.get(gpu.uuid, 0.0), 2),
+        )
+        for server in servers
+        for gpu in server.gpus
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ from ..pool.history import History
 from ..pool.interfaces import Engine
 from ..pool.leadership import Leadership
 from ..pool.ledger import Ledger
-from ..pool.lock import LedgerLock
+from ..pool.lock import LedgerLock, ledger_file
 from ..pool.manager import Manager
 from ..pool.models import Change, Lease, LeaseState, Request, Server, StartWorker, StopWorker
 from ..pool.namespaces import Namespaces
+from ..pool.validation import is_id
 from . import traces
 from .engines import ENGINES, engine_class
 from .health import Check, Health
@@ -32,6 +32,7 @@ from .picture import foreseen, picture, uses
 from .resizing import Resizing
 from .tenants import Tenants
 from .thread import ManagerThread
+from .waiters import Waiters
 
 __all__ = ["Check", "PoolService"]
 
@@ -70,7 +71,7 @@ class PoolService(LoggingConfigurable):
 
     @default("engine")
     def _default_engine(self) -> Engine:
-        file = _sqlite_file(self.db_url)
+        file = ledger_file(self.db_url)
         return engine_class(self.engine_name)(parent=self, pool_id=str(file or self.db_url))
 
     def __init__(self, **kwargs: Any) -> None:
@@ -80,7 +81,7 @@ class PoolService(LoggingConfigurable):
         self._ledger: Ledger | None = None
         self._manager: Manager | None = None
         self._history: History | None = None
-        self._changed = asyncio.Event()
+        self._waiters = Waiters()
         self._tasks: set[asyncio.Task] = set()
         self._ticker: asyncio.Task | None = None
         self._nurse: asyncio.Task | None = None
@@ -99,7 +100,7 @@ class PoolService(LoggingConfigurable):
 
     async def start(self) -> None:
         """Open the ledger, take up what it holds, and get ready to grant. Raises PoolError."""
-        file = _sqlite_file(self.db_url)
+        file = ledger_file(self.db_url)
         if file is not None:
             self._lock = LedgerLock(file)
             self._lock.acquire()
@@ -142,7 +143,7 @@ class PoolService(LoggingConfigurable):
             await self._call(self._need().follow, await self.engine.servers())
         except PoolError as e:
             self.log.error("The pool's servers cannot be told yet: %s", e)
-        self._wake()
+        self._waiters.wake_all()
 
     async def stop(self) -> None:
         """Stop granting. An embedded pool's leases end with it; a persistent one's go on computing."""
@@ -161,7 +162,7 @@ class PoolService(LoggingConfigurable):
                     self.log.warning("Lease %s could not be released: %s", lease.id, e)
         await self._settled()
         await self._close()
-        self._wake()
+        self._waiters.wake_all()
 
     async def _settled(self) -> None:
         """What follows from earlier changes is done, or takes too long."""
@@ -199,7 +200,7 @@ class PoolService(LoggingConfigurable):
 
     async def request(self, request: Request, wait_s: float = 0.0) -> Lease:
         """Grant, queue or refuse; with ``wait_s`` answer when its worker is up, or that much later."""
-        lease = await self._run(self._to_change().request, request)
+        lease = await self._run(self._to_change().request, request, new_id=request.id if is_id(request.id) else "")
         if wait_s <= 0:
             return lease
         return await self.wait(lease.id, request.owner, wait_s, until_settled=True)
@@ -226,23 +227,24 @@ class PoolService(LoggingConfigurable):
         ``until_settled``: as soon as it is neither queued nor waiting for its worker.
         """
         deadline = time.monotonic() + min(wait_s, 60.0)
-        while True:
-            changed = self._changed
-            lease = await self.thread.together(self._need().lease, lease_id, owner)
-            if until_settled:
-                done = lease.state not in (LeaseState.QUEUED, LeaseState.GRANTED)
-            else:
-                done = lease.state.value != state or (position is not None and lease.position != position)
-            left = deadline - time.monotonic()
-            if done or left <= 0 or self._stopping:
-                return lease
-            try:
-                told = self._contender is None or self._contender.leading
-                await asyncio.wait_for(changed.wait(), min(left, self.ttl_s / 3 if told else 0.3))
-            except (TimeoutError, asyncio.TimeoutError):
-                if until_settled and not lease.state.ended:
-                    # Who waits for the answer to a request is alive, and has no lease to keep yet.
-                    await self._call(self._need().heartbeat, lease_id, owner)
+        with self._waiters.of(lease_id) as changed:
+            while True:
+                changed.clear()
+                lease = await self.thread.together(self._need().lease, lease_id, owner)
+                if until_settled:
+                    done = lease.state not in (LeaseState.QUEUED, LeaseState.GRANTED)
+                else:
+                    done = lease.state.value != state or (position is not None and lease.position != position)
+                left = deadline - time.monotonic()
+                if done or left <= 0 or self._stopping:
+                    return lease
+                try:
+                    told = self._contender is None or self._contender.leading
+                    await asyncio.wait_for(changed.wait(), min(left, self.ttl_s / 3 if told else 0.3))
+                except (TimeoutError, asyncio.TimeoutError):
+                    if until_settled and not lease.state.ended:
+                        # Who waits for the answer to a request is alive, and has no lease to keep yet.
+                        await self._call(self._need().heartbeat, lease_id, owner)
 
     async def heartbeat(self, lease_id: str, owner: str | None) -> Lease:
         return _lease(await self.thread.together(self._to_change().heartbeat, lease_id, owner))
@@ -264,7 +266,6 @@ class PoolService(LoggingConfigurable):
     async def drain(self, server: str, draining: bool = True) -> None:
         """Place nothing new on that server (what is there stays), or place on it again. Outlives restarts."""
         self._follow(await self._call(self._to_change().drain, server, draining))
-        self._wake()
 
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
         return await self._call(self._need().leases, include_ended, owner, 500 if include_ended else None)
@@ -292,6 +293,13 @@ class PoolService(LoggingConfigurable):
         """When (seconds since the epoch) the pool was last looked at, and each check by name."""
         self._need()
         return await self.wellness.checks()
+
+    async def namespaces(self) -> Namespaces:
+        """As they are now. Who leads has them in memory, where each change replaces them as a whole."""
+        manager = self._need()
+        if self._contender is None or self._contender.leading:
+            return manager.namespaces
+        return await self._call(manager.known)
 
     async def with_ledger(self, function: Callable[..., T], *args: Any) -> T:
         """``function(ledger, *args)`` on the manager's thread: for tables that are not about leases."""
@@ -333,8 +341,8 @@ class PoolService(LoggingConfigurable):
         """Run on the manager's thread; one call at a time."""
         return await self.thread.call(function, *args)
 
-    async def _run(self, function: Callable[..., Change], *args: Any) -> Lease:
-        change = await self.thread.together(function, *args)
+    async def _run(self, function: Callable[..., Change], *args: Any, new_id: str = "") -> Lease:
+        change = await self.thread.together(function, *args, new_id=new_id)
         self._follow(change)
         return _lease(change)
 
@@ -346,19 +354,17 @@ class PoolService(LoggingConfigurable):
             task.add_done_callback(self._tasks.discard)
         for lease in change.changed:
             self._listeners.tell(lease)
-        if change.changed:
-            self._wake()
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._waiters.tell(change)
 
     async def _act(self, change: Change) -> None:
         for action in change.actions:
             if isinstance(action, StopWorker):
                 await self.engine.stop_worker(action.lease_id)
         starts = [action.lease for action in change.actions if isinstance(action, StartWorker)]
-        await asyncio.gather(*(self._start_worker(lease) for lease in starts))
+        if len(starts) == 1:  # nearly always, and a task less for each grant
+            await self._start_worker(starts[0])
+        else:
+            await asyncio.gather(*map(self._start_worker, starts))
 
     async def _start_worker(self, lease: Lease) -> None:
         manager = self._need()
@@ -405,7 +411,6 @@ class PoolService(LoggingConfigurable):
                 continue
             if servers is self._servers:
                 self._servers = None
-        self._wake()
 
     async def _record_end(self, manager: Manager, lease_id: str, state: LeaseState, reason: str) -> None:
         while True:
@@ -423,8 +428,8 @@ class PoolService(LoggingConfigurable):
         assert self._history is not None
         now = time.time()
         if self._history.due(now):
-            said = await self.pool(None)
-            await self._call(self._history.record, now, uses(said))
+            servers, granted_mib = await self._call(self._need().granted)
+            await self._call(self._history.record, now, uses(servers, granted_mib, self.engine.usage()))
 
     async def _tick(self) -> None:
         while True:
@@ -442,9 +447,3 @@ class PoolService(LoggingConfigurable):
 def _lease(change: Change) -> Lease:
     assert change.lease is not None
     return change.lease
-
-
-def _sqlite_file(url: str) -> Path | None:
-    if url.startswith("sqlite:///") and url != "sqlite:///:memory:":
-        return Path(os.path.abspath(url[len("sqlite:///") :]))
-    return None

@@ -47,17 +47,16 @@ class Tenants:
 
     async def check_use(self, owner: str | None, namespace: str, request_id: str = "") -> None:
         """Raise NotAllowed unless the caller may request slices there."""
-
-        def look(manager: Manager) -> None:
-            if owner is None:
-                return
-            try:
-                manager.known().check_use(owner, namespace)
-            except PoolError as e:
-                manager.refused(owner, namespace, request_id, e)
-                raise
-
-        await self._service.with_manager(look)
+        if owner is None:
+            return
+        try:
+            (await self._service.namespaces()).check_use(owner, namespace)
+        except PoolError as e:
+            refusal = e
+            await self._service.with_manager(
+                lambda manager: manager.refused(owner, namespace, request_id, refusal)
+            )
+            raise
 
     async def find(self, name: str) -> Namespaces:
         """Raises UnknownNamespace."""

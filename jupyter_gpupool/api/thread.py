@@ -32,6 +32,7 @@ class _Call:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future
     context: contextvars.Context  # who is acting, for the audit trail
+    new_id: str = ""
     value: Any = None
     error: BaseException | None = None
 
@@ -63,25 +64,28 @@ class ManagerThread:
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """What the function returns, or raises."""
-        return await self._ask(False, function, args)
+        return await self._ask(function, args, False)
 
-    async def together(self, function: Callable[..., T], *args: Any) -> T:
-        """The same of a change or a question of the manager that may share a transaction with others."""
-        return await self._ask(True, function, args)
+    async def together(self, function: Callable[..., T], *args: Any, new_id: str = "") -> T:
+        """The same of a change or a question of the manager that may share a transaction with others. ``new_id``: what
+        it is to be the id of is not likely to be in the ledger yet."""
+        return await self._ask(function, args, True, new_id)
 
     def stop(self) -> None:
         """After what has been asked for."""
         self._stopped = True
         self._calls.put(None)
 
-    async def _ask(self, together: bool, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    async def _ask(
+        self, function: Callable[..., T], args: tuple[Any, ...], together: bool, new_id: str = ""
+    ) -> T:
         if self._stopped:
             raise PoolError("the pool is not running any more")
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="gpupool-manager", daemon=True)
             self._thread.start()
         loop = asyncio.get_running_loop()
-        call = _Call(function, args, together, loop, loop.create_future(), contextvars.copy_context())
+        call = _Call(function, args, together, loop, loop.create_future(), contextvars.copy_context(), new_id)
         self._calls.put(call)
         return await call.future
 
@@ -108,7 +112,7 @@ class ManagerThread:
     def _run(self, some: list[_Call]) -> None:
         if len(some) > 1 and self.ledger is not None:
             try:
-                with self.ledger.together():
+                with self.ledger.together([call.new_id for call in some if call.new_id]):
                     for call in some:
                         call.run()
                         if isinstance(call.error, BaseException) and not _alone(call.error):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .models import Lease, LeaseState
@@ -62,6 +62,13 @@ class Ages:
         """Why the lease is over for want of a sign of life, if it is."""
         age = self._monotonic() - self.heard(lease).monotonic
         return f"no sign of life from its holder for {lease.ttl_s:g} s" if age > lease.ttl_s else None
+
+    def beating(self, leases: Iterable[Lease]) -> Iterator[bool]:
+        """Of each whether it is heard and needs no worker, as nearly all are: neither silent nor workerless."""
+        now, beats, since = self._monotonic(), self._beats, self._since
+        for lease in leases:
+            heard = now - beats.get(lease.request.id, since).monotonic <= lease.ttl_s
+            yield heard and lease.state is not LeaseState.GRANTED
 
     def workerless(self, lease: Lease) -> str | None:
         """Why a grant is over for want of a worker, if it is."""

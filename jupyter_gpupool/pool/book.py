@@ -51,7 +51,7 @@ class Plan:
     starts: list[Action] = field(default_factory=list)
     changed: dict[str, Lease] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
-    waits_for: dict[str, str] | None = None
+    waits_for: dict[str, str] | None = None  # None: who waits for what has not been looked at
     entries: list[Entry] = field(default_factory=list)
 
 
@@ -138,9 +138,7 @@ class Book:
         for lease, slices in decision.granted:
             longest = self.namespaces.of_lease(lease.request.namespace).limits.lease_s
             until = None if longest is None else at + longest
-            tx.grant(lease.id, slices, at, until)
-            granted = replace(lease, state=LeaseState.GRANTED, slices=slices, granted_at=at, expires_at=until)
-            plan.changed[lease.id] = granted
+            plan.changed[lease.id] = granted = tx.grant(lease.id, slices, at, until)
             plan.starts.append(StartWorker(granted))
             self._note(plan, "grant", granted, sizes(slices))
         plan.positions, plan.waits_for = places(decision.waiting), decision.waits_for
@@ -164,8 +162,7 @@ class Book:
     # -- changes of one lease -----------------------------------------------------------------
 
     def _activate(self, tx: Viewed, plan: Plan, lease: Lease, worker: WorkerAddress) -> None:
-        tx.activate(lease.id, worker)
-        plan.changed[lease.id] = replace(lease, state=LeaseState.ACTIVE, worker=worker)
+        plan.changed[lease.id] = tx.activate(lease.id, worker)
 
     def _end(
         self, tx: Viewed, plan: Plan, lease: Lease, state: LeaseState, reason: str, stop: bool = True
@@ -220,7 +217,8 @@ class Book:
         changes = tuple(self._aged(lease, plan.positions) for lease in plan.changed.values())
         if lease is not None:
             lease = self._aged(plan.changed.get(lease.id, lease), plan.positions)
-        return Change(lease, tuple(plan.stops + plan.starts), changes)
+        positions = None if plan.waits_for is None else plan.positions
+        return Change(lease, tuple(plan.stops + plan.starts), changes, positions)
 
     def _prune_is_due(self) -> bool:
         return self._pruned_at is None or self._monotonic() - self._pruned_at > _PRUNE_EVERY_S

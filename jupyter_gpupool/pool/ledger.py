@@ -6,7 +6,7 @@ the manager does. Nothing here is SQLite's own either; :mod:`.sqlite` has that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,13 @@ class Ledger:
         self._view = None if tx.stale else tx.view
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, new_ids: Sequence[str] = ()) -> Iterator[None]:
         """One writing transaction for all that begin within, so that they cost one commit. One that raises is undone
         by itself; nothing of any of them is durable before the block has ended. Raises as ``transaction`` does, also
-        where one cannot be undone by itself: then none has happened."""
+        where one cannot be undone by itself: then none has happened. ``new_ids``: of leases that will be asked for
+        within, and that the ledger hardly has."""
         with self.transaction() as tx:
+            tx.look_for(new_ids)
             self._together = tx
             try:
                 yield

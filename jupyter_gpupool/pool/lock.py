@@ -10,6 +10,13 @@ from typing import final
 from .errors import PoolError
 
 
+def ledger_file(url: str) -> Path | None:
+    """The file of a ledger that only one pool may have open, or None where it has none."""
+    if url.startswith("sqlite:///") and url != "sqlite:///:memory:":
+        return Path(os.path.abspath(url[len("sqlite:///") :]))
+    return None
+
+
 @final
 class LedgerLock:
     """An exclusive lock on ``<ledger file>.lock``, held from ``acquire`` until ``release`` or death.

@@ -294,7 +294,13 @@ class Manager(Book):
             live = tx.leases(_BEATING)
         if len(self._shown_as) > len(live) + _MOST_GONE:
             self._shown_as.clear()  # leases that somebody else has ended
-        overdue = [(lease, end) for lease in live if (end := self._overdue(lease))]
+        idling = {namespace.name for namespace in self.namespaces.all() if namespace.limits.idle_s is not None}
+        overdue = [
+            (lease, end)
+            for lease, beats in zip(live, self._ages.beating(live), strict=True)
+            if not beats or lease.expires_at is not None or lease.request.namespace in idling
+            if (end := self._overdue(lease))
+        ]
         prune = self._prune_is_due()
         if not overdue and not prune and not self._refused and not changed:
             return Change()
@@ -348,6 +354,11 @@ class Manager(Book):
         with self._reading(everything=owner is None and not include_ended) as tx:
             states = EVERY if include_ended else LIVE
             return self._shown(tx, tx.leases(states, owner, newest, self.namespaces.managed(owner)))
+
+    def granted(self) -> tuple[Sequence[Server], Mapping[str, int]]:
+        """The servers, and what is granted now of their GPUs, in MiB by uuid."""
+        with self._reading(everything=True) as tx:
+            return self._servers, dict(tx.granted_mib())
 
     def snapshot(self) -> Snapshot:
         with self._reading(everything=True) as tx:

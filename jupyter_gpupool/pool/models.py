@@ -25,16 +25,15 @@ class LeaseState(str, Enum):
     @property
     def holds(self) -> bool:
         """Whether a lease in this state occupies its slices."""
-        return self in (LeaseState.GRANTED, LeaseState.ACTIVE)
+        return self in _HOLDING
 
     @property
     def ended(self) -> bool:
-        return self in (
-            LeaseState.RELEASED,
-            LeaseState.EXPIRED,
-            LeaseState.LOST,
-            LeaseState.CANCELLED,
-        )
+        return self in _ENDED
+
+
+_HOLDING = (LeaseState.GRANTED, LeaseState.ACTIVE)
+_ENDED = (LeaseState.RELEASED, LeaseState.EXPIRED, LeaseState.LOST, LeaseState.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -259,11 +258,13 @@ class Change:
 
     ``actions`` are carried out in their order: what was freed is stopped before what was granted
     in its place is started. ``changed`` holds every lease whose state changed, ``lease`` included.
+    ``positions`` are those of the requests that wait now, by id; None where nothing of that has changed.
     """
 
     lease: Lease | None = None
     actions: tuple[Action, ...] = ()
     changed: tuple[Lease, ...] = ()
+    positions: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ _TRY = text("SELECT pg_try_advisory_lock(:key)")
 _ALIVE = text("SELECT 1")
 
 #: A daemon whose machine is gone must not keep a lock: its sessions end after about 8 s. One that stands still amid a
-#: transaction loses it. A commit is on the disk when it is answered, whatever the server's default is.
+#: transaction loses it. A commit is on the disk when it is answered, whatever the server's default is. A plan is of the
+#: tables as they are now: one that was made when the ledger was empty would read all of what it has become.
 _SETTINGS = {
     "tcp_keepalives_idle": "3",
     "tcp_keepalives_interval": "1",
@@ -25,6 +26,7 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": "5s",
     "lock_timeout": "5s",
     "synchronous_commit": "on",
+    "plan_cache_mode": "force_custom_plan",
 }
 
 _ADVICE = (

@@ -21,6 +21,7 @@ def _in_state(states: Collection[LeaseState]) -> Any:
     return leases.c.state.in_([literal_column(f"'{state.value}'") for state in states])
 
 
+FIND_IDS = select(leases.c.id).where(leases.c.id.in_(bindparam("ids", expanding=True)))
 FIND_LEASE = select(leases).where(leases.c.id == bindparam("lease_id"))
 SLICES_OF = select(slices).where(slices.c.lease == bindparam("seq")).order_by(slices.c.gpu_index)
 SLICES_OF_MANY = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import math
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from .models import Lease, Request
 
 FILTERS = ("name", "server", "uuid", "index", "emulated")
 MAX_TEXT = 200
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _YES_NO = ("true", "false")
@@ -42,13 +42,13 @@ def validate(request: Request) -> None:
     check_text("client", request.client)
 
 
+def is_id(value: object) -> bool:
+    """Whether it is a uuid in its canonical form: the id is a key, and becomes part of file names."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
 def _check_id(value: object) -> None:
-    """Only the canonical form: the id is a key, and becomes part of file names."""
-    try:
-        canonical = str(uuid.UUID(value)) if isinstance(value, str) else None
-    except ValueError:
-        canonical = None
-    if canonical is None or canonical != value:
+    if not is_id(value):
         raise InvalidRequest(
             f"the request's id must be a uuid such as 0c6f6a6e-…, in lower case, not {_shown(value)}"
         )

@@ -138,3 +138,30 @@ def test_the_view_is_the_ledger_whatever_happens(
             pass
         assert ledger.verify() == ""
     assert done > 150
+
+
+def test_many_new_ids_are_looked_for_at_once(ledger: Ledger, manager: Manager, ask: Ask) -> None:
+    over, held = ask(partial=0.1), ask(partial=0.1)
+    manager.request(over)
+    manager.release(over.id)
+    manager.request(held)
+    fresh = [ask(partial=0.1) for _ in range(5)]
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+
+    event.listen(ledger._engine, "before_cursor_execute", note)
+    with ledger.together([request.id for request in (over, held, *fresh)]):
+        known = [manager.request(request).lease for request in (over, held)]
+        new = [manager.request(request).lease for request in fresh]
+        manager.release(fresh[0].id)
+        assert manager.leases(include_ended=True, newest=1), "which tells the database"
+        repeated = manager.request(fresh[0]).lease
+    event.remove(ledger._engine, "before_cursor_execute", note)
+    assert [lease and lease.state for lease in known] == [LeaseState.RELEASED, LeaseState.GRANTED]
+    assert {lease and lease.state for lease in new} == {LeaseState.GRANTED}
+    assert repeated is not None and repeated.state is LeaseState.RELEASED
+    lookups = [s for s in asked if "FROM leases" in s and "leases.id" in s.partition("WHERE")[2]]
+    assert len(lookups) == 3, "all of them once, then the two that have ended"
+    assert ledger.verify() == ""
