@@ -409,8 +409,9 @@ def _lease(data: dict[str, Any]) -> Lease:
     fields["state"] = LeaseState(data["state"])
     fields["slices"] = tuple(Slice(**piece) for piece in data["slices"])
     if data.get("worker"):
-        others = list(data.get("workers", {}).items())[1:]
-        elsewhere = {server: WorkerAddress(**one) for server, one in others}
+        here = data["slices"][0]["server"] if data["slices"] else ""
+        others = {name: one for name, one in data.get("workers", {}).items() if name != here}
+        elsewhere = {name: WorkerAddress(**one) for name, one in others.items()}
         fields["worker"] = WorkerAddress(**data["worker"], elsewhere=elsewhere)
     fields["asked_back"] = tuple(AskedBack(**one) for one in data.get("asked_back", ()))
     return Lease(**fields)

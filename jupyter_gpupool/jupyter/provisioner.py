@@ -44,6 +44,9 @@ class GPUPoolProvisioner(LocalProvisioner):
         help="How many MiB of each GPU's memory, instead of a share. None (the default): see partial.",
     ).tag(config=True)
     filters = Dict(help='Which GPUs, such as {"name": "V100"}. Empty (the default): any.').tag(config=True)
+    spread = Bool(
+        False, help="Whether they may be of several servers, where none has room for all."
+    ).tag(config=True)
     require = Bool(
         False,
         help="Whether the kernel shall not start without its GPUs. By default it starts, and gets them in its turn.",
