@@ -14,29 +14,33 @@ const GPU_HEIGHT = 58;
 export function GPUs({ state, slices, trans }: IViewProps): JSX.Element {
   const { servers, gpus, leases } = state;
   const { me } = slices.holdings;
-  // A bar changes with its GPU and, seldom, with its holders.
-  const rows = React.useMemo(() => {
-    const made: IRow[] = [];
-    for (const server of servers) {
-      made.push({
-        key: `server ${server.name}`,
-        height: SERVER_HEIGHT,
-        render: () => <Server server={server} trans={trans} />
-      });
-      for (const gpu of server.gpus.map(uuid => gpus[uuid]).filter(Boolean)) {
-        made.push({
-          key: gpu.uuid,
-          height: GPU_HEIGHT,
-          render: () => <GPU gpu={gpu} me={me} leases={leases} trans={trans} />
-        });
-      }
-    }
-    return made;
-  }, [servers, gpus, leases, me, trans]);
+  const rows = React.useMemo(
+    () =>
+      servers.flatMap((server): (IRow & { server?: IServer })[] => [
+        { key: `server ${server.name}`, height: SERVER_HEIGHT, server },
+        ...server.gpus.map(uuid => ({ key: uuid, height: GPU_HEIGHT }))
+      ]),
+    [servers]
+  );
+  const render = (n: number) => {
+    const { key, server } = rows[n];
+    return server ? (
+      <Server server={server} trans={trans} />
+    ) : gpus[key] ? (
+      <GPU gpu={gpus[key]} me={me} leases={leases} trans={trans} />
+    ) : (
+      <></>
+    );
+  };
   return (
     <section aria-label={trans.__('GPUs')}>
       <h3>{trans.__('GPUs')}</h3>
-      <Windowed rows={rows} scroller=".jp-GPUPool" label={trans.__('GPUs by server')} />
+      <Windowed
+        rows={rows}
+        render={render}
+        scroller=".jp-GPUPool"
+        label={trans.__('GPUs by server')}
+      />
     </section>
   );
 }
@@ -59,6 +63,7 @@ interface IGPUProps extends ITranslated {
   leases: Readonly<Record<string, ILease>>;
 }
 
+/** A bar changes with its GPU and, seldom, with its holders. */
 const GPU = React.memo(
   function GPU({ gpu, me, leases, trans }: IGPUProps): JSX.Element {
     // The badge says it, in the user's language.

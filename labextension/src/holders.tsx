@@ -17,6 +17,14 @@ export function Holders({ state, slices, trans }: IViewProps): JSX.Element | nul
   const { me } = holdings;
   const holders = React.useMemo(() => holdersOf(state.gpus, me), [state.gpus, me]);
   const [troubles, setTroubles] = React.useState<Readonly<Record<string, string>>>({});
+  const rows = React.useMemo(
+    () =>
+      holders.map(({ lease }): IRow => ({
+        key: lease,
+        height: HEIGHT + (troubles[lease] ? TROUBLE_HEIGHT : 0)
+      })),
+    [holders, troubles]
+  );
   if (holders.length === 0) {
     return null;
   }
@@ -24,20 +32,26 @@ export function Holders({ state, slices, trans }: IViewProps): JSX.Element | nul
     const line = await actions.askBack(holder.lease, holder.owner);
     setTroubles(before => ({ ...before, [holder.lease]: line }));
   };
-  const rows = holders.map((holder): IRow => {
-    const trouble = troubles[holder.lease] ?? '';
-    return {
-      key: holder.lease,
-      height: HEIGHT + (trouble ? TROUBLE_HEIGHT : 0),
-      render: () => (
-        <Holder holder={holder} trouble={trouble} trans={trans} onAsk={() => void ask(holder)} />
-      )
-    };
-  });
+  const render = (n: number) => {
+    const holder = holders[n];
+    return (
+      <Holder
+        holder={holder}
+        trouble={troubles[holder.lease] ?? ''}
+        trans={trans}
+        onAsk={() => void ask(holder)}
+      />
+    );
+  };
   return (
     <section aria-label={trans.__('Held by others')}>
       <h3>{trans.__('Held by others')}</h3>
-      <Windowed rows={rows} scroller=".jp-GPUPool" label={trans.__('Held by others')} />
+      <Windowed
+        rows={rows}
+        render={render}
+        scroller=".jp-GPUPool"
+        label={trans.__('Held by others')}
+      />
     </section>
   );
 }

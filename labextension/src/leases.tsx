@@ -23,29 +23,32 @@ export function Leases(props: IViewProps): JSX.Element {
   // Which one is being resized, and what went wrong with which: here, because rows come and go with scrolling.
   const [resizing, resize] = React.useState<string | null>(null);
   const [troubles, setTroubles] = React.useState<Readonly<Record<string, string>>>({});
-  const rows = held.map((lease): IRow => {
-    const trouble = troubles[lease.id] ?? '';
-    const isResizing = resizing === lease.id;
-    return {
-      key: lease.id,
-      height:
-        HEIGHT +
-        (isResizing ? EDITOR_HEIGHT : 0) +
-        (trouble ? TROUBLE_HEIGHT : 0) +
-        (lease.asked_back?.length ? ASKED_HEIGHT : 0),
-      render: () => (
-        <Lease
-          {...props}
-          lease={lease}
-          use={used.get(lease.id)}
-          trouble={trouble}
-          isResizing={isResizing}
-          onResizing={wanted => resize(wanted ? lease.id : null)}
-          onTrouble={line => setTroubles(before => ({ ...before, [lease.id]: line }))}
-        />
-      )
-    };
-  });
+  const rows = React.useMemo(
+    () =>
+      held.map(({ id, asked_back }): IRow => ({
+        key: id,
+        height:
+          HEIGHT +
+          (resizing === id ? EDITOR_HEIGHT : 0) +
+          (troubles[id] ? TROUBLE_HEIGHT : 0) +
+          (asked_back?.length ? ASKED_HEIGHT : 0)
+      })),
+    [held, resizing, troubles]
+  );
+  const render = (n: number) => {
+    const lease = held[n];
+    return (
+      <Lease
+        {...props}
+        lease={lease}
+        use={used.get(lease.id)}
+        trouble={troubles[lease.id] ?? ''}
+        isResizing={resizing === lease.id}
+        onResizing={wanted => resize(wanted ? lease.id : null)}
+        onTrouble={line => setTroubles(before => ({ ...before, [lease.id]: line }))}
+      />
+    );
+  };
   const lost = state.ended.filter(
     lease =>
       (lease.state === 'LOST' || lease.state === 'EXPIRED') &&
@@ -57,7 +60,12 @@ export function Leases(props: IViewProps): JSX.Element {
       {held.length === 0 ? (
         <p className="jp-GPUPool-note">{trans.__('You hold no GPU.')}</p>
       ) : (
-        <Windowed rows={rows} scroller=".jp-GPUPool" label={trans.__('My leases')} />
+        <Windowed
+          rows={rows}
+          render={render}
+          scroller=".jp-GPUPool"
+          label={trans.__('My leases')}
+        />
       )}
       {lost.slice(0, 3).map(lease => (
         <p key={lease.id} className="jp-GPUPool-note">

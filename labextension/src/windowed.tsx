@@ -6,7 +6,6 @@ import * as React from 'react';
 export interface IRow {
   key: string;
   height: number;
-  render: () => JSX.Element;
 }
 
 /** How far beyond what can be seen rows are made, in pixels: what a fast wheel passes in a frame or two. */
@@ -14,19 +13,22 @@ const BEYOND = 400;
 
 /** Of the element with that class: it scrolls, and holds the list. */
 export interface IWindowed {
+  /** The same array as before while rows neither come nor go nor grow. */
   rows: readonly IRow[];
+  /** Makes the row of that number, of those that can be seen. */
+  render: (n: number) => JSX.Element;
   scroller: string;
   label: string;
 }
 
-export function Windowed({ rows, scroller, label }: IWindowed): JSX.Element {
+export function Windowed({ rows, render, scroller, label }: IWindowed): JSX.Element {
   const list = React.useRef<HTMLUListElement>(null);
   const [from, to] = useWindow(list, scroller);
 
   const tops = React.useMemo(() => topsOf(rows), [rows]);
   const shown: JSX.Element[] = [];
   for (let n = firstFrom(tops, from); n < rows.length && tops[n] < to; n++) {
-    const { key, height, render } = rows[n];
+    const { key, height } = rows[n];
     shown.push(
       <li
         key={key}
@@ -35,7 +37,7 @@ export function Windowed({ rows, scroller, label }: IWindowed): JSX.Element {
         aria-setsize={rows.length}
         aria-posinset={n + 1}
       >
-        {render()}
+        {render(n)}
       </li>
     );
   }

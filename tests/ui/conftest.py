@@ -55,7 +55,7 @@ class Lab:
                     *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
                     *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
                     f"--IdentityProvider.token={self.TOKEN}",
-                    "--LabApp.news_url=",
+                    "--LabApp.news_url=None",
                     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                     f"--ServerApp.root_dir={self.root}",
                     "--LocalEngine.emulate=always",

@@ -54,7 +54,6 @@ def test_pictures(
     page.goto(one_lab.url.replace("/lab?", "/lab/tree/train.ipynb?"))
     expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
     page.get_by_role("tab", name="GPU Pool").click()
-    page.get_by_role("button", name="No", exact=True).click()  # no news of Jupyter
     panel = page.get_by_role("region", name="GPU Pool", exact=True)
     picker = panel.get_by_role("region", name="Ask for GPUs")
     picker.get_by_role("spinbutton", name="GPUs").fill("2")

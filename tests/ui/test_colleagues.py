@@ -150,6 +150,23 @@ def test_time_is_left_and_can_be_extended_as_far_as_the_namespace_allows(
     expect(sweep.get_by_role("alert")).to_have_count(0)
 
 
+def test_who_has_little_time_left_is_told_and_has_more_by_a_click(
+    users: tuple[User, User], window: Callable[[], Page]
+) -> None:
+    ada, _ = users
+    page = window()
+    # An hour and a half of which 83 minutes have passed, by the clock of the page.
+    page.add_init_script("{ const now = Date.now; Date.now = () => now.call(Date) + 5_000_000; }")
+    page.goto(ada.lab.url)
+    near = page.locator(".Toastify__toast").filter(has_text="The GPUs of a sweep go back to the pool in 6 min.")
+    near.get_by_role("button", name="More time…").click()
+    dialog = page.get_by_role("dialog").filter(has_text="More time for a sweep")
+    dialog.get_by_role("spinbutton").fill("15")
+    dialog.get_by_role("button", name="Extend", exact=True).click()
+    expect(near).to_have_count(0)  # it is true no longer
+    page.context.close()
+
+
 def test_a_slice_that_does_not_compute_is_warned_of_unless_a_cell_runs(users: tuple[User, User]) -> None:
     ada, _ = users
     warning = ada.told("forgotten has not used its GPUs for")

@@ -94,6 +94,13 @@ def test_the_palette_opens_the_panel(page: Page, panel: Locator) -> None:
     page.get_by_role("textbox", name="SEARCH").fill("GPU Pool")
     page.get_by_role("menuitem", name="Open GPU Pool").click()
     expect(panel).to_be_visible()
+    page.keyboard.press("Control+Shift+C")
+    page.get_by_role("textbox", name="SEARCH").fill("Show GPU Use of the Last 24 Hours")
+    page.get_by_role("menuitem", name="Show GPU Use of the Last 24 Hours").click()
+    ranges = panel.get_by_role("group", name="How far back")
+    expect(ranges.get_by_role("button", pressed=True)).to_have_text("24 h")
+    ranges.get_by_role("button", name="5 min").click()
+    expect(ranges.get_by_role("button", pressed=True)).to_have_text("5 min")
 
 
 def test_a_server_that_restarts_is_seen_to_be_gone_and_then_back(panel: Locator, one_lab: Lab) -> None:
