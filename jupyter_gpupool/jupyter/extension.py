@@ -14,6 +14,7 @@ from ..api.service import PoolService
 from ..engines.local import LocalEngine
 from ..engines.ray.engine import RayEngine
 from ..pool.errors import PoolError
+from . import door
 from .administration import administrative_handlers
 from .events import LeaseEvents
 from .handlers import kernel_handlers
@@ -53,10 +54,13 @@ class GPUPoolExtension(ExtensionApp):
         # It answers the calls that the handlers make of a service.
         service = cast(PoolService, self.pool)
         self.handlers.extend(
-            kernel_handlers(service) + administrative_handlers(service) + jupyter_handlers(service, EventsWherever)
+            kernel_handlers(service)
+            + administrative_handlers(service)
+            + jupyter_handlers(service, EventsWherever)
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        door.closed = False
         try:
             await self.pool.start()
         except PoolError as e:
@@ -69,6 +73,7 @@ class GPUPoolExtension(ExtensionApp):
             self.pool.listen(LeaseEvents(serverapp.event_logger))
 
     async def stop_extension(self) -> None:
+        door.closed = True
         if self._metrics is not None:
             await self._metrics.stop()
         await self._hub_server.stop()

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning import KernelProvisionerBase, LocalProvisioner
 from traitlets import Bool, Dict, Float, Int
 
@@ -76,13 +77,20 @@ class GPUPoolProvisioner(LocalProvisioner):
         self._wish: Wish | None = None
         self._notebook = ""
         self._ports = KeptPorts()
+        self._preparing = asyncio.Lock()
+        self._ends = 0
+        self._launched = False
 
     # -- the kernel's life
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         self._notebook = (kwargs.get("env") or os.environ).get(_SESSION, "")
+        ends = self._ends
         try:
-            environment = await self._prepare()
+            async with self._preparing:  # its user and its restarter may start it again at once
+                environment = {} if self._is_gone() else await self._prepare()
+            if self._ends != ends or self._is_gone():
+                raise RuntimeError("The kernel was shut down while it was about to start again")
             kwargs = await super().pre_launch(**kwargs)
             self._keep_ports()
         except BaseException:
@@ -98,10 +106,14 @@ class GPUPoolProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         try:
+            if self.has_process and await self.poll() is None:
+                await self.kill()  # of two that were started at once; nobody would end it any more
+                await self.wait()
             connection = await super().launch_kernel(cmd, **kwargs)
         except BaseException:
             await self._give_back()  # as above
             raise
+        self._launched = True
         if self._lease is not None and self.pid is not None:
             self._lease.watch(self.pid, self.grace_s)
         return connection
@@ -109,6 +121,7 @@ class GPUPoolProvisioner(LocalProvisioner):
     async def cleanup(self, restart: bool = False) -> None:
         await super().cleanup(restart=restart)
         if not restart:
+            self._ends += 1
             await self._give_back()
 
     async def get_provisioner_info(self) -> dict[str, Any]:
@@ -130,6 +143,11 @@ class GPUPoolProvisioner(LocalProvisioner):
     async def _give_back(self) -> None:
         self._ports.let_go()
         await self._release()
+
+    def _is_gone(self) -> bool:
+        """Whether it was shut down for good while its restarter was at it: nobody would ever end what starts now."""
+        kernels = getattr(self.parent, "parent", None)
+        return self._launched and isinstance(kernels, MultiKernelManager) and self.kernel_id not in kernels
 
     def _keep_ports(self) -> None:
         said = self.connection_info
@@ -153,11 +171,9 @@ class GPUPoolProvisioner(LocalProvisioner):
             if wish is None:
                 return {}
             self._wish = wish
-            await self._begin(wish)
+            return (await self._begin(wish)).environment()
         except PoolError as e:
             raise _refused(e) from None
-        assert self._lease is not None
-        return self._lease.environment()
 
     async def _find_wish(self) -> Wish | None:
         if self.kernel_id is not None and wishes.knows(self.kernel_id):
@@ -173,13 +189,14 @@ class GPUPoolProvisioner(LocalProvisioner):
         wish = parse({name: getattr(self, name) for name in FIELDS}, "the kernelspec")
         return wish or parse(default_wish(), "what was chosen for this server")
 
-    async def _begin(self, wish: Wish) -> None:
+    async def _begin(self, wish: Wish) -> KernelLease:
         from .kernel_lease import KernelLease  # a kernel that asks for nothing does not pay for it
 
         name = os.path.basename(self._notebook) or f"kernel {str(self.kernel_id)[:8]}"
         label = "".join(c if c.isprintable() else "?" for c in name)[:80]
         lease = self._lease = KernelLease(wish, label, lambda line: self.log.warning("%s", line))
         await asyncio.to_thread(lease.begin)
+        return lease
 
     async def _release(self) -> None:
         lease, self._lease = self._lease, None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,14 @@ from typing import Any
 import psutil
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from jupyter_core.paths import jupyter_runtime_dir
 from tornado.web import HTTPError
 
+from jupyter_gpupool.api import discovery
 from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.jupyter import door
+from jupyter_gpupool.jupyter.kernel_lease import KernelLease
 from jupyter_gpupool.jupyter.wishes import parse, wishes
 from jupyter_gpupool.pool.models import LeaseState
 
@@ -127,6 +134,69 @@ def test_a_kernel_that_died_is_started_again_with_its_lease(
     kernel.restart(now=True)  # what a restarter does
     assert only(pool).id == before.id
     assert kernel.run(DEVICES) == "1 3.0"
+
+
+async def one_that_died(pool: PoolClient, name: str) -> tuple[AsyncMultiKernelManager, Any]:
+    """Among the kernels of a server, one that was killed and whose lease was given back."""
+    kernels = AsyncMultiKernelManager(connection_dir=jupyter_runtime_dir())
+    manager = kernels.get_kernel(await kernels.start_kernel(kernel_name=name))
+    os.kill(manager.provisioner.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    while pool.leases():
+        await asyncio.sleep(0.02)
+    return kernels, manager
+
+
+@pytest.mark.parametrize("when", ["before it asks", "while it asks"])
+def test_a_kernel_that_is_shut_down_while_its_restarter_is_at_it_stays_ended(
+    pool: PoolClient, kernelspec: Callable[..., str], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Jupyter's restarter hears nothing of the end, and starts a kernel that nobody knows any more."""
+    asks, may_ask, begin = threading.Event(), threading.Event(), KernelLease.begin
+
+    def begin_in_its_time(self: KernelLease) -> None:
+        asks.set()
+        assert may_ask.wait(60)
+        begin(self)
+
+    async def storm() -> None:
+        kernels, manager = await one_that_died(pool, kernelspec("restless", num_gpus=1, grace_s=0.0))
+        if when == "while it asks":
+            monkeypatch.setattr(KernelLease, "begin", begin_in_its_time)
+            restart = asyncio.ensure_future(manager.restart_kernel(now=True))
+            await asyncio.to_thread(asks.wait, 60)
+            await manager.shutdown_kernel(now=True)
+            may_ask.set()
+        else:
+            await kernels.shutdown_kernel(manager.kernel_id)
+            restart = asyncio.ensure_future(manager.start_kernel(**manager._launch_args))
+        with pytest.raises((RuntimeError, asyncio.InvalidStateError)) as refused:
+            await restart
+        assert "was shut down while" in str(refused.value.__context__ or refused.value)
+        assert not manager.has_kernel
+
+    asyncio.run(storm())
+    assert pool.leases() == []
+
+
+def test_a_kernel_that_is_restarted_twice_at_once_is_one_kernel_with_one_lease(
+    pool: PoolClient, kernelspec: Callable[..., str]
+) -> None:
+    """By its user and by its restarter, which does not know of the other."""
+
+    async def storm() -> None:
+        kernels, manager = await one_that_died(pool, kernelspec("restless", num_gpus=1, grace_s=0.0))
+        both = manager.restart_kernel(now=True), manager.restart_kernel(now=True)
+        await asyncio.gather(*both, return_exceptions=True)  # jupyter_client trips over its own state
+        assert len(pool.leases()) == 1
+        kernel = f"kernel-{manager.kernel_id}.json"
+        named = [
+            p.pid for p in psutil.process_iter(["cmdline"]) if kernel in " ".join(p.info["cmdline"] or [])
+        ]
+        assert named == [manager.provisioner.pid]
+        await manager.shutdown_kernel(now=True)
+
+    asyncio.run(storm())
+    assert pool.leases() == []
 
 
 def test_a_dead_kernel_that_nobody_starts_again_gives_its_lease_back(
@@ -289,6 +359,17 @@ def test_a_pool_that_is_away_holds_up_no_kernel(
     with pytest.raises(HTTPError) as refused:
         start(num_gpus=1, require=True)
     assert refused.value.status_code == 503
+
+
+def test_a_kernel_of_a_server_that_shuts_down_starts_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "closed", True)
+    wish = parse({"num_gpus": 1}, "the test")
+    assert wish is not None
+    lease = KernelLease(wish, "a kernel", lambda line: None)
+    lease.begin()
+    assert "shutting down" in lease.environment()["GPUPOOL_REFUSED"]
+    assert discovery.find() is None
+    lease.release()
 
 
 def test_a_start_that_fails_leaves_no_lease(
