@@ -144,6 +144,8 @@ def new_request(
     if partial is None and memory_mib is None:
         partial = 1.0
     check_memory(partial, memory_mib)  # what is no number has no JSON either
+    if filters is not None and not isinstance(filters, Mapping):
+        raise InvalidRequest(f"filters are names with values, such as {{'name': 'V100'}}, not {filters!r:.60}")
     request = Request(
         id=str(uuid.uuid4()),
         owner="",  # the pool knows who calls
@@ -170,6 +172,14 @@ def _kernel_mark(kernel: str) -> str:
     return f" kernel:{kernel[:64]}" if kernel.isprintable() else ""
 
 
+def check_timeout(timeout_s: object) -> None:
+    """Raise InvalidRequest unless it is None, for ever, or a number of seconds."""
+    if timeout_s is None:
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s >= 0:
+        raise InvalidRequest(f"the timeout must be seconds from 0 up, not {timeout_s!r:.60}")
+
+
 def acquire(
     client: PoolClient,
     request: Request,
@@ -183,6 +193,7 @@ def acquire(
     in the queue. Raises what the pool refuses, NoCapacity after ``timeout_s``, and LeaseEnded with the reason
     when it came to nothing. Whatever is raised (KeyboardInterrupt too), nothing stays requested.
     """
+    check_timeout(timeout_s)
     began = beaten = time.monotonic()
     try:
         lease = client.request(request)

@@ -147,6 +147,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"partial": 0.5, "memory_mib": 10}, "memory"),
     ({"filters": {"colour": "red"}}, "colour"),
     ({"mode": "magic"}, "magic"),
+    ({"filters": ["name"]}, "names with values"),
+    ({"timeout": "soon"}, "seconds from 0 up, not 'soon'"),
 ]
 
 

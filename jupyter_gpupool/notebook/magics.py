@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
-from .. import face
+from .. import face, holder
 from ..pool.errors import PoolError
 from ..pool.models import Lease, LeaseState
 from . import here, tables, tensors
+
+_HELP = {"-h", "--help"}
+
+
+def _words(line: str) -> list[str]:
+    """As a shell would: IPython's own way leaves the quotation marks in."""
+    try:
+        return shlex.split(line)
+    except ValueError as e:
+        raise UsageError(f"%gpupool: {str(e).lower()} in {line.strip()[:60]}") from None
+
+
+def _parse(command: Any, line: str) -> Any:
+    return command.parser.parse_args(_words(line))
 
 
 def _sized(function: Callable) -> Callable:
@@ -31,7 +46,7 @@ def _sized(function: Callable) -> Callable:
     return function
 
 
-@magic_arguments("%gpupool request")
+@magic_arguments("gpupool request")
 @_sized
 @argument(
     "--filter", action="append", default=[], metavar="KEY=VALUE", help="name, server, uuid, index or emulated"
@@ -41,14 +56,14 @@ def _sized(function: Callable) -> Callable:
 @argument("--timeout", type=float, metavar="S", help="wait at most so many seconds")
 def request(magics: GPUPoolMagics, line: str) -> None:
     """Ask for slices and attach them to this kernel; nothing is lost that is there already."""
-    args = parse_argstring(request, line)
+    args = _parse(request, line)
     magics.obtain(args)
 
 
-@magic_arguments("%gpupool status")
+@magic_arguments("gpupool status")
 def status(magics: GPUPoolMagics, line: str) -> None:
     """Show what this notebook has or waits for."""
-    parse_argstring(status, line)
+    _parse(status, line)
     client, pool = here.pool()
     try:
         lease = here.known(client)
@@ -74,20 +89,20 @@ def status(magics: GPUPoolMagics, line: str) -> None:
     display(tables.of_lease(lease, used or magics.allocated(lease)))
 
 
-@magic_arguments("%gpupool gpus")
+@magic_arguments("gpupool gpus")
 def gpus(magics: GPUPoolMagics, line: str) -> None:
     """Show the pool's GPUs and who has which part of them."""
-    parse_argstring(gpus, line)
+    _parse(gpus, line)
     client, pool = here.pool()
     client.close()
     display(tables.of_pool(pool, here.lease_id()))
 
 
-@magic_arguments("%gpupool resize")
+@magic_arguments("gpupool resize")
 @_sized
 def resize(magics: GPUPoolMagics, line: str) -> None:
     """Change the memory of this notebook's slices where they are; tensors on them stay."""
-    args = parse_argstring(resize, line)
+    args = _parse(resize, line)
     found = here.spec()
     if found is None:
         raise UsageError("this notebook has no slices to resize; %gpupool request asks for some")
@@ -100,12 +115,12 @@ def resize(magics: GPUPoolMagics, line: str) -> None:
     print(here.describe(here.resize(args.partial, args.memory)))
 
 
-@magic_arguments("%gpupool release")
+@magic_arguments("gpupool release")
 @argument("--drop", action="store_true", help="do not move tensors to the CPU; they are lost")
 @argument("--force", action="store_true", help="release even if some tensors cannot be moved")
 def release(magics: GPUPoolMagics, line: str) -> None:
     """Give the slices back, or leave the queue. Tensors on them are moved to the CPU, in place."""
-    args = parse_argstring(release, line)
+    args = _parse(release, line)
     if here.lease_id() is None:
         raise UsageError("this notebook has no slices and waits for none")
     attached = here.spec() is not None
@@ -114,11 +129,11 @@ def release(magics: GPUPoolMagics, line: str) -> None:
     print(f"Released{moved}" if attached else "Left the queue")
 
 
-@magic_arguments("%gpupool history")
+@magic_arguments("gpupool history")
 @argument("-n", "--newest", type=int, default=20, metavar="N", help="how many; default: 20")
 def history(magics: GPUPoolMagics, line: str) -> None:
     """Show the leases you have and had."""
-    args = parse_argstring(history, line)
+    args = _parse(history, line)
     client, _ = here.pool()
     try:
         leases = client.leases(True)
@@ -127,11 +142,12 @@ def history(magics: GPUPoolMagics, line: str) -> None:
     display(tables.of_history(sorted(leases, key=lambda lease: lease.created_at)[-max(0, args.newest) :]))
 
 
-@magic_arguments("%gpupool wait")
+@magic_arguments("gpupool wait")
 @argument("--timeout", type=float, metavar="S", help="at most so many seconds")
 def wait(magics: GPUPoolMagics, line: str) -> None:
     """Wait until the slices that this kernel was started for are attached."""
-    args = parse_argstring(wait, line)
+    args = _parse(wait, line)
+    holder.check_timeout(args.timeout)
     from . import extension
 
     found = here.spec()
@@ -186,14 +202,14 @@ class GPUPoolMagics(Magics):
             if cell is not None:
                 self._cell(line, cell)
                 return
-            name, _, rest = line.strip().partition(" ")
-            if name in ("-h", "--help"):
+            name, rest = [*line.split(None, 1), "", ""][:2]
+            if name in _HELP:
                 print(_help())
                 return
             command = COMMANDS.get(name or "status")
             if command is None:
                 raise UsageError(f"%gpupool {name[:40]}: no such command; there are {', '.join(COMMANDS)}")
-            if rest.strip() in ("-h", "--help"):
+            if _HELP & set(_words(rest)):
                 command.parser.print_help()
                 return
             command(self, rest)
@@ -254,8 +270,16 @@ class GPUPoolMagics(Magics):
         return {s.gpu_uuid: session.memory(k).allocated() for k, s in zip(devices, lease.slices)}
 
     def _cell(self, line: str, cell: str) -> None:
-        args = parse_argstring(request, line)
-        lease = self.obtain(args)
+        words = _words(line)
+        if _HELP & set(words):
+            print(_help())
+            return
+        if words and words[0] in COMMANDS:
+            raise UsageError(
+                f"%%gpupool holds slices for its cell and takes the options of request alone, not {words[0]}: "
+                "%%gpupool -n 1 -p 0.5"
+            )
+        lease = self.obtain(_parse(request, line))
         try:
             result = _shell(self).run_cell(cell)
         finally:

@@ -158,10 +158,15 @@ def test_a_cell_that_holds_its_own_slice(start_kernel: Start, pool: PoolClient) 
         ("request -n two", "invalid int value: 'two'"),
         ("request --filter V100", "write it as name=V100"),
         ("request --filter name=H999", "H999"),
+        ('request --filter "name=Tesla H999"', "with name=Tesla H999 asked for"),
+        ('request --filter "name=V100', 'no closing quotation in --filter "name=V100'),
+        ("request --timeout -1", "seconds from 0 up"),
+        ("request\t-n\t0", "must be 1 or more"),
         ("request --frobnicate", "unrecognized arguments: --frobnicate"),
         ("frobnicate", "no such command; there are request"),
         ("release", "has no slices and waits for none"),
         ("wait", "waits for nothing"),
+        ("wait --timeout nan", "seconds from 0 up"),
         ("history -n many", "invalid int value"),
         ("resize -p 0.5", "has no slices to resize"),
         ("resize -m lots", "invalid int value"),
@@ -176,7 +181,9 @@ def test_mistakes(one_kernel: Kernel, pool_of_module: PoolClient, line: str, ans
 
 def test_help_and_completion(one_kernel: Kernel) -> None:
     assert "%gpupool request" in one_kernel.run("%gpupool --help")
-    assert "--partial" in one_kernel.run("%gpupool request --help")
+    assert "%gpupool request [-n N]" in one_kernel.run("%gpupool request -n 1 --help").replace("%%", "?")
+    assert "%gpupool request" in one_kernel.run("%%gpupool --help\nprint('never')")
+    assert "options of request" in one_kernel.run("%%gpupool request -p 0.1\nprint('never')")
 
     def completed(text: str) -> list[str]:
         id = one_kernel.client.complete(text)
