@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
+from jupyter_client.multikernelmanager import MultiKernelManager
+
 from ..api.discovery import PoolAddress
 
 #: Set while a pool is hosted here, whether or not others may find it.
 address: PoolAddress | None = None
 
-#: Set once this server is shutting down: a kernel that is started all the same is not to start a pool of its own.
-closed = False
+#: Those of this process's Jupyter servers that are shutting down, by their kernel managers: a kernel that its restarter
+#: starts then would have to start a pool of its own, and nobody would end it.
+closing: WeakSet[MultiKernelManager] = WeakSet()

@@ -60,7 +60,6 @@ class GPUPoolExtension(ExtensionApp):
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
-        door.closed = False
         try:
             await self.pool.start()
         except PoolError as e:
@@ -73,7 +72,8 @@ class GPUPoolExtension(ExtensionApp):
             self.pool.listen(LeaseEvents(serverapp.event_logger))
 
     async def stop_extension(self) -> None:
-        door.closed = True
+        if self.serverapp is not None:
+            door.closing.add(self.serverapp.kernel_manager)
         if self._metrics is not None:
             await self._metrics.stop()
         await self._hub_server.stop()

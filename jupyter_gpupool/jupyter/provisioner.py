@@ -12,7 +12,7 @@ from jupyter_client.provisioning import KernelProvisionerBase, LocalProvisioner
 from traitlets import Bool, Dict, Float, Int
 
 from ..pool.errors import InvalidRequest, PoolError
-from . import contract
+from . import contract, door
 from .hub.single_user import at_server, default_wish
 from .ports import KeptPorts
 from .wishes import FIELDS, Wish, of_notebook, parse, wishes
@@ -90,7 +90,7 @@ class GPUPoolProvisioner(LocalProvisioner):
             async with self._preparing:  # its user and its restarter may start it again at once
                 environment = {} if self._is_gone() else await self._prepare()
             if self._ends != ends or self._is_gone():
-                raise RuntimeError("The kernel was shut down while it was about to start again")
+                raise RuntimeError("The kernel or its server was shut down while it was about to start")
             kwargs = await super().pre_launch(**kwargs)
             self._keep_ports()
         except BaseException:
@@ -145,9 +145,11 @@ class GPUPoolProvisioner(LocalProvisioner):
         await self._release()
 
     def _is_gone(self) -> bool:
-        """Whether it was shut down for good while its restarter was at it: nobody would ever end what starts now."""
+        """Whether it, or its server, was shut down for good: its restarter may be at it, and nobody would end it."""
         kernels = getattr(self.parent, "parent", None)
-        return self._launched and isinstance(kernels, MultiKernelManager) and self.kernel_id not in kernels
+        if not isinstance(kernels, MultiKernelManager):
+            return False
+        return kernels in door.closing or (self._launched and self.kernel_id not in kernels)
 
     def _keep_ports(self) -> None:
         said = self.connection_info

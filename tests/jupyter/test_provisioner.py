@@ -361,15 +361,15 @@ def test_a_pool_that_is_away_holds_up_no_kernel(
     assert refused.value.status_code == 503
 
 
-def test_a_kernel_of_a_server_that_shuts_down_starts_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "closed", True)
-    wish = parse({"num_gpus": 1}, "the test")
-    assert wish is not None
-    lease = KernelLease(wish, "a kernel", lambda line: None)
-    lease.begin()
-    assert "shutting down" in lease.environment()["GPUPOOL_REFUSED"]
+def test_a_server_that_shuts_down_starts_no_kernel_and_no_pool(kernelspec: Callable[..., str]) -> None:
+    async def start() -> None:
+        kernels = AsyncMultiKernelManager(connection_dir=jupyter_runtime_dir())
+        door.closing.add(kernels)
+        with pytest.raises(RuntimeError, match="its server was shut down"):
+            await kernels.start_kernel(kernel_name=kernelspec())
+
+    asyncio.run(start())
     assert discovery.find() is None
-    lease.release()
 
 
 def test_a_start_that_fails_leaves_no_lease(
