@@ -123,7 +123,8 @@ class PoolApp(JupyterApp):
         # Else whoever waits for the network waits 5 ms more each time that the manager's thread decides.
         sys.setswitchinterval(0.0005)
         # Lines that no handler takes need not be made.
-        self.log.setLevel(min((handler.level for handler in self.log.handlers), default=logging.WARNING))
+        taken = min((handler.level for handler in self.log.handlers), default=logging.WARNING)
+        self.log.setLevel(max(taken, logging.DEBUG))
         # Leases by the thousand live long: to look through all of them again and again, and through the modules, takes
         # a fifth of the time and everybody's answer with it.
         gc.freeze()

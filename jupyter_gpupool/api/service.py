@@ -132,6 +132,7 @@ class PoolService(LoggingConfigurable):
         self._follow(await self._call(manager.recover, adopted))
         self._ticker = asyncio.create_task(self._tick())
         self._servers_changed(await self.engine.servers())  # one may have come or gone meanwhile
+        self._waiters.wake_all()  # they asked the one that led before
 
     async def _follow_another(self) -> None:
         """Answer questions only: another daemon on this ledger leads, and looks after the workers."""
