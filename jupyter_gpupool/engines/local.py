@@ -388,7 +388,7 @@ class LocalEngine(LoggingConfigurable):
 
     # -- workers
 
-    def _spec(self, lease: Lease, first: int) -> specs.WorkerSpec:
+    def _spec(self, lease: Lease, first: int = 0) -> specs.WorkerSpec:
         devices = tuple(
             specs.DeviceSpec(n, s.gpu_uuid, s.name, s.memory_mib, s.total_mib, s.emulated)
             for n, s in enumerate(lease.slices, first)
