@@ -109,7 +109,7 @@ def _lab(pool: str, built: Path | None, home: Path) -> Iterator[str]:
             ),
             f"--IdentityProvider.token={_TOKEN}",
             f"--LabApp.labextensions_path={extensions}",
-            "--LabApp.news_url=None",
+            "--LabApp.news_url=",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
             f"--ServerApp.root_dir={home}",
         ],

@@ -48,11 +48,12 @@ export default function Body(context: IViewContext): JSX.Element {
         )}
       </div>
       <div className={lost ? 'jp-GPUPool-body jp-mod-old' : 'jp-GPUPool-body'}>
-        {state.servers.length === 0 ? (
+        {Object.keys(state.gpus).length === 0 ? (
           <p className="jp-GPUPool-note">
             {trans.__(
-              'The pool has no GPU server. Start Jupyter on a machine with GPUs, or with --LocalEngine.emulate=always to try it on emulated ones.'
-            )}
+              'The pool has no GPU. Start Jupyter on a machine with GPUs, or to try it on emulated ones, with'
+            )}{' '}
+            <code className="jp-GPUPool-option">--LocalEngine.emulate=always</code>
           </p>
         ) : (
           <>
@@ -65,7 +66,7 @@ export default function Body(context: IViewContext): JSX.Element {
           </>
         )}
         <Picker {...props} />
-        <GPUs {...props} />
+        {state.servers.length > 0 && <GPUs {...props} />}
         <Leases {...props} />
         <Queue {...props} />
         <Holders {...props} />

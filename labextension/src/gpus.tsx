@@ -113,7 +113,7 @@ const GPU = React.memo(
           ))}
         </div>
         <div className="jp-GPUPool-figures">
-          <span>{granted}</span>
+          <span title={granted}>{granted}</span>
           <span>{busy}</span>
         </div>
       </>

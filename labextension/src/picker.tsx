@@ -229,7 +229,7 @@ function Choice({ state, pool, slices, trans, onDone }: IPickerProps): JSX.Eleme
 function meaning(wish: IWish, state: IPoolState, trans: TranslationBundle): string {
   const wanted = wish.filters?.name ?? '';
   const sizes = Object.values(state.gpus)
-    .filter(gpu => gpu.healthy && gpu.name.includes(wanted))
+    .filter(gpu => gpu.healthy && gpu.memory_mib > 0 && gpu.name.includes(wanted))
     .map(gpu => shareOf(gpu.memory_mib, wish.partial ?? 1));
   if (sizes.length === 0) {
     return '';

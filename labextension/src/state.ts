@@ -141,6 +141,8 @@ export function totals(state: IPoolState): ITotals {
     sum.largest_mib = Math.max(sum.largest_mib, free);
     if (!gpu.healthy) {
       sum.unhealthy += 1;
+    } else if (gpu.memory_mib === 0) {
+      continue; // it does not tell its memory, of which nothing can be granted
     } else if (gpu.granted_mib === 0) {
       sum.free += 1;
     } else if (free > 0) {

@@ -122,6 +122,8 @@ describe('the figures', () => {
   it('are zero of a pool without GPUs, and of a GPU that reports no memory', () => {
     expect(totals(play(whole({ servers: [], gpus: {} })))).toMatchObject({ gpus: 0, busy: 0 });
     expect(freeOf(gpu({ memory_mib: 0, granted_mib: 10 }))).toBe(0);
+    const untold = totals(play(whole({ gpus: { a: gpu({ memory_mib: 0 }), b: gpu() } })));
+    expect(untold).toMatchObject({ gpus: 2, free: 1, partly: 0, full: 0 });
   });
 
   it('tell the use of leases that may be seen', () => {

@@ -37,6 +37,11 @@ class Lab:
         folders = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("data", "runtime", "config")}
         for folder in folders.values():
             Path(folder).mkdir(mode=0o700, exist_ok=True)
+        # No question in the corner whether one would like to have news of Jupyter.
+        (home / "config" / "labconfig").mkdir(exist_ok=True)
+        (home / "config" / "labconfig" / "page_config.json").write_text(
+            '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'
+        )
         self.env = {**os.environ, **folders, "HOME": str(home), "JUPYTER_PATH": str(home / "built")}
         for name in USERS_OWN:
             self.env.pop(name, None)
@@ -55,8 +60,6 @@ class Lab:
                     *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
                     *("--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0"),
                     f"--IdentityProvider.token={self.TOKEN}",
-                    "--LabApp.news_url=None",
-                    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                     f"--ServerApp.root_dir={self.root}",
                     "--LocalEngine.emulate=always",
                     *self._options,
