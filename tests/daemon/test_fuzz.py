@@ -17,6 +17,7 @@ from .strangers import trusting
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("administers", [True, False])
 def test_every_call_by_its_description(server: Server, administers: bool) -> None:
     token = server.token(administers=administers)["token"]
