@@ -365,3 +365,22 @@ class TestForecast:
             manager.forecast(ask(num_gpus=3, partial=0.5))
         with pytest.raises(InvalidRequest):
             manager.forecast(ask(num_gpus=1, partial=1.5))
+
+
+def test_a_lease_on_several_servers_is_read_again_as_it_was(
+    ledger: Ledger, db_url: str, clock: Any, ask: Ask, worker: WorkerAddress
+) -> None:
+    manager = Manager(ledger, clock)
+    manager.set_servers([Server(name, "h", emulated_gpus(name)) for name in ("b", "a")])
+    request = ask(num_gpus=3, spread=True, partial=0.5)
+    manager.request(request)
+    workers = replace(worker, elsewhere={"b": replace(worker, port=4712)})
+    manager.worker_started(request.id, workers)
+    assert ledger.verify() == ""
+    other = Ledger(db_url)
+    again = Manager(other, clock).lease(request.id)
+    other.close()
+    assert (again.request, again.worker) == (request, workers)
+    assert again.slices == manager.lease(request.id).slices
+    assert [(piece.server, piece.index) for piece in again.slices] == [("a", 0), ("b", 0), ("b", 1)]
+    assert [workers.on(piece.server).port for piece in again.slices] == [4711, 4712, 4712]
