@@ -69,28 +69,6 @@ USE_GPU = (
     .values(used_mib=gpus.c.used_mib + bindparam("more_mib"))
 )
 
-QUEUED_SEQ = select(leases.c.seq).where(leases.c.id == bindparam("lease_id"), _in_state([LeaseState.QUEUED]))
-GRANT = (
-    update(leases)
-    .where(leases.c.seq == bindparam("of_seq"))
-    .values(state=LeaseState.GRANTED.value, granted_at=bindparam("at"), expires_at=bindparam("until"))
-)
-ACTIVATE = (
-    update(leases)
-    .where(leases.c.id == bindparam("lease_id"), _in_state(HOLDING))
-    .values(
-        state=LeaseState.ACTIVE.value,
-        worker_host=bindparam("host"),
-        worker_port=bindparam("port"),
-        worker_pid=bindparam("pid"),
-        worker_created=bindparam("created"),
-    )
-)
-END = (
-    update(leases)
-    .where(leases.c.id == bindparam("lease_id"), leases.c.state == bindparam("from_state"))
-    .values(state=bindparam("to_state"), reason=bindparam("why"), ended_at=bindparam("at"))
-)
 _CHANGING = (
     "expires_at",
     "asked_back",
