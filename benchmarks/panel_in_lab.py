@@ -17,7 +17,7 @@ from jupyter_gpupool.holder import TOKEN_VARIABLE, URL_VARIABLE
 
 _TOKEN = "of-the-benchmark"
 #: How often JupyterLab is opened with the extension, and without it.
-_STARTS = 3
+_STARTS = 5
 
 #: Scrolls by 120 pixels a frame for some seconds; the time of each frame in milliseconds.
 SCROLL = """([milliseconds, scroller]) => new Promise(done => {
@@ -44,11 +44,13 @@ def scrolled(page: Any, scroller: str) -> tuple[float, float]:
 
 
 def in_lab(browser: Any, url: str, built: Path, folder: Path) -> dict[str, Any]:
-    """``lab_first_paint_s``: from the click on the sidebar's tab to the pool's figures; ``lab_start``: seconds from
-    the page's start to the launcher, and of them in scripts, each the median of some starts."""
-    with _lab(url, built, folder / "with") as lab, _lab(url, None, folder / "without") as bare:
+    """``lab_first_paint_s``: from the click on the sidebar's tab to the pool's figures (the feed is open already: to a
+    pool of one's own all leases are one's own); ``lab_start``: of a user who holds nothing, seconds from the page's
+    start to the launcher, and of them in scripts, each the median of some starts."""
+    with _lab("", built, folder / "with") as lab, _lab("", None, folder / "without") as bare:
         _start(browser, lab), _start(browser, bare)  # which fill the servers' caches
         pairs = [(_start(browser, lab), _start(browser, bare)) for _ in range(_STARTS)]
+    with _lab(url, built, folder / "joined") as lab:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(lab)
         tab = page.get_by_role("tab", name="GPU Pool")
@@ -89,13 +91,14 @@ def _start(browser: Any, url: str) -> tuple[float, float]:
 
 @contextmanager
 def _lab(pool: str, built: Path | None, home: Path) -> Iterator[str]:
-    """The address of a JupyterLab in the pool, with the extension that was built last or without any."""
+    """The address of a JupyterLab in that pool or, without, in one of its own; with the extension as built, or none."""
     extensions = home / "labextensions"
     extensions.mkdir(parents=True)
     if built is not None:
         (extensions / "jupyter-gpupool").symlink_to(built)
     folders = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("data", "runtime", "config")}
-    environment = {**os.environ, **folders, URL_VARIABLE: pool, TOKEN_VARIABLE: "benchmark"}
+    joined = {URL_VARIABLE: pool, TOKEN_VARIABLE: "benchmark"} if pool else {}
+    environment = {**os.environ, **folders, **joined}
     process = subprocess.Popen(
         [
             *(
