@@ -13,9 +13,9 @@ from benchmarks.conformance.cases import NotASample, cases, entries  # noqa: E40
 
 DEVICE = "gpupool:0"
 #: Samples of an entry in one dtype, one way: in float32, and in the other dtypes.
-MANY, FEW = 3, 1
-#: Every so many entries are looked at in all dtypes and all ways.
-STEP = 20
+MANY, FEW = 2, 1
+#: Every so many entries are looked at in other ways than forward, and in all dtypes and all ways.
+WAYS, STEP = 3, 40
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def test_every_entry_in_float32(attached: None, part: int) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["backward", "in place", "out", "not contiguous"])
 def test_every_entry_in_other_ways(attached: None, kind: str) -> None:
-    found = (case for e in entries() for case in cases(e, (kind,), {torch.float32}, FEW))
+    found = (case for e in entries()[::WAYS] for case in cases(e, (kind,), {torch.float32}, FEW))
     failed, count = failures(found)
     assert not failed, "\n".join(failed)
-    assert count > 100
+    assert count > 30
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -72,7 +72,7 @@ def test_some_entries_in_every_dtype(attached: None) -> None:
     found = (case for e in entries()[::STEP] for case in cases(e, limit=FEW))
     failed, count = failures(found)
     assert not failed, "\n".join(failed)
-    assert count > 500
+    assert count > 250
 
 
 @pytest.mark.filterwarnings("ignore")
