@@ -1,1 +1,1 @@
-"""What is fast and what is not, measured side by side; `make bench` runs it all."""
+"""Benchmarks, each measured beside its reference in the same run; `make bench` runs all of them."""

@@ -1,4 +1,4 @@
-"""Runs the benchmarks one after the other, prints a table, and writes the figures as JSON.
+"""Run the benchmarks one after the other, print a table, and write the figures as JSON.
 
 ``python -m benchmarks [NAME ...] [--output FILE]``; without names, all of them.
 """
@@ -16,12 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jupyter_gpupool.remote.heap import keep_freed_memory
+from jupyter_gpupool.pytorch.worker.heap import keep_freed_memory
 
 #: In this order; each module has ``run() -> dict`` and ``GOALS``: figure → (comparison, goal).
 NAMES = (
-    *("mnist_step", "operator_cost", "copies", "decoding", "compiled", "latency"),
-    *("first_result", "kernel_start", "manager_grants", "api_grants", "farm_grants", "hub", "panel"),
+    *("mnist_step", "operator_cost", "reconnect", "layers", "copies", "decoding", "compiled", "latency"),
+    *("parking", "first_result", "kernel_start", "manager_grants", "api_grants", "farm_grants", "hub"),
+    "panel",
 )
 OUTPUT = Path(__file__).parent / "results.json"
 
@@ -65,10 +66,10 @@ def main() -> None:
     if args.output.exists():
         results = json.loads(args.output.read_text()).get("benchmarks", {})
     about = machine()
-    # As an emulated GPU does; else the local side of each pair would differ from the remote one by its page faults.
+    # Emulated GPUs keep freed memory. The local side must too, or page faults would distort the ratios.
     keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="gpupool-bench-") as home:
-        # A Jupyter of their own: the user's pool and its ledger are left alone.
+        # A separate Jupyter configuration, so that the user's pool and ledger stay untouched.
         for part in ("data", "runtime", "config"):
             os.environ[f"JUPYTER_{part.upper()}_DIR"] = str(Path(home, part))
             Path(home, part).mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""How many leases per second the pool grants and takes back over HTTP, with and without their workers."""
+"""Leases granted and released per second over HTTP, with and without their workers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 import uuid
 from typing import Any
 
-from jupyter_gpupool.api import discovery
-from jupyter_gpupool.api.client import PoolClient
-from jupyter_gpupool.pool.models import LeaseState, Request
+from jupyter_gpupool.client import discovery
+from jupyter_gpupool.client.http import PoolClient
+from jupyter_gpupool.core.models import LeaseState, Request
 
 from .first_result import _wait_until_warm
 
@@ -18,8 +18,8 @@ GOALS: dict[str, tuple[str, float]] = {}
 
 
 def run(seconds: float = 4.0) -> dict[str, Any]:
-    """``grants_per_s``: request, be granted, release, while workers start and stop behind it.
-    ``ready_per_s``: the same, but waiting for each lease's worker to be up."""
+    """``grants_per_s``: request, grant and release, while workers start and stop in the background.
+    ``ready_per_s``: the same, with a wait until each lease's worker is ready."""
     _wait_until_warm()
     address = discovery.find_or_start()
     return {

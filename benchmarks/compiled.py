@@ -1,4 +1,4 @@
-"""``torch.compile(…, backend="gpupool")``: 40 tiny layers, and ResNet-50 for one image, against the local machine."""
+"""``torch.compile(…, backend="gpupool")``: 40 tiny layers, and ResNet-50 for one image, beside the local machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run() -> dict[str, Any]:
 
 
 def _tiny() -> dict[str, Any]:
-    """40 layers whose work is less than what calling them costs."""
+    """40 layers that take less time to compute than to call."""
     torch.manual_seed(1)
     local = nn.Sequential(*[m for _ in range(40) for m in (nn.Linear(16, 16), nn.ReLU())])
     remote = copy.deepcopy(local).to("cuda")
@@ -55,7 +55,7 @@ def _tiny() -> dict[str, Any]:
 
 
 def _resnet() -> dict[str, Any]:
-    """The image from the host and the class back, each time."""
+    """Copy the image from the host and the class back, each time."""
     torch.manual_seed(1)
     local = ResNet50().eval()
     remote = copy.deepcopy(local).to("cuda")
@@ -77,7 +77,7 @@ def _resnet() -> dict[str, Any]:
 
 
 def _ratios(local: Callable[[], Any], remote: Callable[[], Any], times: int) -> tuple[float, float, float]:
-    """(local µs, remote µs, remote ÷ local): medians over rounds in turns; the last call of a round is waited for."""
+    """Return (local µs, remote µs, remote ÷ local): medians of alternating rounds. Each round ends with a wait."""
 
     def microseconds(function: Callable[[], Any], wait: Callable[[], Any]) -> float:
         wait()

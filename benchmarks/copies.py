@@ -1,6 +1,6 @@
-"""What moves bytes or waits: copies to the slice and back, one element of a large tensor, a lone operator.
+"""Operations that move bytes or wait: copies to the slice and back, one element of a tensor, a single operator.
 
-Beside each stands what the same kind of connection, plain or TLS 1.3, does without this package in the same run.
+Each is measured beside a bare connection of the same kind, plain or TLS 1.3, in the same run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from jupyter_gpupool.remote import connection, tls
-from jupyter_gpupool.remote.memory import host_bytes
+from jupyter_gpupool.pytorch.client.dispatch import attachment
+from jupyter_gpupool.pytorch.protocol.sizes import host_bytes
+from jupyter_gpupool.transport import tls
 
 from .far_worker import Certificate, certificate, far_worker
 
@@ -53,7 +54,7 @@ def run() -> dict[str, Any]:
 
 
 def _median(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    """Seconds."""
+    """Return seconds."""
     times = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
@@ -63,8 +64,8 @@ def _median(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
 
 
 def _copies(echo: _Echo, kind: str = "") -> dict[str, Any]:
-    """Into memory that is there already, at both ends."""
-    d = connection.dispatcher()
+    """Copy into memory that exists already, at both ends."""
+    d = attachment.dispatcher()
     host = torch.zeros(SIZE, dtype=torch.uint8)
     there = torch.zeros(SIZE, dtype=torch.uint8, device="cuda")
     ratios, rates = [], []
@@ -97,7 +98,7 @@ def _lone(echo: _Echo) -> dict[str, Any]:
 
 
 def _overlap() -> dict[str, Any]:
-    """A copy that is asked for while a computation runs: how long both take, and how long the program is held up."""
+    """Copy while a computation runs: how long both take, and how long the program is blocked."""
     host = torch.zeros(64 * MIB, dtype=torch.uint8)
     there = torch.zeros(64 * MIB, dtype=torch.uint8, device="cuda")
     a = torch.randn(1500, 1500, device="cuda")
@@ -113,7 +114,7 @@ def _overlap() -> dict[str, Any]:
         copy()
 
     def timed(function: Callable[[], None]) -> tuple[float, float]:
-        """Seconds until the program goes on, and until all is done."""
+        """Return seconds until the program continues, and until everything is done."""
         torch.cuda.synchronize()
         began = time.perf_counter()
         function()
@@ -132,7 +133,7 @@ def _overlap() -> dict[str, Any]:
 
 
 class _Echo:
-    """A process that takes bytes into memory of its own, or answers eight of them."""
+    """A process that receives bytes into its own memory, or replies with eight of them."""
 
     def __init__(self, secured: Certificate | None = None) -> None:
         self._secured = secured

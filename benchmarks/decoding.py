@@ -1,4 +1,4 @@
-"""Decoding with a cache that grows: each step meets shapes that no step before it had."""
+"""Decoding with a growing cache: every step has shapes that no earlier step had."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from jupyter_gpupool.remote import connection
-from jupyter_gpupool.remote.dispatch import Dispatcher
+from jupyter_gpupool.pytorch.client.dispatch import attachment
+from jupyter_gpupool.pytorch.client.dispatch.dispatcher import Dispatcher
 
 from .far_worker import far_worker
 from .networks import Decoder
@@ -33,7 +33,7 @@ def run() -> dict[str, Any]:
 
 
 def _compare(local: Decoder, remote: Decoder) -> dict[str, Any]:
-    d = connection.dispatcher()
+    d = attachment.dispatcher()
     spent = [0.0]
     define = Dispatcher._define
 
@@ -48,7 +48,7 @@ def _compare(local: Decoder, remote: Decoder) -> dict[str, Any]:
     rounds = []
     try:
         for k in range(ROUNDS + 1):
-            # each round starts where no round before it has been
+            # every round uses new positions
             prompt = torch.randint(0, 50257, (1, 16 + k * TOKENS))
             began = time.perf_counter()
             expected = local.decode(prompt, TOKENS)

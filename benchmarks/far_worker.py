@@ -1,4 +1,4 @@
-"""A worker without a pool, reached through a link of a chosen round trip and rate."""
+"""A worker without a pool, behind a link with a given round trip and rate."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from jupyter_gpupool.daemon import authority
-from jupyter_gpupool.devices.nvml import nvml_gpus
-from jupyter_gpupool.remote import session
-from jupyter_gpupool.remote.lifeline import Lifeline
-from jupyter_gpupool.remote.specs import AttachSpec, DeviceSpec, WorkerSpec
+from jupyter_gpupool.gpus.nvml import nvml_gpus
+from jupyter_gpupool.pytorch.client import session
+from jupyter_gpupool.server.daemon import certificates
+from jupyter_gpupool.transport.lifeline import Lifeline
+from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec, WorkerSpec
 
 from .link import Link
 
@@ -27,25 +27,25 @@ _MEMORY_MIB = 16 * 1024
 
 
 def _serve(listener: socket.socket, spec: WorkerSpec) -> None:
-    from jupyter_gpupool.remote import worker
+    from jupyter_gpupool.pytorch.worker import worker
 
     torch.set_num_threads(1)
     os._exit(worker.serve(spec, listener, lambda usage: None))
 
 
 def _device() -> DeviceSpec:
-    """A real GPU where there is one."""
+    """Return a real GPU where the machine has one."""
     for gpu in nvml_gpus("localhost"):
         return DeviceSpec(0, gpu.uuid, gpu.name, gpu.memory_mib, gpu.memory_mib, False)
     return DeviceSpec(0, "GPU-emulated", "emulated", _MEMORY_MIB, _MEMORY_MIB, True)
 
 
 class Certificate:
-    """A CA of the benchmark's own, and the certificate and key (files) of a server on this machine."""
+    """Create a CA for this run, and the certificate and key (files) of a server on this machine."""
 
     def __init__(self, folder: str) -> None:
-        ca = authority.new_authority("benchmark")
-        server = authority.new_server(ca, ["127.0.0.1"])
+        ca = certificates.new_authority("benchmark")
+        server = certificates.new_server(ca, ["127.0.0.1"])
         self.ca = ca.certificate.decode()
         self.certfile, self.keyfile = str(Path(folder, "server.crt")), str(Path(folder, "server.key"))
         Path(self.certfile).write_bytes(server.certificate)
@@ -60,8 +60,8 @@ def certificate() -> Iterator[Certificate]:
 
 @contextlib.contextmanager
 def far_worker(linked: bool = True, secured: Certificate | None = None) -> Iterator[Link]:
-    """One slice, attached to this process through the link that is given; at first it adds nothing.
-    Not ``linked``: straight to the worker. With a certificate: by TLS 1.3, as a secured pool has it."""
+    """Attach one slice to this process through a link, which adds no delay at first.
+    Without ``linked``, connect directly. With a certificate, use TLS 1.3 as a secured pool does."""
     devices = (_device(),)
     spec = WorkerSpec(
         "benchmark", hashlib.sha256(_SECRET.encode()).hexdigest(), devices, attach_timeout_s=120.0

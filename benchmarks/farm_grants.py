@@ -1,6 +1,6 @@
 """Durable grants per second through HTTP at 10, 100 and 1,000 servers of 8 GPUs, on SQLite and on PostgreSQL.
 
-The engine starts no worker: each lease becomes ACTIVE at once, which is a durable change of its own.
+The engine starts no workers: each lease becomes ACTIVE at once, which is one more durable change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from jupyter_gpupool.api import discovery
+from jupyter_gpupool.client import discovery
 
 GOALS: dict[str, tuple[str, float]] = {"grants_per_s": (">=", 1000.0)}
 HERE = Path(__file__).parent
@@ -28,9 +28,9 @@ def run(
     seconds: float = 5.0,
     connections: int = 64,
 ) -> dict[str, Any]:
-    """``grants_per_s``: from no lease to 10,000 live ones, over so many connections; ``grants_and_releases_per_s``:
-    then, one released for each that is granted. Times are those of the answers to ``POST leases``."""
-    from tests.postgresql import PostgreSQL
+    """``grants_per_s``: grow from no lease to 10,000 live ones. ``grants_and_releases_per_s``: after that, release
+    one lease for each that is granted. Times are those of the replies to ``POST leases``."""
+    from tests.support.postgresql import PostgreSQL
 
     results: dict[str, Any] = {"leases": leases, "connections": connections}
     postgresql = PostgreSQL(durable=True)
@@ -52,7 +52,7 @@ def run(
 
 def _measure(url: str, servers: int, leases: int, seconds: float, connections: int) -> dict[str, Any]:
     program = [sys.executable, str(HERE / "pool_without_workers.py"), f"--db-url={url}", "--port=0"]
-    options = ["--PoolService.ttl_s=3600", "--PoolApp.log_level=WARN"]
+    options = ["--PoolService.ttl_s=3600", "--GPUPoolServer.log_level=WARN"]
     environment = {**os.environ, "SERVERS": str(servers), "GPUS": "8"}
     pool = subprocess.Popen([*program, *options], env=environment)
     try:

@@ -1,4 +1,4 @@
-"""From the request for a slice to the first number that was computed on it, the warm parent being ready."""
+"""Time from the request for a slice to the first number computed on it, when the zygote is ready."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from jupyter_client.manager import start_new_kernel
 
 import jupyter_gpupool
-from jupyter_gpupool.api import discovery
-from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.client import discovery
+from jupyter_gpupool.client.http import PoolClient
 
 GOALS = {"p50_ms": ("<=", 300.0)}
 
@@ -37,7 +37,7 @@ def run() -> dict[str, Any]:
 
 
 def _in_a_notebook() -> dict[str, Any]:
-    """The same by ``%gpupool request``, from the cell's way to a kernel to its answer; torch is imported there."""
+    """The same with ``%gpupool request``, from sending the cell to its reply, in a kernel that has imported torch."""
     manager, client = start_new_kernel(kernel_name="python3")
     said: list[str] = []
 

@@ -1,7 +1,7 @@
 """A hundred users of a JupyterHub start servers at once, each with a slice of the pool.
 
-Their servers are small programs that answer the hub, not Jupyter's own: what is measured is the hub's and the pool's
-part, with a real worker for every lease.
+Their servers are small programs that reply to the hub, not Jupyter's own, so that only the hub and the pool are
+measured. Every lease has a real worker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.hub.running import TOKEN, Hub
 USERS = 100
 GOALS = {"all_running_s": ("<=", 60.0), "errors": ("<=", 0)}
 _ROOT = Path(__file__).resolve().parent.parent
-#: Ten to a GPU, so that everybody fits at once.
+#: Ten users per GPU, so that all of them fit at once.
 _OPTIONS = ["--LocalEngine.emulated_count=10"]
 _MORE = (
     "c.JupyterHub.concurrent_spawn_limit = 0\nc.JupyterHub.log_level = 'WARN'\nc.Spawner.http_timeout = 120"
@@ -71,7 +71,7 @@ async def _measured(hub: Hub) -> dict[str, Any]:
 
 
 async def _started(http: httpx.AsyncClient, name: str) -> float | str:
-    """Seconds until the hub says that it is ready, or what went wrong."""
+    """Return the seconds until the hub reports the server ready, or the error."""
     began = time.monotonic()
     answer = await http.post(f"/users/{name}/server", json={"gpupool": {"num_gpus": 1, "partial": 0.1}})
     if answer.status_code not in (201, 202):

@@ -1,7 +1,7 @@
-"""What starting a kernel that asks for no GPU costs with the pool's provisioner, against Jupyter's own.
+"""Start of a kernel that requests no GPU, with the pool's provisioner and with Jupyter's own.
 
-In pairs, in turns, on one machine and run: from the call that starts a kernel to its process, as the
-provisioners differ only there; and to the kernel's first answer, as a person feels it.
+Measured in alternating pairs in one run: from the call that starts a kernel to its process, where alone the
+provisioners differ, and to the kernel's first reply, which is what a user notices.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _kernelspec(name: str, provisioner: str | None) -> str:
 
 
 def _start(kernel: str) -> tuple[float, float]:
-    """Milliseconds to the kernel's process, and to its first answer."""
+    """Return the milliseconds to the kernel's process, and to its first reply."""
     manager = KernelManager(kernel_name=kernel)
     began = time.perf_counter()
     manager.start_kernel()

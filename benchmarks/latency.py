@@ -1,7 +1,7 @@
-"""Steps of four programs over links of 0 to 10 ms and 1 to 10 Gbit/s, each against the same step on the local machine.
+"""Steps of four programs over links of 0 to 10 ms and 1 to 10 Gbit/s, each beside the same step on the local machine.
 
-``waiting`` is the control: the same step with a wait after every operator, as a client would work that
-asks for each result. Ratios are medians of pairs, remote and local in turns, one thread each.
+``waiting`` is the control: the same step with a wait after every operator, like a client that requests each
+result. Ratios are medians of alternating remote and local pairs, with one thread each.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from jupyter_gpupool.remote import connection
-from jupyter_gpupool.remote.dispatch import Dispatcher
+from jupyter_gpupool.pytorch.client.dispatch import attachment
+from jupyter_gpupool.pytorch.client.dispatch.dispatcher import Dispatcher
 
 from .far_worker import far_worker
 from .link import Link
 from .mnist_step import Trainer
 from .networks import Decoder, ResNet50
 
-#: (round trip in ms, Gbit/s); a rate of 0 is what the machine's loopback carries.
+#: (round trip in ms, Gbit/s); a rate of 0 means no limit.
 LINKS = ((0.0, 0), (0.1, 10), (1.0, 10), (10.0, 10), (0.1, 1), (1.0, 1), (10.0, 1))
 ROUNDS = 7
 GOALS = {"mnist_at_1_ms": ("<=", 1.05), "mnist_at_10_ms": ("<=", 1.10)}
 
 
 class Program:
-    """``step()`` does ``steps`` of them and waits once, at the end."""
+    """``step()`` runs ``steps`` steps and waits once, at the end."""
 
     def __init__(self, device: str) -> None:
         self.device = device
 
     steps = 1
-    #: how many in the control
+    #: Steps in the control.
     alone = 1
 
     def step(self) -> None:
@@ -44,7 +44,7 @@ class Program:
 
 
 class Mnist(Program):
-    """Training, batches of 64 from the host."""
+    """Train with batches of 64 from the host."""
 
     steps = alone = 12
 
@@ -78,7 +78,7 @@ class ResNetTraining(Program):
 
 
 class ResNetInference(Program):
-    """ResNet-50, one image of 224 × 224 from the host, the class back each time: one wait for each."""
+    """ResNet-50: one image of 224 × 224 from the host and its class back, with one wait per image."""
 
     steps = 3
 
@@ -95,7 +95,7 @@ class ResNetInference(Program):
 
 
 class Decoding(Program):
-    """A decoder of GPT-2's size, 16 tokens after a prompt of 32; their values are looked at in the end."""
+    """A decoder of GPT-2's size: 16 tokens after a prompt of 32, whose values are read at the end."""
 
     steps = 16
 
@@ -146,7 +146,7 @@ def _compare(
     link: Link, round_trip_ms: float, rate: float, local: Program, remote: Program
 ) -> dict[str, Any]:
     link.shape(round_trip_ms, rate)
-    d = connection.dispatcher()
+    d = attachment.dispatcher()
     link.measure()
     calls, questions = [0], d.stream.questions
     with _counted(calls):
@@ -178,8 +178,8 @@ def _seconds(step: Callable[[], None]) -> float:
 
 @contextmanager
 def _counted(calls: list[int]) -> Iterator[None]:
-    """Counts operators by their records; views never leave the client."""
-    stream = connection.dispatcher().stream
+    """Count operators by their records. Views send none."""
+    stream = attachment.dispatcher().stream
     push = stream.push
 
     def count(record: tuple) -> None:
@@ -196,7 +196,7 @@ def _counted(calls: list[int]) -> Iterator[None]:
 
 @contextmanager
 def _waiting() -> Iterator[None]:
-    """Every operator is waited for."""
+    """Wait after every operator."""
     call = Dispatcher.__call__
 
     def wait(self: Dispatcher, func: Any, args: tuple, kwargs: dict) -> Any:

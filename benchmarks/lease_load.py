@@ -1,7 +1,7 @@
-"""A process that asks a pool for leases as fast as it answers, for farm_grants.py; many connections, plain sockets.
+"""A load generator for farm_grants.py: requests leases as fast as the pool replies, over many plain sockets.
 
-Usage: lease_load.py HOST PORT TOKEN CONNECTIONS LEASES SECONDS. It asks for LEASES leases; then, for SECONDS, each
-connection asks for one and releases the oldest of its own. Writes one JSON object.
+Usage: lease_load.py HOST PORT TOKEN CONNECTIONS LEASES SECONDS. It requests LEASES leases. Then, for SECONDS,
+each connection requests one and releases its oldest. It prints one JSON object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A link with a round trip and a rate, in user space: a process between two ends that delays and paces bytes.
 
-Every chunk that arrives is due half a round trip later, and not before the chunks ahead of it have
-passed at the link's rate. How late each one is sent on is measured, and is the link's own error.
+A chunk is due half a round trip after it arrived, and not before the chunks ahead of it have passed at the
+link's rate. The link measures how late it forwards each chunk: this is its own error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-#: What the link holds of either direction at most, in bytes: more than any round trip here needs to stay full.
+#: Largest number of bytes held per direction: more than any round trip here needs to stay full.
 _WINDOW = 64 << 20
 _CHUNK = 1 << 18
 _PR_SET_TIMERSLACK = 29
@@ -35,7 +35,7 @@ class Traffic(NamedTuple):
 
 
 class Link:
-    """Connects whoever comes to ``port`` with ``target``. Use it as a context manager."""
+    """Forward connections to ``port`` on to ``target``. A context manager."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -49,11 +49,11 @@ class Link:
         theirs.close()
 
     def shape(self, round_trip_ms: float, gbit_per_s: float) -> None:
-        """From now on; a rate of 0 is no limit."""
+        """Set delay and rate from now on; a rate of 0 means no limit."""
         self._ask({"round_trip_s": round_trip_ms / 1e3, "bytes_per_s": gbit_per_s * 1e9 / 8})
 
     def measure(self) -> Traffic:
-        """What passed since this was last called."""
+        """Return what passed since the last call."""
         return Traffic(**self._ask({}))
 
     def _ask(self, what: dict[str, float]) -> dict[str, Any]:

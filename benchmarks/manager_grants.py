@@ -1,4 +1,4 @@
-"""How many leases per second one pool can grant and take back, without HTTP and without workers."""
+"""Leases granted and released per second by one manager, without HTTP and workers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from jupyter_gpupool.devices import emulated_gpus
-from jupyter_gpupool.pool.ledger import Ledger
+from jupyter_gpupool.core.models import Request, Server, WorkerAddress
+from jupyter_gpupool.gpus import emulated_gpus
+from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
-from jupyter_gpupool.pool.models import Request, Server, WorkerAddress
 
 SHARE = 0.1
 
 
 def run(seconds: float = 3.0, folder: str | None = None) -> dict[str, Any]:
-    """Request, start and release leases one after the other for that long; a JSON-ready account.
+    """Request, start and release leases one after the other for that long. Return figures for JSON.
 
     A grant is three durable changes (granted, active, released). ``queue`` repeats it with requests
     waiting, which every change then has to look at. ``commit_us`` is what the disk under ``folder``

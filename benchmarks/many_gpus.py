@@ -1,4 +1,4 @@
-"""A pool of 1,000 GPUs and 4,000 leases, which nobody computes on: a real service, ledger and all, without workers."""
+"""A pool of 1,000 GPUs and 4,000 idle leases: a real service with its ledger, but without workers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sqlalchemy import insert, update
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from jupyter_gpupool.api.auth import TokenStore
-from jupyter_gpupool.api.console import console_handlers
-from jupyter_gpupool.api.handlers import standalone_application
-from jupyter_gpupool.api.service import PoolService
-from jupyter_gpupool.devices.readings import ServerReading
-from jupyter_gpupool.pool.ledger import Ledger
-from jupyter_gpupool.pool.models import GPU, Lease, Server, WorkerAddress, WorkerUsage
-from jupyter_gpupool.pool.schema import gpus, leases, slices
+from jupyter_gpupool.core.models import GPU, Lease, Server, WorkerAddress, WorkerUsage
+from jupyter_gpupool.core.readings import ServerReading
+from jupyter_gpupool.pool.ledger.ledger import Ledger
+from jupyter_gpupool.pool.ledger.tables import gpus, leases, slices
+from jupyter_gpupool.server.access.authentication import TokenStore
+from jupyter_gpupool.server.http.console import console_handlers
+from jupyter_gpupool.server.http.handlers import standalone_application
+from jupyter_gpupool.server.service.service import PoolService
 
 SERVERS, GPUS_EACH, LEASES_EACH, MEMORY_MIB, SLICE_MIB = 125, 8, 4, 81920, 20480
 
 
 class NoWorkers:
-    """An engine whose workers do nothing, so that what is measured is the pool and who watches it."""
+    """An engine whose workers do nothing, so that only the pool and its watchers are measured."""
 
     persistent = True
     certfile = ""
@@ -77,7 +77,7 @@ def _gpu(n: int, index: int) -> GPU:
 
 
 def fill(url: str, servers: Sequence[Server]) -> None:
-    """A ledger in which every GPU is fully granted, as if it had been asked for."""
+    """Write a ledger in which every GPU is fully granted."""
     now = time.time()
     ledger = Ledger(url)
     held, pieces = [], []
@@ -131,7 +131,7 @@ def fill(url: str, servers: Sequence[Server]) -> None:
 
 
 async def serve(folder: Path) -> None:
-    """Says on its standard output, as JSON, where it answers; until it is ended."""
+    """Serve until terminated; print the address as JSON."""
     url = f"sqlite:///{folder / 'ledger.sqlite'}"
     engine = NoWorkers()
     fill(url, await engine.servers())

@@ -1,4 +1,4 @@
-"""A training step of the MNIST network, remote and local in one process and run, one thread each."""
+"""A training step of the MNIST network, remote and local in one process, with one thread each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = 9
 
 
 class Standard(nn.Module):
-    """The sizes that PyTorch's own MNIST example has; no dropout, so that both do the same arithmetic."""
+    """The sizes of PyTorch's own MNIST example, without dropout, so that both sides do the same arithmetic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Trainer:
         ]
 
     def run(self) -> float:
-        """Seconds per step, the wait for the last loss included."""
+        """Return the seconds per step, including the wait for the last loss."""
         began = time.perf_counter()
         for x, y in self.data:
             self.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Networks of the sizes that people know, written plainly: ResNet-50 and a decoder as large as GPT-2."""
+"""Networks of well-known sizes: ResNet-50, and a decoder as large as GPT-2."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
         self.last = nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """Logits of the next token. ``tokens``: [batch, time]; ``cache`` grows by them."""
+        """Return the logits of the next token. ``tokens``: [batch, time], which are added to ``cache``."""
         start = cache[0][0].shape[2] if cache else 0
         x = self.tokens(tokens) + self.places(
             torch.arange(start, start + tokens.shape[1], device=tokens.device)
@@ -94,7 +94,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, prompt: torch.Tensor, count: int) -> torch.Tensor:
-        """The most likely ``count`` tokens that follow ``prompt``; nothing here waits for their values."""
+        """Return the most likely ``count`` tokens after ``prompt``, without waiting for their values."""
         cache: Cache = []
         token = self(prompt, cache).argmax(-1, keepdim=True)
         found = [token]

@@ -1,4 +1,4 @@
-"""What an operator costs the client, and how many a second the worker gets through."""
+"""The cost of an operator for the client, and the operators per second of the worker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run() -> dict[str, Any]:
 
 
 def _cost(operator: Callable[[], Any]) -> tuple[float, float]:
-    """(µs per operator until the client goes on, µs until the worker is done too); medians of rounds."""
+    """Return (µs per operator until the client continues, µs until the worker is done too): medians of rounds."""
     client, both = [], []
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()
@@ -68,7 +68,7 @@ def _cost_local() -> float:
 
 
 def _synchronous(x: torch.Tensor) -> float:
-    """µs for a value to come home: one operator and its answer."""
+    """Return the µs for one operator and the reply with its value."""
     cell = x[0, 0]
     rounds = []
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""A pool of 1,000 GPUs and 4,000 leases in a browser: first paint, scrolling, messages; what the extension weighs."""
+"""A pool of 1,000 GPUs and 4,000 leases in a browser: first paint, scrolling, messages, size of the extension."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _browser(url: str, folder: Path) -> dict[str, Any]:
 
 
 def _weight() -> dict[str, Any]:
-    """What the browser loads in all, and of it at JupyterLab's start; as it was built last (`jlpm build:prod`)."""
+    """Bytes that the browser loads in total, and at JupyterLab's start, of the last build (`jlpm build:prod`)."""
     files = {path.name: len(gzip.compress(path.read_bytes())) for path in (BUILT / "static").glob("*.js")}
     at_start = sum(size for name, size in files.items() if name.startswith("remoteEntry"))
     return {

@@ -1,4 +1,4 @@
-"""The panel in a JupyterLab that has joined a large pool, and what the extension costs at JupyterLab's start."""
+"""The panel in a JupyterLab that has joined a large pool, and the cost of the extension at JupyterLab's start."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jupyter_gpupool.holder import TOKEN_VARIABLE, URL_VARIABLE
+from jupyter_gpupool.client.pool_finder import TOKEN_VARIABLE, URL_VARIABLE
 
 _TOKEN = "of-the-benchmark"
 #: How often JupyterLab is opened with the extension, and without it.
 _STARTS = 5
 
-#: Scrolls by 120 pixels a frame for some seconds; the time of each frame in milliseconds.
+#: Scrolls by 120 pixels per frame for some seconds; returns the time of each frame in milliseconds.
 SCROLL = """([milliseconds, scroller]) => new Promise(done => {
     const list = document.querySelector(scroller);
     const frames = [];
@@ -38,7 +38,7 @@ SCROLL = """([milliseconds, scroller]) => new Promise(done => {
 
 
 def scrolled(page: Any, scroller: str) -> tuple[float, float]:
-    """Frames per second, and the slowest of a hundred frames in milliseconds."""
+    """Return the frames per second, and the 99th percentile of a frame's milliseconds."""
     frames = sorted(page.evaluate(SCROLL, [5000, scroller]))
     return round(1000 / statistics.fmean(frames), 1), round(frames[int(len(frames) * 0.99)], 1)
 
@@ -91,7 +91,7 @@ def _start(browser: Any, url: str) -> tuple[float, float]:
 
 @contextmanager
 def _lab(pool: str, built: Path | None, home: Path) -> Iterator[str]:
-    """The address of a JupyterLab in that pool or, without, in one of its own; with the extension as built, or none."""
+    """Start JupyterLab with that pool or one of its own, with or without the extension; yield its address."""
     extensions = home / "labextensions"
     extensions.mkdir(parents=True)
     if built is not None:

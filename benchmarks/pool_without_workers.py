@@ -1,7 +1,7 @@
-"""A real pool's server whose engine starts no worker, to try and to measure what is granted.
+"""A real pool server whose engine starts no workers, for tests and measurements of granting.
 
-Usage: as `python -m jupyter_gpupool.api.server`; SERVERS and GPUS in the environment: how many, of how many GPUs each.
-"""
+Usage: as `python -m jupyter_gpupool.server.daemon.pool_app`; SERVERS and GPUS in the environment: how many, of how many GPUs each.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jupyter_gpupool.api import service
-from jupyter_gpupool.api.server import PoolApp
-from jupyter_gpupool.devices import emulated_gpus
-from jupyter_gpupool.pool.models import Lease, Server, WorkerAddress, WorkerUsage
+from jupyter_gpupool.core.models import Lease, Server, WorkerAddress, WorkerUsage
+from jupyter_gpupool.gpus import emulated_gpus
+from jupyter_gpupool.server.daemon.pool_app import GPUPoolServer
+from jupyter_gpupool.server.service import service
 
 
 def farm(servers: int, gpus: int) -> list[Server]:
@@ -21,7 +21,7 @@ def farm(servers: int, gpus: int) -> list[Server]:
 
 
 class NoWorkers:
-    """Every worker is up at once, outlives its pool, and ends when it is told to."""
+    """Every worker is ready at once, outlives its pool, and stops on request."""
 
     persistent = True
     listens_on = 0
@@ -61,4 +61,4 @@ class NoWorkers:
 
 if __name__ == "__main__":
     service.ENGINES["local"] = f"{__name__}.NoWorkers"
-    PoolApp.launch_instance()
+    GPUPoolServer.launch_instance()

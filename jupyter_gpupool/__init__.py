@@ -1,40 +1,70 @@
 """Attach slices of pooled, remote GPUs to notebooks and to any Python process.
 
-``attach()`` and ``Lease`` are imported when they are first used, so that Jupyter Server, which imports this
-package to find its extension, and PyTorch, which imports it at the end of ``import torch``, pay nothing for them.
+Public names are imported when they are first used. So this package costs nothing to Jupyter Server, which imports it
+to find its extension, and to PyTorch, which imports it at the end of ``import torch``.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._version import __version__
-    from .face import Lease, attach
-    from .notebook.monitor import Monitor
-    from .notebook.picker import Picker
+    from .core.errors import (
+        EngineError,
+        ImpossibleRequest,
+        InvalidRequest,
+        LeaseEnded,
+        NoCapacity,
+        PermissionDenied,
+        PoolError,
+        PoolUnreachable,
+        SliceInUse,
+        TooManyAttempts,
+        Unauthenticated,
+        UnknownLease,
+    )
+    from .lease import AlreadyAttached, Lease, attach
+    from .notebook.widgets.monitor import Monitor
+    from .notebook.widgets.picker import Picker
 
-__all__ = ["Lease", "Monitor", "Picker", "__version__", "attach"]
+__all__ = [
+    "AlreadyAttached",
+    "EngineError",
+    "ImpossibleRequest",
+    "InvalidRequest",
+    "Lease",
+    "LeaseEnded",
+    "Monitor",
+    "NoCapacity",
+    "PermissionDenied",
+    "Picker",
+    "PoolError",
+    "PoolUnreachable",
+    "SliceInUse",
+    "TooManyAttempts",
+    "Unauthenticated",
+    "UnknownLease",
+    "__version__",
+    "attach",
+]
+
+#: Public names that are not errors of the pool, and the module that defines each.
+_MODULES = {
+    "AlreadyAttached": "lease",
+    "Lease": "lease",
+    "Monitor": "notebook.widgets.monitor",
+    "Picker": "notebook.widgets.picker",
+    "__version__": "_version",
+    "attach": "lease",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attach", "Lease"):
-        from . import face
-
-        return getattr(face, name)
-    if name == "Picker":
-        from .notebook import picker
-
-        return picker.Picker
-    if name == "Monitor":
-        from .notebook import monitor
-
-        return monitor.Monitor
-    if name == "__version__":
-        from ._version import __version__
-
-        return __version__
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES.get(name, 'core.errors')}", __name__), name)
 
 
 def __dir__() -> list[str]:
@@ -54,8 +84,21 @@ def unload_ipython_extension(shell: Any) -> None:
     extension.unload(shell)
 
 
+def _jupyter_gpupool_call(name: str, arguments: str) -> Any:
+    """Run one of the calls that a frontend evaluates in a kernel, and return its answer.
+
+    ``name`` is a key of ``notebook.frontend_calls.CALLS``, ``arguments`` a JSON array. A frontend knows no other name
+    of this package, so the modules inside may move.
+    """
+    import json
+
+    from .notebook import frontend_calls
+
+    return frontend_calls.CALLS[name](*json.loads(arguments))
+
+
 def _jupyter_labextension_paths() -> list[dict[str, str]]:
-    """Where the built labextension is, and the name under which JupyterLab knows it."""
+    """Return where the built labextension is, and the name that JupyterLab gives it."""
     return [{"src": "labextension", "dest": "jupyter-gpupool"}]
 
 

@@ -1,4 +1,4 @@
-"""The version of the installed package. Its one source is package.json, from which the build takes it."""
+"""The version of the installed package, which the build takes from the last tag (.make/hatch_build.py)."""
 
 from __future__ import annotations
 

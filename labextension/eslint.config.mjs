@@ -9,7 +9,11 @@ export default tseslint.config(
   reactHooks.configs.flat.recommended,
   prettier,
   {
+    languageOptions: {
+      parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname }
+    },
     rules: {
+      '@typescript-eslint/no-floating-promises': 'error',
       curly: 'error',
       eqeqeq: 'error',
       // Lumino types a signal's or a command's unused arguments by place.

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_utils import set_rng_seed
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .refusals import TOLERANCES, TOLERANCES_OF_HALVES, UNINITIALISED
+from .seeds import SEED, seed
 
 KINDS = ("forward", "backward", "in place", "out", "not contiguous")
-SEED = 7
 
 
 class NotASample(Exception):
-    """The CPU itself refuses it, or has no such variant: nothing to compare with."""
+    """The CPU refuses the sample or has no such variant, so there is no reference."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Case:
     run: Callable[[str], Any]
 
     def check(self, device: str) -> None:
-        """Raises NotASample, or what the device raises, or AssertionError where the two differ."""
+        """Compare device and CPU. Raises NotASample, the device's error, or AssertionError where they differ."""
         try:
-            torch.manual_seed(SEED)
+            seed()
             expected = self.run("cpu")
         except Exception as e:
             raise NotASample(str(e)) from e
-        torch.manual_seed(SEED)
+        seed(device)
         actual = _to_cpu(self.run(device))
         expected = _to_cpu(expected)
         if self.entry in UNINITIALISED:
@@ -49,14 +50,14 @@ class Case:
 
 
 def entries() -> list[Any]:
-    """The suite's entries, in its order."""
+    """Return the suite's entries, in its order."""
     return list(op_db)
 
 
 def cases(
     entry: Any, kinds: tuple[str, ...] = KINDS, dtypes: Any = None, limit: int | None = None
 ) -> Iterator[Case]:
-    """The cases of one entry; ``limit`` is the most samples of a kind and dtype."""
+    """Yield the cases of one entry; ``limit`` is the largest number of samples per kind and dtype."""
     for kind in kinds:
         known = (
             entry.supported_backward_dtypes("cpu") if kind == "backward" else entry.supported_dtypes("cpu")
@@ -73,9 +74,18 @@ def cases(
 
 
 def _samples(entry: Any, dtype: torch.dtype, kind: str) -> Iterator[Any]:
-    torch.manual_seed(SEED)
+    """Yield samples of the suite.
+
+    They come from the function that makes them: ``entry.sample_inputs`` reads the source of every frame on the stack to
+    find the name of the test, which took six times as long as all the rest of a case.
+    """
     try:
-        for sample in entry.sample_inputs("cpu", dtype, requires_grad=kind == "backward"):
+        samples = iter(entry.sample_inputs_func(entry, "cpu", dtype, kind == "backward"))
+        while True:
+            set_rng_seed(SEED)
+            sample = next(samples, None)
+            if sample is None:
+                return
             yield sample.noncontiguous() if kind == "not contiguous" else sample
     except Exception:
         return  # the suite itself has no samples in this dtype

@@ -1,10 +1,9 @@
-"""What of PyTorch's operator suite the device does not do as the CPU does, and why. Everything else has to pass."""
+"""Samples of PyTorch's operator suite that the device refuses or computes differently, with the reason."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_SPARSE = "sparse layouts are refused: a storage in the worker has sizes and strides"
 _LONGER = "reads its storage beyond the tensor that is given; only the tensor itself is copied to the device"
 _HOST = "takes a tensor of indices that has to be on the CPU, as with CUDA"
 _BATCH_NORM = "in evaluation the saved statistics have CUDA's shape (C,), the CPU's are empty"
@@ -15,7 +14,7 @@ _UNWRITTEN = "PyTorch's own composite leaves out= unwritten where its inputs are
 
 @dataclass(frozen=True)
 class Refusal:
-    """``kinds`` and ``dtypes`` empty: all of them."""
+    """Empty ``kinds`` or ``dtypes`` stand for all of them."""
 
     reason: str
     kinds: frozenset[str] = frozenset()
@@ -27,9 +26,6 @@ class Refusal:
 
 #: Entry of the suite → why some or all of its samples differ.
 REFUSALS: dict[str, Refusal] = {
-    "to_sparse": Refusal(_SPARSE),
-    "sparse_sampled_addmm": Refusal(_SPARSE),
-    "sparse_mm_reduce": Refusal(_SPARSE),
     "tensor_split": Refusal(_HOST),
     "native_batch_norm": Refusal(_BATCH_NORM),
     "_native_batch_norm_legit": Refusal(_BATCH_NORM),
@@ -44,18 +40,18 @@ REFUSALS: dict[str, Refusal] = {
     "fft_ihfftn": Refusal(_UNWRITTEN, frozenset({"out"})),
 }
 
-#: Entries whose values are whatever the memory held: only shape and dtype are compared.
+#: Entries that return uninitialized memory: only shape and dtype are compared.
 UNINITIALISED = frozenset(
     ["empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"]
 )
 
-#: Entries that the CPU computes by another algorithm than a device's decomposition: (relative, absolute) tolerance.
+#: Entries that the CPU computes with another algorithm than the device: (relative, absolute) tolerance.
 TOLERANCES: dict[str, tuple[float, float]] = {
     "nn_functional_scaled_dot_product_attention": (1e-3, 5e-5),
     "linalg_householder_product": (1e-3, 1e-4),
 }
 
-#: The same for float16 and bfloat16, whose results are rounded after other steps.
+#: The same for float16 and bfloat16, which are rounded at other steps.
 TOLERANCES_OF_HALVES: dict[str, tuple[float, float]] = {
     "nn_functional_batch_norm": (5e-2, 5e-2),
     "nn_functional_instance_norm": (5e-2, 5e-2),

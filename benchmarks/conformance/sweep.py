@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 import jupyter_gpupool
+from jupyter_gpupool.lease import current
 
 from .cases import KINDS, Case, NotASample, cases, entries
 from .refusals import REFUSALS
 
 OUTPUT = Path(__file__).parent / "results.json"
 DEVICE = "gpupool:0"
-#: A sample that takes longer than this hangs, in seconds.
+#: Seconds after which a sample counts as hung.
 _HANGS_S = 60
 
 
@@ -50,7 +51,7 @@ def main() -> int:
             counts[case.kind, "float32" if case.dtype == "float32" else "other", verdict] += 1
             if verdict == "failed":
                 failures.setdefault(name, []).append(f"{case.kind} {case.dtype} {case.index}: {why}")
-            if lease._hold.lost or "is gone" in why:
+            if current() is None or "is gone" in why:
                 lease.release()
                 lease = jupyter_gpupool.attach()
     lease.release()
@@ -70,7 +71,7 @@ def main() -> int:
 
 
 def judge(case: Case) -> tuple[str, str]:
-    """("passed" | "failed" | "refused" | "no sample" | "no longer refused", why)."""
+    """Return ("passed" | "failed" | "refused" | "no sample" | "no longer refused", reason)."""
     refusal = REFUSALS.get(case.entry)
     expected = refusal is not None and refusal.covers(case.kind, case.dtype)
     try:

@@ -10,48 +10,49 @@ from typing import Any
 from jupyter_core.application import JupyterApp
 from traitlets import TraitError
 
-from .. import __version__
-from ..pool.errors import PoolError
-from .base import fail, one_line
+from jupyter_gpupool._version import __version__
+from jupyter_gpupool.core.errors import PoolError
+
+from .command import fail, one_line
 from .options import UsageError
 
 _HERE = "jupyter_gpupool.cli"
 
-#: Word → the class that does it, and what it is good for; in the order of the help.
+#: Command → its class, and a summary; in the order of the help.
 COMMANDS = {
-    "run": (f"{_HERE}.run.RunApp", "run a command on slices of pooled GPUs"),
-    "request": (f"{_HERE}.request.RequestApp", "take a lease and keep it for a shell"),
-    "release": (f"{_HERE}.leases.ReleaseApp", "give a lease back"),
-    "resize": (f"{_HERE}.leases.ResizeApp", "change the memory of a lease"),
-    "extend": (f"{_HERE}.leases.ExtendApp", "have more time for a lease"),
+    "run": (f"{_HERE}.run.RunApp", "run a command on GPU slices of a pool"),
+    "request": (f"{_HERE}.request.RequestApp", "request GPUs for a shell and keep them"),
+    "release": (f"{_HERE}.leases.ReleaseApp", "release leases"),
+    "resize": (f"{_HERE}.leases.ResizeApp", "change the memory of a lease's GPU slices"),
+    "extend": (f"{_HERE}.leases.ExtendApp", "extend the time of a lease"),
     "leases": (f"{_HERE}.leases.LeasesApp", "list leases"),
-    "gpus": (f"{_HERE}.gpus.GPUsApp", "list the pool's GPUs"),
-    "smi": (f"{_HERE}.smi.SmiApp", "show what every GPU does and who holds it"),
+    "gpus": (f"{_HERE}.gpus.GPUsApp", "list GPUs and their free memory"),
+    "smi": (f"{_HERE}.smi.SmiApp", "show the use and the holders of every GPU"),
     "server": (f"{_HERE}.server.ServerApp", "serve this machine's GPUs as a pool"),
-    "server init": (f"{_HERE}.server.InitApp", "make the directory of a secured server for many users"),
-    "server renew": (f"{_HERE}.server.RenewApp", "make that server's certificate again"),
-    "server drain": (f"{_HERE}.drain.DrainApp", "place nothing new on a GPU server"),
-    "server undrain": (f"{_HERE}.drain.UndrainApp", "place on it again"),
-    "token create": (f"{_HERE}.token.CreateApp", "admit somebody to a secured server"),
-    "token list": (f"{_HERE}.token.ListApp", "list who is admitted, and until when"),
-    "token extend": (f"{_HERE}.token.ExtendApp", "admit them for longer"),
-    "token revoke": (f"{_HERE}.token.RevokeApp", "admit them no more"),
-    "namespace list": (f"{_HERE}.namespace.ListApp", "list tenants, their limits and what they hold"),
-    "namespace create": (f"{_HERE}.namespace.CreateApp", "make a tenant"),
-    "namespace set": (f"{_HERE}.namespace.SetApp", "change a tenant's limits"),
-    "namespace delete": (f"{_HERE}.namespace.DeleteApp", "have a tenant no more"),
-    "namespace add": (f"{_HERE}.namespace.AddApp", "add a member, or change what they may do"),
-    "namespace remove": (f"{_HERE}.namespace.RemoveApp", "take a member out"),
-    "audit": (f"{_HERE}.audit.AuditApp", "show who asked for what"),
-    "health": (f"{_HERE}.health.HealthApp", "check whether the pool is well"),
-    "netperf": (f"{_HERE}.netperf.NetperfApp", "measure the way to each GPU server"),
-    "version": (f"{_HERE}.version.VersionApp", "print versions"),
+    "server init": (f"{_HERE}.server.InitApp", "create the directory of a secured server for many users"),
+    "server renew": (f"{_HERE}.server.RenewApp", "renew the certificate of a secured server"),
+    "server drain": (f"{_HERE}.drain.DrainApp", "grant nothing new on a GPU server"),
+    "server undrain": (f"{_HERE}.drain.UndrainApp", "grant on it again"),
+    "token create": (f"{_HERE}.token.CreateApp", "create a token for a secured server"),
+    "token list": (f"{_HERE}.token.ListApp", "list tokens"),
+    "token extend": (f"{_HERE}.token.ExtendApp", "extend the validity of a token"),
+    "token revoke": (f"{_HERE}.token.RevokeApp", "revoke a token"),
+    "namespace list": (f"{_HERE}.namespace.ListApp", "list namespaces, their limits and their usage"),
+    "namespace create": (f"{_HERE}.namespace.CreateApp", "create a namespace"),
+    "namespace set": (f"{_HERE}.namespace.SetApp", "change the limits of a namespace"),
+    "namespace delete": (f"{_HERE}.namespace.DeleteApp", "delete a namespace"),
+    "namespace add": (f"{_HERE}.namespace.AddApp", "add a member, or change a member's role"),
+    "namespace remove": (f"{_HERE}.namespace.RemoveApp", "remove a member"),
+    "audit": (f"{_HERE}.audit.AuditApp", "show the log of requests and changes"),
+    "health": (f"{_HERE}.health.HealthApp", "check the pool's health"),
+    "netperf": (f"{_HERE}.netperf.NetperfApp", "measure the network to each GPU server"),
+    "version": (f"{_HERE}.version.VersionApp", "print the versions of this installation"),
 }
 
 HELP = f"""usage: gpupool COMMAND [options]
 
-Share GPUs over the network: ask a pool for a number of GPUs and a share of their
-memory, and run unmodified PyTorch programs on them as if they were in this machine.
+Share GPUs over the network: request GPUs, or a fraction of their memory, from a pool,
+and run unmodified PyTorch programs on them as if they were in this machine.
 
 commands:
 {os.linesep.join(f"  {name:<16} {help}" for name, (_, help) in COMMANDS.items())}
@@ -59,13 +60,14 @@ commands:
 Start with:
   gpupool run -n 2 -p 0.8 -- python train.py
 
-Where there is no pool yet, one is started for as long as it is needed. Without NVIDIA
-hardware its GPUs are emulated, which is always said. `gpupool COMMAND --help` tells more.
+If no pool is running, a command that needs GPUs starts one for as long as it is
+needed. Without NVIDIA hardware its GPUs are emulated, and are always marked so.
+See `gpupool COMMAND --help` for the options of a command.
 """
 
 
 class GPUPoolApp(JupyterApp):
-    """Finds the command's class and hands over."""
+    """Finds the class of a command and runs it."""
 
     name = "gpupool"
     description = "Share GPUs over the network."
@@ -80,9 +82,13 @@ class GPUPoolApp(JupyterApp):
         if " ".join(argv[:2]) in self.subcommands:
             word, argv = " ".join(argv[:2]), argv[1:]
         elif word == "token" and "--help" not in argv:
-            raise UsageError("gpupool token create, list, extend or revoke?")
+            raise UsageError(
+                "which token command? Use create, list, extend or revoke, such as gpupool token list"
+            )
         elif word == "namespace" and "--help" not in argv:
-            raise UsageError("gpupool namespace list, create, set, delete, add or remove?")
+            raise UsageError(
+                "which namespace command? Use list, create, set, delete, add or remove, such as gpupool namespace list"
+            )
         if word in ("-h", "--help", "--help-all"):
             print(HELP, end="")
             self.exit(0)
@@ -98,7 +104,7 @@ class GPUPoolApp(JupyterApp):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and leave with its exit code: 2 for what was not understood, 1 for what was refused."""
+    """Run the command and exit with its code: 2 for a usage error, 1 for a refusal, 70 for an unexpected error."""
     try:
         GPUPoolApp.launch_instance(argv if argv is None else list(argv))
     except UsageError as e:
@@ -106,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (PoolError, TraitError) as e:
         fail(one_line(e), 1)
     except BrokenPipeError:
-        # Whoever read our output has left; Python would complain when it flushes at its end.
+        # The reader of our output has closed the pipe; Python would report that again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except KeyboardInterrupt as e:
@@ -114,4 +120,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as e:
         if "--debug" in sys.argv:
             raise
-        fail(f"{type(e).__name__}: {one_line(e)} (--debug shows where)", 70)
+        fail(f"{type(e).__name__}: {one_line(e)} (--debug shows the traceback)", 70)

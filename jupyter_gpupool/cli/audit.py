@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from ..pool.audit import MOST
-from ..pool.tokens import date
-from .base import Command
+from jupyter_gpupool.core.api import MAX_AUDIT_ENTRIES
+from jupyter_gpupool.core.durations import format_time
+
+from .command import Command
 from .namespace import seconds
 from .options import Parser, UsageError
 from .table import table
@@ -14,17 +16,23 @@ from .table import table
 
 class AuditApp(Command):
     name = "audit"
-    description = "Who asked the pool for what, and what came of it; for its administrator."
+    description = (
+        "Show the pool's audit log: who requested or changed what, and the outcome. For administrators."
+    )
     examples = "  gpupool audit --since 2d\n  gpupool audit --limit 1000 --json"
     lists = True
 
     def add_options(self, parser: Parser) -> None:
-        parser.add_argument("--since", metavar="TIME", type=seconds, help="so long ago at most: 90m, 12h, 2d")
-        parser.add_argument("--limit", metavar="N", type=int, default=50, help="the newest N (default: 50)")
+        parser.add_argument(
+            "--since", metavar="TIME", type=seconds, help="only entries of the last 90m, 12h, 2d, ..."
+        )
+        parser.add_argument(
+            "--limit", metavar="N", type=int, default=50, help="only the newest N entries (default: 50)"
+        )
 
     def check(self) -> None:
-        if not 1 <= self.args.limit <= MOST:
-            raise UsageError(f"--limit is a number from 1 to {MOST}")
+        if not 1 <= self.args.limit <= MAX_AUDIT_ENTRIES:
+            raise UsageError(f"--limit must be a number from 1 to {MAX_AUDIT_ENTRIES}")
 
     def act(self) -> int:
         since = 0.0 if self.args.since is None else time.time() - self.args.since
@@ -32,13 +40,20 @@ class AuditApp(Command):
         if self.args.json:
             self.print_json({"entries": entries})
         elif not entries:
-            print("Nobody asked for anything")
+            print("No entries")
         else:
-            head = ["AT", "WHO", "NAMESPACE", "ACTION", "WHAT", "OUTCOME"]
+            head = ["TIME", "USER", "NAMESPACE", "ACTION", "SUBJECT", "OUTCOME"]
             print(table(head, [_row(entry) for entry in entries]))
         return 0
 
 
-def _row(entry: dict) -> list[str]:
+def _row(entry: dict[str, Any]) -> list[str]:
     who = entry["actor"] or "(the pool)"
-    return [date(entry["at"]), who, entry["namespace"], entry["action"], entry["subject"], entry["outcome"]]
+    return [
+        format_time(entry["at"]),
+        who,
+        entry["namespace"],
+        entry["action"],
+        entry["subject"],
+        entry["outcome"],
+    ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .base import Command
+from .command import Command
 from .table import table
 
 
 class GPUsApp(Command):
     name = "gpus"
-    description = "List the pool's GPUs, and how much of their memory is free to be granted."
+    description = "List the pool's GPUs and the memory that is free to request."
     lists = True
 
     def act(self) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from ..api.health import from_json
-from ..devices.checks import Check, worst
-from . import reach
-from .base import Command
+from jupyter_gpupool.core.checks import Check, from_json, worst
+
+from . import network_checks
+from .command import Command
 from .table import table
 
 _WORDS = {"ok": "ok", "unknown": "?", "warning": "WARN", "failing": "FAIL"}
@@ -17,9 +17,8 @@ _WORDS = {"ok": "ok", "unknown": "?", "warning": "WARN", "failing": "FAIL"}
 class HealthApp(Command):
     name = "health"
     description = (
-        "Check whether the pool, its GPU servers and the way to them are well: each check with its figure, what it is\n"
-        "held against, and what to do. The exit code is 1 when anything fails; warnings and what is unknown do\n"
-        "not count."
+        "Check the health of the pool, its GPU servers and the network between. Each check shows its value, its limit\n"
+        "and what to do. The exit code is 1 if any check fails; warnings and unknown results do not count."
     )
     lists = True
 
@@ -28,22 +27,25 @@ class HealthApp(Command):
         with client:
             health = client.health()
             found = [from_json(check) for check in health["checks"]]
-            found += reach.checks(client.health, client.url, pool)
+            found += network_checks.checks(client.health, client.url, pool)
             found += [
-                reach.bandwidth_check(server["name"], None, "up and down") for server in pool["servers"]
+                network_checks.bandwidth_check(server["name"], None, "up and down")
+                for server in pool["servers"]
             ]
         status = worst(found)
         if self.args.json:
             self.print_json({**health, "status": status, "checks": [asdict(check) for check in found]})
         else:
-            print(f"The GPU pool at {client.url} is {_said(status)}; looked at {health['age_s']:g} s ago\n")
+            print(
+                f"The GPU pool at {client.url} is {_status_text(status)}; checked {health['age_s']:g} s ago\n"
+            )
             print(picture(found))
         return 1 if status == "failing" else 0
 
 
 def picture(checks: Sequence[Check]) -> str:
-    """A line for each check, and what to do below those that are not ok."""
-    head = ["", "CHECK", "SERVER", "FIGURE", "LIMIT", "DETAIL"]
+    """Return a line for each check, with the advice below each that is not ok."""
+    head = ["", "CHECK", "SERVER", "VALUE", "LIMIT", "DETAIL"]
     rows = [
         [
             _WORDS[check.status],
@@ -58,13 +60,13 @@ def picture(checks: Sequence[Check]) -> str:
         for check in checks
     ]
     lines = table(head, rows).splitlines()
-    told = [lines[0]]
+    shown = [lines[0]]
     for check, line in zip(checks, lines[1:]):
-        told.append(line)
+        shown.append(line)
         if check.advice:
-            told.append(f"{'':6}→ {check.advice}")
-    return "\n".join(told)
+            shown.append(f"{'':6}→ {check.advice}")
+    return "\n".join(shown)
 
 
-def _said(status: str) -> str:
+def _status_text(status: str) -> str:
     return {"ok": "ok", "warning": "ok, with warnings"}.get(status, status)

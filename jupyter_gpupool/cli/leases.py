@@ -1,14 +1,14 @@
-"""``gpupool leases`` and ``gpupool release``"""
+"""``gpupool leases``, ``release``, ``resize`` and ``extend``"""
 
 from __future__ import annotations
 
 import time
 
-from ..api import discovery
-from ..pool.errors import LeaseEnded, UnknownLease
-from ..pool.models import Lease
-from ..pool.terms import span
-from .base import Command
+from jupyter_gpupool.core.durations import format_duration
+from jupyter_gpupool.core.errors import LeaseEnded, UnknownLease
+from jupyter_gpupool.core.models import Lease
+
+from .command import Command
 from .namespace import seconds
 from .options import Parser, UsageError
 from .table import table
@@ -16,23 +16,29 @@ from .table import table
 
 class LeasesApp(Command):
     name = "leases"
-    description = "List leases: yours, or everybody's where you run the pool."
+    description = "List your leases; if you run the pool, the leases of all users."
     examples = "  gpupool leases\n  gpupool leases --all --json"
     lists = True
 
     def add_options(self, parser: Parser) -> None:
-        parser.add_argument("--all", action="store_true", help="those that have ended too")
+        parser.add_argument("--all", action="store_true", help="include leases that have ended")
 
     def act(self) -> int:
-        client, _ = self.pool()
-        leases = client.leases(include_ended=self.args.all)
+        # Leases that have ended are in the ledger, which a pool has to open. All others need a running pool.
+        client = self.pool()[0] if self.args.all else self.running_pool()
+        leases = client.leases(include_ended=self.args.all) if client is not None else []
         if self.args.json:
             self.print_json({"leases": [lease.to_json() for lease in leases]})
+        elif client is None:
+            print("No leases: no GPU pool is running; --all lists those that have ended")
         elif not leases:
-            print("No leases" if self.args.all else "No leases; --all shows those that have ended")
+            print("No leases" if self.args.all else "No leases; --all lists those that have ended")
         else:
             print(
-                table(["LEASE", "STATE", "GPUS", "MiB", "SINCE", "LEFT", "OWNER", "WHAT"], [_row(x) for x in leases])
+                table(
+                    ["LEASE", "STATE", "GPUS", "MiB", "SINCE", "TIME LEFT", "OWNER", "LABEL"],
+                    [_row(x) for x in leases],
+                )
             )
         return 0
 
@@ -40,43 +46,49 @@ class LeasesApp(Command):
 class ResizeApp(Command):
     name = "resize"
     usage = "[options] LEASE"
-    description = "Change the memory of a lease's slices where they are. What is on them stays."
+    description = "Change the memory of a lease's GPU slices. The GPUs and the tensors on them stay."
     examples = (
         "  gpupool resize -p 0.8 60475feb-34c2-46e1-9b90-5ded85ed96bf\n  gpupool resize -m 4096 60475feb"
     )
 
     def add_options(self, parser: Parser) -> None:
-        parser.add_argument("lease", metavar="LEASE", help="a lease's id, or how it begins")
+        parser.add_argument("lease", metavar="LEASE", help="a lease's id, or its first characters")
         parser.add_argument(
-            "-p", "--partial", type=float, metavar="F", help="share of each GPU's memory, 0 to 1"
+            "-p",
+            "--partial",
+            type=float,
+            metavar="F",
+            help="fraction of each GPU's memory, above 0 and at most 1",
         )
         parser.add_argument("-m", "--memory", type=int, metavar="MiB", help="memory of each GPU in MiB")
 
     def act(self) -> int:
-        if not self.names_pool() and discovery.find() is None:
+        client = self.running_pool()
+        if client is None:
             raise UnknownLease("no GPU pool is running, so there is no lease to resize")
-        client, _ = self.pool()
         lease = find_lease(self.args.lease, client.leases())
         resized = client.resize(lease.id, self.args.partial, self.args.memory)
         sizes = ", ".join(f"GPU {piece.index}: {piece.memory_mib} MiB" for piece in resized.slices)
-        print(f"Lease {resized.id} has {sizes}")
+        print(f"Lease {resized.id} now has {sizes}")
         return 0
 
 
 class ExtendApp(Command):
     name = "extend"
     usage = "[options] LEASE --by TIME"
-    description = "Have more time for a lease that has an end, as far as its namespace allows it."
+    description = "Extend a lease that has an end time, as far as its namespace allows."
     examples = "  gpupool extend 60475feb --by 2h"
 
     def add_options(self, parser: Parser) -> None:
-        parser.add_argument("lease", metavar="LEASE", help="a lease's id, or how it begins")
-        parser.add_argument("--by", metavar="TIME", type=seconds, required=True, help="so much: 90m, 2h, 1d")
+        parser.add_argument("lease", metavar="LEASE", help="a lease's id, or its first characters")
+        parser.add_argument(
+            "--by", metavar="TIME", type=seconds, required=True, help="how much longer: 90m, 2h, 1d"
+        )
 
     def act(self) -> int:
-        if not self.names_pool() and discovery.find() is None:
+        client = self.running_pool()
+        if client is None:
             raise UnknownLease("no GPU pool is running, so there is no lease to extend")
-        client, _ = self.pool()
         lease = client.extend(find_lease(self.args.lease, client.leases()).id, self.args.by)
         print(f"Lease {lease.id} ends in {_left(lease)}")
         return 0
@@ -85,27 +97,29 @@ class ExtendApp(Command):
 class ReleaseApp(Command):
     name = "release"
     usage = "[options] (LEASE ... | --all)"
-    description = "Give leases back, or take requests out of the queue. What computes on them gets an error."
+    description = "Release leases, or withdraw queued requests. Programs that compute on them get an error."
     examples = (
         "  gpupool release 60475feb-34c2-46e1-9b90-5ded85ed96bf\n"
-        "  gpupool release 60475feb      how it begins is enough"
+        "  gpupool release 60475feb      the first characters are enough"
     )
 
     def add_options(self, parser: Parser) -> None:
-        parser.add_argument("leases", nargs="*", metavar="LEASE", help="a lease's id, or how it begins")
-        parser.add_argument("--all", action="store_true", help="all of your leases and requests")
+        parser.add_argument(
+            "leases", nargs="*", metavar="LEASE", help="a lease's id, or its first characters"
+        )
+        parser.add_argument("--all", action="store_true", help="all your leases and queued requests")
 
     def check(self) -> None:
         if bool(self.args.leases) == self.args.all:
-            raise UsageError("which leases? Give their ids (see gpupool leases) or --all, not both")
+            raise UsageError("which leases? Give either their ids (see gpupool leases) or --all")
 
     def act(self) -> int:
-        if self._no_pool():
+        client = self.running_pool()
+        if client is None:
             if self.args.all:
                 print("No leases: no GPU pool is running")
                 return 0
             raise UnknownLease("no GPU pool is running, so there is no lease to release")
-        client, _ = self.pool()
         live = client.leases(mine=self.args.all)
         chosen = live if self.args.all else [find_lease(text, live) for text in self.args.leases]
         for lease in dict.fromkeys(lease.id for lease in chosen):
@@ -115,17 +129,14 @@ class ReleaseApp(Command):
             print("No leases")
         return 0
 
-    def _no_pool(self) -> bool:
-        return not self.names_pool() and discovery.find() is None
-
 
 def find_lease(text: str, live: list[Lease]) -> Lease:
-    """The one that is called so, or whose id begins so."""
+    """Return the lease whose id begins with ``text``. Raises UsageError for several, LeaseEnded for none."""
     found = [lease for lease in live if lease.id.startswith(text.lower())]
     if len(found) > 1:
         raise UsageError(f"{len(found)} leases begin with {text!r}; give more of the id")
     if not found:
-        raise LeaseEnded(f"no lease of yours that lives begins with {text!r}; see gpupool leases --all")
+        raise LeaseEnded(f"you have no live lease whose id begins with {text!r}; see gpupool leases --all")
     return found[0]
 
 
@@ -140,7 +151,7 @@ def _row(lease: Lease) -> list[str]:
         memory = "/".join(dict.fromkeys(str(piece.memory_mib) for piece in lease.slices))
     else:
         request = lease.request
-        gpus = f"{request.num_gpus} wanted"
+        gpus = f"{request.num_gpus} requested"
         memory = str(request.memory_mib) if request.memory_mib else f"{request.partial:.0%} of each"
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease.granted_at or lease.created_at))
     why = lease.reason or lease.waits_for
@@ -151,4 +162,4 @@ def _row(lease: Lease) -> list[str]:
 def _left(lease: Lease) -> str:
     if lease.expires_at is None or lease.state.ended:
         return "-"
-    return span(max(0.0, lease.expires_at - time.time()))
+    return format_duration(max(0.0, lease.expires_at - time.time()))

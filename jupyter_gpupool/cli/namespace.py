@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..api.client import PoolClient
-from ..pool.terms import span
-from .base import Command
+from jupyter_gpupool.core.durations import format_duration
+
+from .command import Command
 from .options import Parser, UsageError
 from .table import table
+
+if TYPE_CHECKING:
+    from jupyter_gpupool.client.http import PoolClient
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _TIME = re.compile(r"([0-9]{1,6})([smhdw])")
@@ -26,11 +29,11 @@ _LIMITS = {
 
 
 def seconds(text: str) -> float:
-    """``"90m"`` → 5400.0"""
+    """Parse a time: ``"90m"`` is 5400.0 seconds. Raises ArgumentTypeError."""
     known = _TIME.fullmatch(text)
     if known is None or not int(known[1]):
         raise argparse.ArgumentTypeError(
-            f"a time is a number with s, m, h, d or w behind it, such as 90m or 2h; not {text!r}"
+            f"a time is a number followed by s, m, h, d or w, such as 90m or 2h; not {text!r}"
         )
     return int(known[1]) * _UNITS[known[2]]
 
@@ -42,54 +45,64 @@ def _or_none(kind: Any, what: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{what}, or none for no limit; not {text!r}") from None
+            raise argparse.ArgumentTypeError(f"give {what}, or none for no limit; not {text!r}") from None
 
     return read
 
 
 def _yes_no(text: str) -> bool:
     if text not in ("yes", "no"):
-        raise argparse.ArgumentTypeError(f"yes or no, not {text!r}")
+        raise argparse.ArgumentTypeError(f"give yes or no, not {text!r}")
     return text == "yes"
 
 
 class NamespaceCommand(Command):
-    """One call to a pool about its namespaces."""
+    """A command that makes one call about namespaces."""
 
     def client(self) -> PoolClient:
         return self.pool()[0]
 
     def add_settings(self, parser: Parser) -> None:
         parser.add_argument("name", metavar="NAME", help="the namespace")
-        parser.add_argument("--description", metavar="TEXT", help="whom, or what, it is for")
-        limits = parser.add_argument_group("limits (none takes one away)")
+        parser.add_argument("--description", metavar="TEXT", help="what the namespace is for")
+        limits = parser.add_argument_group("limits (the value none removes a limit)")
         share = _or_none(float, "a number such as 0.5")
         count = _or_none(int, "a whole number")
         time = _or_none(seconds, "a time such as 2h")
         limits.add_argument(
-            "--memory", metavar="MiB", type=count, help="GPU memory of all its leases together"
-        )
-        limits.add_argument("--gpus", metavar="N", type=share, help="whole GPUs that its slices amount to")
-        limits.add_argument("--leases", metavar="N", type=count, help="leases at a time")
-        limits.add_argument(
-            "--user-share", metavar="F", type=share, help="what one user may hold of these, 0 to 1"
+            "--memory", metavar="MiB", type=count, help="GPU memory of all its leases together, in MiB"
         )
         limits.add_argument(
-            "--longest", metavar="TIME", type=time, help="how long a lease lasts: 90m, 12h, 2d"
+            "--gpus", metavar="N", type=share, help="whole GPUs that all its slices add up to"
         )
-        limits.add_argument("--idle", metavar="TIME", type=time, help="how long a lease may compute nothing")
+        limits.add_argument("--leases", metavar="N", type=count, help="number of leases at the same time")
+        limits.add_argument(
+            "--user-share",
+            metavar="F",
+            type=share,
+            help="fraction of these limits that one user may hold, above 0 and at most 1",
+        )
+        limits.add_argument(
+            "--longest", metavar="TIME", type=time, help="longest time of a lease: 90m, 12h, 2d"
+        )
+        limits.add_argument(
+            "--idle", metavar="TIME", type=time, help="how long a lease may be idle before it ends"
+        )
         parser.add_argument(
-            "--weight", metavar="W", type=float, help="its share when requests queue (default: 1)"
+            "--weight",
+            metavar="W",
+            type=float,
+            help="its weight, relative to other namespaces, when requests queue (default: 1)",
         )
         parser.add_argument(
             "--names-holders",
             metavar="yes|no",
             type=_yes_no,
-            help="whether members see who of them holds what",
+            help="whether members see which member holds which GPUs",
         )
 
     def settings(self) -> dict[str, Any]:
-        """What was given. ``None`` is a limit that is taken away, so what is absent is told by its absence."""
+        """Return the settings that were given. None removes a limit; a setting that was not given is absent."""
         given = vars(self.args)
         names = ("description", "weight", "names_holders")
         found: dict[str, Any] = {name: given[name] for name in names if name in given}
@@ -106,7 +119,7 @@ class NamespaceCommand(Command):
 
 class ListApp(NamespaceCommand):
     name = "namespace list"
-    description = "List the namespaces that you are a member of, their limits and what is held of them."
+    description = "List the namespaces that you are a member of, with their limits and their usage."
     lists = True
 
     def act(self) -> int:
@@ -119,7 +132,7 @@ class ListApp(NamespaceCommand):
             "GPUS",
             "MiB",
             "LEASES",
-            "ONE USER",
+            "PER USER",
             "LONGEST",
             "IDLE",
             "WEIGHT",
@@ -133,7 +146,9 @@ class ListApp(NamespaceCommand):
 class CreateApp(NamespaceCommand):
     name = "namespace create"
     usage = "[options] NAME"
-    description = "Make a namespace: a tenant of the pool, with limits on what its leases hold together."
+    description = (
+        "Create a namespace: a tenant of the pool, with limits on what all its leases hold together."
+    )
     examples = "  gpupool namespace create cnasg --gpus 4 --user-share 0.5 --longest 12h --idle 30m"
 
     def add_options(self, parser: Parser) -> None:
@@ -142,7 +157,8 @@ class CreateApp(NamespaceCommand):
     def act(self) -> int:
         self.client().create_namespace(self.args.name, self.settings())
         print(
-            f"Made the namespace {self.args.name}; admit somebody: gpupool token create --namespace {self.args.name}"
+            f"Created the namespace {self.args.name}. To create a token for it: gpupool token create "
+            f"--namespace {self.args.name} --description TEXT"
         )
         return 0
 
@@ -151,8 +167,8 @@ class SetApp(NamespaceCommand):
     name = "namespace set"
     usage = "[options] NAME"
     description = (
-        "Change a namespace; what is not named stays. Its administrators may, as far as the pool's has set it.\n"
-        "What is held already stays, too."
+        "Change a namespace. Settings that are not given stay, and so do leases that are held already. The\n"
+        "namespace's administrators can do this too, up to the limits that the pool's administrator has set."
     )
     examples = "  gpupool namespace set cnasg --gpus 8 --idle none"
 
@@ -161,7 +177,7 @@ class SetApp(NamespaceCommand):
 
     def check(self) -> None:
         if not self.settings():
-            raise UsageError("what is to change? See gpupool namespace set --help")
+            raise UsageError("nothing to change: give at least one setting; see gpupool namespace set --help")
 
     def act(self) -> int:
         self.client().change_namespace(self.args.name, self.settings())
@@ -172,7 +188,7 @@ class SetApp(NamespaceCommand):
 class DeleteApp(NamespaceCommand):
     name = "namespace delete"
     usage = "[options] NAME"
-    description = "Delete a namespace of which neither leases nor tokens are."
+    description = "Delete a namespace that has no leases and no tokens."
 
     def add_options(self, parser: Parser) -> None:
         parser.add_argument("name", metavar="NAME", help="the namespace")
@@ -187,28 +203,32 @@ class AddApp(NamespaceCommand):
     name = "namespace add"
     usage = "[options] NAME USER"
     description = (
-        "Add a member to a namespace, or change what they may do: view (look), use (request slices)\n"
-        "or administer (see and release its leases, change members and limits)."
+        "Add a member to a namespace, or change a member's role: view (read only), use (request GPUs) or administer\n"
+        "(see and release all its leases, change its members and limits)."
     )
     examples = "  gpupool namespace add cnasg ada\n  gpupool namespace add cnasg bob --role administer"
 
     def add_options(self, parser: Parser) -> None:
         parser.add_argument("name", metavar="NAME", help="the namespace")
-        parser.add_argument("user", metavar="USER", help="as their leases name them")
+        parser.add_argument(
+            "user", metavar="USER", help="the user's name, as gpupool leases lists it under OWNER"
+        )
         parser.add_argument(
             "--role", choices=("view", "use", "administer"), default="use", help="(default: use)"
         )
 
     def act(self) -> int:
         self.client().set_member(self.args.name, self.args.user, self.args.role)
-        print(f"{self.args.user} may {self.args.role} the namespace {self.args.name}")
+        print(f"{self.args.user} has the role {self.args.role} in the namespace {self.args.name}")
         return 0
 
 
 class RemoveApp(NamespaceCommand):
     name = "namespace remove"
     usage = "[options] NAME USER"
-    description = "Take a member out of a namespace. What they hold goes on; they can request no more there."
+    description = (
+        "Remove a member from a namespace. Their leases continue, but they cannot request more GPUs there."
+    )
 
     def add_options(self, parser: Parser) -> None:
         parser.add_argument("name", metavar="NAME", help="the namespace")
@@ -216,7 +236,7 @@ class RemoveApp(NamespaceCommand):
 
     def act(self) -> int:
         self.client().remove_member(self.args.name, self.args.user)
-        print(f"{self.args.user} is no member of the namespace {self.args.name} any more")
+        print(f"Removed {self.args.user} from the namespace {self.args.name}")
         return 0
 
 
@@ -227,7 +247,7 @@ def _row(namespace: dict[str, Any]) -> list[str]:
         return f"{round(amount, 2):g}" + (f" of {limits[name]:g}" if limits[name] is not None else "")
 
     def time(name: str) -> str:
-        return span(limits[name]) if limits[name] is not None else "-"
+        return format_duration(limits[name]) if limits[name] is not None else "-"
 
     memory = f"{held['memory_mib']}" + (
         f" of {limits['memory_mib']}" if limits["memory_mib"] is not None else ""

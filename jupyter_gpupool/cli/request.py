@@ -1,7 +1,7 @@
 """``gpupool request``: a lease for a shell.
 
-A lease lives and dies with its holder. Here that is a process in the background, which ends with the
-terminal session that asked, with the lease, or when it is told to; or this command itself (``--foreground``).
+A lease lasts as long as its holder. The holder is a background process, which ends with the terminal session of
+the request, with the lease, or on a signal; with ``--foreground`` it is this command itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import subprocess
 import sys
 from typing import Any
 
-from ..engines import process
-from .base import Command
-from .obtain import Interrupted, Obtained, Obtaining, interruptions, new_config, release
+from jupyter_gpupool.core import processes
+from jupyter_gpupool.core.environment import LEASE
+
+from .acquire_lease import AcquiredLease, Interrupted, LeaseAcquisition, interruptions, new_config, release
+from .command import Command
 from .options import Parser, UsageError, add_request_options, complete_request
 
 
 def process_id(text: str) -> int:
+    """Parse the id of a process. Raises ArgumentTypeError."""
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"a process id is a number from 1 up, not {text!r}")
@@ -31,16 +34,16 @@ def process_id(text: str) -> int:
 class RequestApp(Command):
     name = "request"
     description = (
-        "Take a lease and keep it for a shell. Prints what the shell has to execute, so that every PyTorch program\n"
-        "started from it finds the slices:\n\n"
+        "Request GPUs for a shell and keep them. Prints lines for the shell to execute, so that every PyTorch program\n"
+        "started from it finds the GPU slices:\n\n"
         '  eval "$(gpupool request -n 1 -p 0.5)"\n\n'
-        "A process in the background holds the lease until `gpupool release`, or until the terminal session ends\n"
-        "in which it was requested."
+        "A background process holds the lease until `gpupool release`, or until the terminal session of the request\n"
+        "ends."
     )
     examples = (
         '  eval "$(gpupool request -n 2)"; python train.py; gpupool release --all\n'
         '  eval "$(gpupool request --for $$)"       for this shell or script only\n'
-        "  gpupool request --foreground             hold it here, until Ctrl-C"
+        "  gpupool request --foreground             hold it in this terminal, until Ctrl-C"
     )
     lists = True
     _given: tuple[str, ...] = ()
@@ -50,14 +53,14 @@ class RequestApp(Command):
         add_request_options(parser)
         group = parser.add_argument_group("how long to keep it")
         group.add_argument(
-            "--foreground", action="store_true", help="hold the lease in this process, until Ctrl-C"
+            "--foreground", action="store_true", help="hold the lease in this process until Ctrl-C"
         )
         group.add_argument(
             "--for",
             dest="owner",
             metavar="PID",
             type=process_id,
-            help="until that process ends (default: the leader of this terminal session)",
+            help="keep the lease until that process ends (default: the leader of this terminal session)",
         )
         parser.add_argument("--in-background", action="store_true", help=argparse.SUPPRESS)
 
@@ -81,10 +84,10 @@ class RequestApp(Command):
     # -- in front
 
     def _start_holder(self) -> int:
-        """Start this command again as a background process, and pass on what it prints."""
+        """Start this command again as a background process, and print its output."""
         owner = [] if self.args.owner is not None else [f"--for={_session_leader()}"]
         holder = subprocess.Popen(
-            process.command("jupyter_gpupool", self.name, *self._given, *owner, "--in-background"),
+            processes.command("jupyter_gpupool", self.name, *self._given, *owner, "--in-background"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -92,15 +95,15 @@ class RequestApp(Command):
         assert holder.stdout is not None
         try:
             with interruptions():
-                said = holder.stdout.read()  # until it has detached itself, or ended
+                output = holder.stdout.read()  # until it detaches or ends
         except Interrupted as e:
             holder.terminate()
             holder.wait()
             return 128 + e.signum
-        if not said:
+        if not output:
             return holder.wait()
-        holder.returncode = 0  # it stays, and is nobody's to wait for
-        sys.stdout.write(said.decode())
+        holder.returncode = 0  # it keeps running; Popen must not wait for it
+        sys.stdout.write(output.decode())
         sys.stdout.flush()
         return 0
 
@@ -108,12 +111,12 @@ class RequestApp(Command):
 
     def _hold(self) -> int:
         ended, self._alarm = os.pipe()
-        obtained: Obtained | None = None
+        acquired: AcquiredLease | None = None
         config = new_config()
         try:
             with interruptions():
-                obtained = Obtaining(self, "shell", config, lambda reason: self._ring()).obtain()
-                self._print(obtained)
+                acquired = LeaseAcquisition(self, "shell", config, lambda reason: self._ring()).acquire()
+                self._print(acquired)
                 if self.args.in_background:
                     _detach()
                 else:
@@ -123,17 +126,19 @@ class RequestApp(Command):
                     watched.append(os.pidfd_open(self.args.owner))
                 select.select(watched, [], [])
         except Interrupted:
-            if obtained is None:
+            if acquired is None:
                 raise
         except OSError:
-            # Nobody reads what was printed, or the owner has ended: there is nobody to hold it for.
-            if obtained is None:
+            # Nothing reads the output, or the owner has ended: nobody needs the lease.
+            if acquired is None:
                 raise
         finally:
-            if obtained is not None:
-                if obtained.hold.lost:
-                    self.tell.warning(f"Lease {obtained.hold.lease.id} has ended: {obtained.hold.reason()}")
-                release(self, obtained)
+            if acquired is not None:
+                if acquired.holder.lost:
+                    self.tell.warning(
+                        f"Lease {acquired.holder.lease.id} has ended: {acquired.holder.reason()}"
+                    )
+                release(self, acquired)
             config.unlink(missing_ok=True)
         return 0
 
@@ -141,10 +146,15 @@ class RequestApp(Command):
         with contextlib.suppress(OSError):
             os.write(self._alarm, b"x")
 
-    def _print(self, obtained: Obtained) -> None:
-        environment = obtained.environment()
+    def _print(self, acquired: AcquiredLease) -> None:
+        # The shell keeps what it executes after the release: only what then has no effect.
+        environment = {
+            name: value
+            for name, value in acquired.environment().items()
+            if name in (LEASE, "CUDA_VISIBLE_DEVICES")
+        }
         if self.args.json:
-            self.print_json({"lease": obtained.hold.lease.id, "environment": environment})
+            self.print_json({"lease": acquired.holder.lease.id, "environment": environment})
         else:
             for name, value in environment.items():
                 print(f"export {name}={shlex.quote(value)}")
@@ -152,13 +162,13 @@ class RequestApp(Command):
 
 
 def _session_leader() -> int:
-    """The process with which this terminal session ends; the caller, where that cannot be seen from here."""
+    """Return the leader of this terminal session; the parent process where the leader is not visible."""
     leader = os.getsid(0)
     return leader if leader not in (0, os.getpid()) else os.getppid()
 
 
 def _detach() -> None:
-    """Leave the terminal and the pipe, so that nobody waits for this process."""
+    """Close the terminal and the pipe, so that nobody waits for this process."""
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)

@@ -6,12 +6,12 @@ import os
 import shlex
 import shutil
 
-from .base import Command, fail
-from .keeper import NOT_EXECUTABLE, Keeper
-from .obtain import Obtained, Obtaining, interruptions, new_config, release
+from .acquire_lease import AcquiredLease, LeaseAcquisition, interruptions, new_config, release
+from .command import Command, fail
 from .options import Parser, UsageError, add_request_options, complete_request
+from .process_supervisor import NOT_EXECUTABLE, ProcessSupervisor
 
-#: What a shell answers for a command that does not exist.
+#: A shell's exit code for a command that does not exist.
 NOT_FOUND = 127
 
 
@@ -19,8 +19,8 @@ class RunApp(Command):
     name = "run"
     usage = "[-n N] [-p F | -m MiB] [options] [--] COMMAND [ARGUMENT ...]"
     description = (
-        "Run a command on slices of pooled GPUs: its PyTorch finds them as its CUDA devices. Waits until they are\n"
-        "free, and gives them back when the command has ended. The exit code is the command's."
+        "Run a command on GPU slices of a pool, which its PyTorch uses as CUDA devices. Waits until GPUs are free,\n"
+        "and releases them when the command ends. The exit code is the command's."
     )
     examples = (
         "  gpupool run -- python train.py --epochs 10        one whole GPU\n"
@@ -29,7 +29,7 @@ class RunApp(Command):
         "  NUM_GPUS=2 PARTIAL_GPU=0.5 gpupool run python train.py"
     )
     runs_command = True
-    _obtained: Obtained | None = None
+    _acquired: AcquiredLease | None = None
 
     def add_options(self, parser: Parser) -> None:
         add_request_options(parser)
@@ -37,28 +37,30 @@ class RunApp(Command):
     def check(self) -> None:
         complete_request(self.args)
         if not self.command:
-            raise UsageError(
-                "which command? Write it behind the options: gpupool run -n 1 -- python train.py"
-            )
+            raise UsageError("which command? Write it after the options: gpupool run -n 1 -- python train.py")
 
     def act(self) -> int:
         self._find_program()
         config = new_config()
-        keeper = Keeper(self.command, config)  # forks: before there is anything that a fork should not have
+        supervisor = ProcessSupervisor(
+            self.command, config
+        )  # forks, so it comes before threads and connections
         try:
             with interruptions():
-                obtained = self._obtained = Obtaining(self, label(self.command), config, self._lost).obtain()
+                acquired = self._acquired = LeaseAcquisition(
+                    self, label(self.command), config, self._lost
+                ).acquire()
                 self.tell.info(
-                    f"Running client command '{shlex.join(self.command)}' on {len(obtained.hold.spec.devices)} GPUs, "
+                    f"Running client command '{shlex.join(self.command)}' on {len(acquired.holder.spec.devices)} GPUs, "
                     "with the following servers:"
                 )
-                for line in obtained.servers():
+                for line in acquired.servers():
                     self.tell.info(line)
-            return keeper.run(obtained.environment())
+            return supervisor.run(acquired.environment())
         finally:
-            keeper.close()
-            if self._obtained is not None:
-                release(self, self._obtained)
+            supervisor.close()
+            if self._acquired is not None:
+                release(self, self._acquired)
 
     def _find_program(self) -> None:
         program = self.command[0]
@@ -68,13 +70,13 @@ class RunApp(Command):
             fail(f"command not found: {program}", NOT_FOUND)
 
     def _lost(self, reason: str) -> None:
-        if self._obtained is not None:
-            hold = self._obtained.hold
-            self.tell.warning(f"Lease {hold.lease.id} has ended while the command runs: {hold.reason()}")
+        if self._acquired is not None:
+            holder = self._acquired.holder
+            self.tell.warning(f"Lease {holder.lease.id} has ended while the command runs: {holder.reason()}")
 
 
 def label(command: list[str]) -> str:
-    """What others may read of a command: its program and script, never its options, which may hold secrets."""
+    """Return the command's program and script; not its options, which may contain secrets."""
     words = [os.path.basename(command[0])]
     if len(command) > 1 and not command[1].startswith("-"):
         words.append(os.path.basename(command[1]))

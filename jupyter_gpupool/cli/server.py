@@ -8,14 +8,16 @@ from pathlib import Path
 
 from traitlets import TraitError
 
-from ..api.server import DEFAULT_PORT, PoolApp
-from ..daemon import folder
-from ..daemon.app import Daemon
-from .base import Command, one_line
+from jupyter_gpupool.server.daemon import directory as folder
+from jupyter_gpupool.server.daemon.daemon_app import GPUPoolDaemon
+from jupyter_gpupool.server.daemon.pool_app import DEFAULT_PORT, GPUPoolServer
+
+from .command import Command, one_line
 from .options import Parser, UsageError
 
 
 def port(text: str) -> int:
+    """Parse a port. Raises ArgumentTypeError."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"a port is a number from 0 (any free one) to 65535, not {text!r}")
     return int(text)
@@ -25,9 +27,9 @@ class ServerApp(Command):
     name = "server"
     usage = "[options] [DIRECTORY]"
     description = (
-        "Serve this machine's GPUs as a pool, until SIGTERM or Ctrl-C. With a directory that `gpupool server init`\n"
-        "has made: to many users, over TLS, to whom it gave tokens. Without one: to you alone; your other commands\n"
-        "and notebooks on this machine find it by themselves. Without NVIDIA hardware it offers emulated GPUs."
+        "Serve this machine's GPUs as a pool, until SIGTERM or Ctrl-C. With a directory created by\n"
+        "`gpupool server init`, it serves many users, over TLS and with tokens. Without one, it serves only you: your\n"
+        "other commands and notebooks on this machine find it. Without NVIDIA hardware it serves emulated GPUs."
     )
     examples = (
         "  gpupool server\n"
@@ -37,18 +39,20 @@ class ServerApp(Command):
     )
     asks_pool = False
     _directory: Path | None = None
-    classes = [Daemon, *PoolApp.classes]
+    classes = [GPUPoolDaemon, *GPUPoolServer.classes]
 
     def add_options(self, parser: Parser) -> None:
         parser.add_argument(
             "directory",
             nargs="?",
             metavar="DIRECTORY",
-            help="of a secured server (default: GPUPOOL_SERVER_DIR, else /etc/gpupool/server or ~/.gpupool/server, "
-            "where there is one)",
+            help="directory of a secured server (default: GPUPOOL_SERVER_DIR, else /etc/gpupool/server or "
+            "~/.gpupool/server, if one exists)",
         )
         parser.add_argument(
-            "--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1; secured: all)"
+            "--host",
+            metavar="ADDRESS",
+            help="address to listen on (default: 127.0.0.1; of a secured server: all)",
         )
         parser.add_argument(
             "--port",
@@ -61,31 +65,35 @@ class ServerApp(Command):
             metavar="URL",
             help="database of the ledger (default: a file in Jupyter's data directory)",
         )
-        parser.add_argument("--emulate", action="store_true", help="offer emulated GPUs, whatever there is")
-        parser.add_argument("--persistent", action="store_true", help="leases outlive a restart of the pool")
+        parser.add_argument(
+            "--emulate", action="store_true", help="serve emulated GPUs, even if there are real ones"
+        )
+        parser.add_argument("--persistent", action="store_true", help="keep leases when the pool restarts")
         parser.add_argument(
             "--ephemeral",
             action="store_true",
-            help="on a free port, and only until the process that started it has ended and no lease is left",
+            help="use a free port, and stop when the process that started it has ended and no lease is left",
         )
 
     def check(self) -> None:
         args = self.args
         if args.ephemeral and (args.port is not None or args.persistent or args.directory):
-            raise UsageError("--ephemeral goes with neither --port nor --persistent nor a directory")
+            raise UsageError("--ephemeral cannot be combined with --port, --persistent or a directory")
         given = args.directory
         found = Path(given).expanduser().absolute() if given else None if args.ephemeral else folder.find()
         if found is not None and not (found / folder.CONFIGURATION).is_file():
-            raise UsageError(f"{found} is no server's directory; gpupool server init {found} makes it one")
+            raise UsageError(
+                f"{found} is not a server's directory; to create one: gpupool server init {found}"
+            )
         self._directory = found
         if found is not None and not args.config:
             args.config = str(found / folder.CONFIGURATION)
 
     def act(self) -> int:
         args = self.args
-        app: type[PoolApp] = PoolApp if self._directory is None else Daemon
+        app: type[GPUPoolServer] = GPUPoolServer if self._directory is None else GPUPoolDaemon
         if self._directory is not None:
-            self.config.Daemon.directory = str(self._directory)
+            self.config.GPUPoolDaemon.directory = str(self._directory)
         if args.host is not None:
             self.config[app.__name__].host = args.host
         if args.port is not None:
@@ -97,8 +105,8 @@ class ServerApp(Command):
         if args.persistent:
             self.config.LocalEngine.persistent = self.config.RayEngine.persistent = True
         if args.ephemeral:
-            # Readable as soon as that process has ended, which is all that the pool wants to know.
-            self.config.PoolApp.starter_fd = os.pidfd_open(os.getppid())
+            # The pool only needs to see when that process ends; then this file descriptor becomes readable.
+            self.config.GPUPoolServer.starter_fd = os.pidfd_open(os.getppid())
         try:
             pool = app(config=self.config, log=self.log)
             pool.start()
@@ -108,12 +116,13 @@ class ServerApp(Command):
 
 
 def add_addresses(parser: Parser, default: str) -> None:
+    """Add the option for the names in the certificate."""
     parser.add_argument(
         "--address",
         metavar="NAME",
         action="append",
         default=[],
-        help=f"a name or an IP address that clients know this server by; may be repeated (default: {default})",
+        help=f"a host name or an IP address that clients use for this server; may be repeated (default: {default})",
     )
 
 
@@ -121,29 +130,37 @@ class InitApp(Command):
     name = "server init"
     usage = "[options] [DIRECTORY]"
     description = (
-        "Make the directory of a secured server: a certificate authority, a certificate, a ledger with an\n"
-        "administrator's token, and a commented configuration. What is there already is never overwritten."
+        "Create the directory of a secured server, with a certificate authority, a certificate, a ledger, an\n"
+        "administrator's token and a commented configuration. Existing files are never overwritten."
     )
     examples = "  gpupool server init /etc/gpupool/server --address gpus.example --address 192.0.2.7"
     asks_pool = False
 
     def add_options(self, parser: Parser) -> None:
-        parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="a new or an empty one")
+        parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="a new or empty directory")
         add_addresses(parser, "this machine's name")
         parser.add_argument(
             "--host", metavar="ADDRESS", default="", help="address to listen on (default: all)"
         )
         parser.add_argument(
-            "--port", metavar="N", type=port, default=DEFAULT_PORT, help="for control (%(default)s)"
+            "--port",
+            metavar="N",
+            type=port,
+            default=DEFAULT_PORT,
+            help="port for control (default: %(default)s)",
         )
         parser.add_argument(
-            "--data-port", metavar="N", type=port, default=folder.DATA_PORT, help="for data (%(default)s)"
+            "--data-port",
+            metavar="N",
+            type=port,
+            default=folder.DATA_PORT,
+            help="port for data (default: %(default)s)",
         )
 
     def check(self) -> None:
         if not self.args.port or not self.args.data_port or self.args.port == self.args.data_port:
             raise UsageError(
-                "control and data need two ports of their own, which clients know: neither may be 0"
+                "--port and --data-port must be two different ports, and not 0, because clients have to know them"
             )
 
     def act(self) -> int:
@@ -154,9 +171,9 @@ class InitApp(Command):
         administrator = directory / folder.ADMINISTRATOR
         named = "" if directory == folder.default().absolute() else f" {directory}"
         print(
-            f"\nServe it:          gpupool server{named}\n"
-            f"Admit somebody:    GPUPOOL_CONFIG_DIR={administrator} gpupool token create --description NAME\n"
-            f"Keep to yourself:  {directory / folder.CA_KEY}, {directory / folder.SERVER_KEY} and {administrator}"
+            f"\nStart the server:  gpupool server{named}\n"
+            f"Create a token:    GPUPOOL_CONFIG_DIR={administrator} gpupool token create --description NAME\n"
+            f"Keep secret:       {directory / folder.CA_KEY}, {directory / folder.SERVER_KEY} and {administrator}"
         )
         return 0
 
@@ -168,28 +185,30 @@ class RenewApp(Command):
     name = "server renew"
     usage = "[options] [DIRECTORY]"
     description = (
-        "Make a secured server's certificate again, with its own authority: before it ends, or when the server has\n"
-        "other names. A server that runs takes it up by itself within seconds."
+        "Renew a secured server's certificate with the server's own authority, before it expires or when the server's\n"
+        "names change. A running server loads it by itself within seconds."
     )
     examples = "  gpupool server renew /etc/gpupool/server"
     asks_pool = False
-    classes = [Daemon]
+    classes = [GPUPoolDaemon]
 
     def add_options(self, parser: Parser) -> None:
-        parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="the server's")
-        add_addresses(parser, "those in the directory's configuration")
+        parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="the server's directory")
+        add_addresses(parser, "the addresses in the directory's configuration")
 
     def check(self) -> None:
         given = self.args.directory
         self._directory = (Path(given).expanduser() if given else folder.default()).absolute()
         configuration = self._directory / folder.CONFIGURATION
         if not configuration.is_file():
-            raise UsageError(f"{self._directory} is no server's directory; gpupool server init makes one")
+            raise UsageError(
+                f"{self._directory} is not a server's directory; to create one: gpupool server init"
+            )
         self.args.config = str(configuration)
 
     def act(self) -> int:
-        addresses = self.args.address or list(Daemon(config=self.config).addresses)
+        addresses = self.args.address or list(GPUPoolDaemon(config=self.config).addresses)
         if not addresses:
-            raise UsageError("for which names? Give --address, or set c.Daemon.addresses")
+            raise UsageError("which addresses? Give --address, or set c.GPUPoolDaemon.addresses")
         print(f"Wrote {folder.renew(self._directory, addresses)}, for {', '.join(addresses)}")
         return 0

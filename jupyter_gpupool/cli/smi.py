@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from .base import Command
+from .command import Command
 
 #: Inner widths of the columns: GPU and server, name, memory granted and used, busy.
 _GPU = (5, 38, 31, 8)
-#: GPU, lease, owner and what it is, memory used of granted.
+#: GPU, lease, owner and label, memory used of granted.
 _SLICE = (5, 38, 25, 14)
 
 
 class SmiApp(Command):
     name = "smi"
     description = (
-        "Show every GPU of the pool in the manner of nvidia-smi: how much of its memory is granted and used, how\n"
-        "busy it is, and who holds its slices. What is emulated says so."
+        "Show every GPU of the pool as nvidia-smi does: memory granted and used, utilization, and the holders of its\n"
+        "slices. Emulated GPUs are marked."
     )
     lists = True
 
@@ -35,7 +35,7 @@ class SmiApp(Command):
 
 
 def picture(pool: dict[str, Any], where: str, when: str) -> Iterator[str]:
-    """The table's lines for an answer of ``GET pool``."""
+    """Yield the table's lines for an answer of ``GET pool``."""
     gpus = [(server, gpu) for server in pool["servers"] for gpu in server["gpus"]]
     emulated = sum(gpu["emulated"] for _, gpu in gpus)
     real = len(gpus) - emulated

@@ -5,14 +5,15 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from .. import __version__
-from ..remote.specs import PROTOCOL
-from .base import Command
+from jupyter_gpupool._version import __version__
+from jupyter_gpupool.transport.specs import PROTOCOL
+
+from .command import Command
 
 
 class VersionApp(Command):
     name = "version"
-    description = "Print the versions that have to agree between a client and its GPU servers."
+    description = "Print the versions that must match between a client and its GPU servers."
     asks_pool = False
     lists = True
 

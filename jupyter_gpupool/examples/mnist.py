@@ -22,8 +22,12 @@ MEAN, DEVIATION = 0.1307, 0.3081
 #: What an idx file begins with: two zeros, the type of its elements (8 is an unsigned byte), its dimensions.
 IDX_BYTES = 8
 
+Batches = DataLoader[tuple[torch.Tensor, ...]]
+
 
 class Net(nn.Module):
+    """Two convolutions and two linear layers for images of 1 × 28 × 28 pixels; returns 10 logits."""
+
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 16, 3)
@@ -36,7 +40,8 @@ class Net(nn.Module):
         x = F.relu(self.conv1(x))
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.fc1(self.dropout(x.flatten(1))))
-        return self.fc2(self.dropout(x))
+        logits: torch.Tensor = self.fc2(self.dropout(x))
+        return logits
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -78,18 +83,22 @@ def small_digits() -> tuple[np.ndarray, ...]:
 
 
 def dataset(images: np.ndarray, labels: np.ndarray) -> TensorDataset:
+    """Return normalized images of shape (n, 1, 28, 28) and their labels (n) from uint8 arrays."""
     pixels = torch.from_numpy(images.astype(np.float32) / 255).unsqueeze(1)
     return TensorDataset((pixels - MEAN) / DEVIATION, torch.from_numpy(labels.astype(np.int64)))
 
 
-def train(args: argparse.Namespace, model: nn.Module, loader: DataLoader, optimizer, epoch: int) -> None:
+def train(
+    args: argparse.Namespace, model: nn.Module, loader: Batches, optimizer: torch.optim.Optimizer, epoch: int
+) -> None:
+    """Train for one epoch, and print the loss every ``log_interval`` steps."""
     model.train()
     total = len(loader.dataset)  # type: ignore[arg-type]
     for batch, (data, target) in enumerate(loader):
         data, target = data.to(args.device, non_blocking=True), target.to(args.device, non_blocking=True)
         optimizer.zero_grad()
         loss = F.cross_entropy(model(data), target)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if batch % args.log_interval == 0:
             seen = batch * args.batch_size
@@ -98,7 +107,8 @@ def train(args: argparse.Namespace, model: nn.Module, loader: DataLoader, optimi
 
 
 @torch.no_grad()
-def test(args: argparse.Namespace, model: nn.Module, loader: DataLoader) -> None:
+def test(args: argparse.Namespace, model: nn.Module, loader: Batches) -> None:
+    """Print the average loss and the accuracy on the test images."""
     model.eval()
     total = len(loader.dataset)  # type: ignore[arg-type]
     loss, right = 0.0, 0
@@ -114,6 +124,7 @@ def test(args: argparse.Namespace, model: nn.Module, loader: DataLoader) -> None
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train a convolutional network on handwritten digits.")
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="where MNIST's files are (default: data)"
@@ -137,6 +148,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Train and test for the number of epochs, and save the model if that is wanted."""
     args = arguments()
     torch.manual_seed(args.seed)
     args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,38 +1,37 @@
-"""The Jupyter Server extension: wiring only."""
+"""The Jupyter Server extension. It only connects the other modules."""
 
 from __future__ import annotations
-
-from typing import cast
 
 from jupyter_server.auth.identity import IdentityProvider, LegacyIdentityProvider, PasswordIdentityProvider
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from traitlets import Instance, default
 
-from ..api.handlers import jupyter_handlers
-from ..api.service import PoolService
-from ..engines.local import LocalEngine
-from ..engines.ray.engine import RayEngine
-from ..pool.errors import PoolError
-from . import door
-from .administration import administrative_handlers
-from .events import LeaseEvents
-from .handlers import kernel_handlers
-from .hub.single_user import HubServer
-from .metrics import PoolMetrics
-from .provisioner import GPUPoolProvisioner
-from .relay import EventsWherever
-from .user_pool import GPUPool
+from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.engines.local.engine import LocalEngine
+from jupyter_gpupool.engines.ray.engine import RayEngine
+from jupyter_gpupool.hub.single_user import HubServer
+from jupyter_gpupool.server.http.handlers import jupyter_handlers
+from jupyter_gpupool.server.service.service import PoolService
 
-#: These let one user in, and make up a new name for every browser.
-_NAMELESS = (IdentityProvider, PasswordIdentityProvider, LegacyIdentityProvider)
+from . import process_state
+from .admin_proxy import administrative_handlers
+from .event_relay import RelayedEvents
+from .kernel_handlers import kernel_handlers
+from .lease_events import LeaseEvents
+from .metrics import PoolMetrics
+from .pool_backend import GPUPool
+from .provisioner import GPUPoolProvisioner
+
+#: Identity providers that admit one user and invent a new name for every browser.
+_SINGLE_USER = (IdentityProvider, PasswordIdentityProvider, LegacyIdentityProvider)
 
 
 class GPUPoolExtension(ExtensionApp):
-    """Hosts the pool of the user who runs this Jupyter server, or joins another one, and serves it to JupyterLab."""
+    """Hosts the pool of the user who runs this Jupyter server, or joins another pool, and serves it to JupyterLab."""
 
     name = "jupyter_gpupool"
-    description = "Attach slices of pooled GPUs to notebooks."
+    description = "Attach GPU slices to notebooks."
     extension_url = "/lab"
     load_other_extensions = True
     classes = [GPUPool, PoolService, LocalEngine, RayEngine, GPUPoolProvisioner]
@@ -44,26 +43,25 @@ class GPUPoolExtension(ExtensionApp):
     @default("pool")
     def _default_pool(self) -> GPUPool:
         assert self.serverapp is not None
-        return GPUPool(parent=self, nameless=type(self.serverapp.identity_provider) in _NAMELESS)
+        return GPUPool(parent=self, single_user=type(self.serverapp.identity_provider) in _SINGLE_USER)
 
     @default("_hub_server")
     def _default_hub_server(self) -> HubServer:
         return HubServer(lambda line: self.log.warning("%s", line))
 
     def initialize_handlers(self) -> None:
-        # It answers the calls that the handlers make of a service.
-        service = cast(PoolService, self.pool)
+        """Add the handlers of the pool's calls."""
         self.handlers.extend(
-            kernel_handlers(service)
-            + administrative_handlers(service)
-            + jupyter_handlers(service, EventsWherever)
+            kernel_handlers(self.pool)
+            + administrative_handlers(self.pool)
+            + jupyter_handlers(self.pool, RelayedEvents)
         )
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         try:
             await self.pool.start()
         except PoolError as e:
-            # The server is of use without GPUs, and the panel says the same line.
+            # The server is useful without GPUs, too. The panel shows the same message.
             self.log.warning("The GPU pool is not available: %s", e)
         await self._hub_server.start()
         self._metrics = PoolMetrics(self.pool)
@@ -72,8 +70,9 @@ class GPUPoolExtension(ExtensionApp):
             self.pool.listen(LeaseEvents(serverapp.event_logger))
 
     async def stop_extension(self) -> None:
+        """End the pool, if it is hosted here."""
         if self.serverapp is not None:
-            door.closing.add(self.serverapp.kernel_manager)
+            process_state.closing.add(self.serverapp.kernel_manager)
         if self._metrics is not None:
             await self._metrics.stop()
         await self._hub_server.stop()

@@ -1,35 +1,28 @@
-"""What ``%load_ext jupyter_gpupool`` does to an IPython."""
+"""``%load_ext jupyter_gpupool`` in IPython."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from . import here
+from . import kernel_lease
 from .magics import COMMANDS, GPUPoolMagics
-
-_pending: here.Pending | None = None
 
 
 def load(shell: Any) -> None:
-    """Offer ``%gpupool``; attach, when its turn comes, the lease that whoever started this kernel asked for."""
-    global _pending
+    """Register ``%gpupool``, and attach the lease that was requested for this kernel when it is granted."""
     shell.register_magics(GPUPoolMagics)
     for name in ("%gpupool", "%%gpupool"):
         shell.set_hook("complete_command", _complete, str_key=name)
     shell.events.register("pre_run_cell", _follow)
-    refused = here.refusal()
+    refused = kernel_lease.refusal()
     if refused:
         print(f"[gpupool] This kernel runs without a GPU: {refused}")
-    if os.environ.get(here.PENDING) and _pending is None:
-        _pending = here.Pending(print)
+    kernel_lease.start_pending(print)
 
 
 def unload(shell: Any) -> None:
-    global _pending
-    if _pending is not None:
-        _pending.stop()
-        _pending = None
+    """Undo :func:`load`. A lease that is attached stays."""
+    kernel_lease.stop_pending()
     if _follow in shell.events.callbacks["pre_run_cell"]:
         shell.events.unregister("pre_run_cell", _follow)
     for kind in ("line", "cell"):
@@ -37,15 +30,11 @@ def unload(shell: Any) -> None:
 
 
 def _follow(info: Any) -> None:
-    here.follow()
-
-
-def pending() -> here.Pending | None:
-    return _pending
+    kernel_lease.follow()
 
 
 def _complete(shell: Any, event: Any) -> list[str]:
-    """Subcommands first, then the options of the one that is there."""
+    """Complete the subcommands, then the options of the chosen one."""
     words = event.line.split()
     ended = event.line.endswith(" ")
     if len(words) + ended <= 2 and not event.line.startswith("%%"):

@@ -13,16 +13,22 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.display import display
 
-from .. import face, holder
-from ..pool.errors import PoolError
-from ..pool.models import Lease, LeaseState
-from . import here, tables, tensors
+from jupyter_gpupool.client import requests
+from jupyter_gpupool.core.environment import PENDING, REFUSED
+from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.core.models import Lease, LeaseState
+from jupyter_gpupool.core.request_schema import FIELDS, SIZE
+from jupyter_gpupool.core.validation import FILTERS
+from jupyter_gpupool.lease import AlreadyAttached, attach, current
+from jupyter_gpupool.lease import Lease as AttachedLease
+
+from . import kernel_lease, release_tensors, tables
 
 _HELP = {"-h", "--help"}
 
 
 def _words(line: str) -> list[str]:
-    """As a shell would: IPython's own way leaves the quotation marks in."""
+    """Split a line as a shell does. IPython's own split keeps the quotation marks."""
     try:
         return shlex.split(line)
     except ValueError as e:
@@ -33,49 +39,55 @@ def _parse(command: Any, line: str) -> Any:
     return command.parser.parse_args(_words(line))
 
 
-def _sized(function: Callable) -> Callable:
-    """The options that say how much."""
-    for add in (
-        argument("-m", "--memory", type=int, metavar="MiB", help="memory of each GPU instead, in MiB"),
-        argument(
-            "-p", "--partial", type=float, metavar="F", help="share of each GPU's memory, above 0, at most 1"
-        ),
-        argument("-n", "--num-gpus", type=int, metavar="N", help="how many GPUs"),
-    ):
-        function = add(function)
+def _option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option of a request's field."""
+    field = FIELDS[name]
+    assert field.option is not None
+    option = field.option
+    if field.kind is bool:
+        return argument(*option.flags, action="store_true", help=option.help)
+    if field.kind is dict:
+        text = f"{option.help}; NAME is one of {', '.join(FILTERS)}"
+        return argument(*option.flags, action="append", default=[], metavar=option.metavar, help=text)
+    return argument(*option.flags, type=field.kind, metavar=option.metavar, help=option.help)
+
+
+def _sized(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how much of how many GPUs."""
+    for name in reversed(SIZE):
+        function = _option(name)(function)
     return function
 
 
 @magic_arguments("gpupool request")
 @_sized
-@argument(
-    "--filter", action="append", default=[], metavar="KEY=VALUE", help="name, server, uuid, index or emulated"
-)
-@argument("--spread", action="store_true", help="they may be of several servers, where none has room for all")
-@argument("--no-wait", action="store_true", help="fail when the slices are not free now")
-@argument("--timeout", type=float, metavar="S", help="wait at most so many seconds")
+@_option("filters")
+@_option("spread")
+@_option("wait")
+@argument("--timeout", type=float, metavar="S", help="wait at most S seconds")
 def request(magics: GPUPoolMagics, line: str) -> None:
-    """Ask for slices and attach them to this kernel; nothing is lost that is there already."""
+    """Request GPU slices and attach them to this kernel. Its variables stay."""
     args = _parse(request, line)
     magics.obtain(args)
 
 
 @magic_arguments("gpupool status")
 def status(magics: GPUPoolMagics, line: str) -> None:
-    """Show what this notebook has or waits for."""
+    """Show this notebook's GPU slices, or its position in the queue."""
     _parse(status, line)
-    client, pool = here.pool()
+    client, pool = kernel_lease.pool()
     try:
-        lease = here.known(client)
+        lease = kernel_lease.known(client)
     finally:
         client.close()
     if lease is None or lease.state.ended:
         ended = f"; its last lease has ended: {lease.reason}" if lease is not None else ""
-        why = here.refusal()
-        without = f"; it was started without one: {why}" if why else ""
+        why = kernel_lease.refusal()
+        without = f"; its kernel started without one: {why}" if why else ""
         display(
             tables.Table(
-                f"This notebook has no GPU{ended or without}. %gpupool request -n 1 -p 0.5 asks for one."
+                f"This notebook has no GPU slice{ended or without}. "
+                "To request one: %gpupool request -n 1 -p 0.5"
             )
         )
         return
@@ -91,50 +103,52 @@ def status(magics: GPUPoolMagics, line: str) -> None:
 
 @magic_arguments("gpupool gpus")
 def gpus(magics: GPUPoolMagics, line: str) -> None:
-    """Show the pool's GPUs and who has which part of them."""
+    """Show the pool's GPUs and who holds which part of them."""
     _parse(gpus, line)
-    client, pool = here.pool()
+    client, pool = kernel_lease.pool()
     client.close()
-    display(tables.of_pool(pool, here.lease_id()))
+    display(tables.of_pool(pool, kernel_lease.lease_id()))
 
 
 @magic_arguments("gpupool resize")
 @_sized
 def resize(magics: GPUPoolMagics, line: str) -> None:
-    """Change the memory of this notebook's slices where they are; tensors on them stay."""
+    """Change the memory of this notebook's GPU slices. Tensors on them stay."""
     args = _parse(resize, line)
-    found = here.spec()
+    found = kernel_lease.spec()
     if found is None:
-        raise UsageError("this notebook has no slices to resize; %gpupool request asks for some")
+        raise UsageError("this notebook has no GPU slices to resize; request some with %gpupool request")
     count = len(found.devices)
     if args.num_gpus not in (None, count):
         raise UsageError(
-            f"the number of GPUs of a lease stays ({count} here), only their memory changes; "
-            f"%gpupool release, then %gpupool request -n {args.num_gpus}"
+            f"a lease keeps its number of GPU slices ({count} here), only their memory can change; "
+            f"for another number: %gpupool release, then %gpupool request -n {args.num_gpus}"
         )
-    print(here.describe(here.resize(args.partial, args.memory)))
+    print(kernel_lease.describe(kernel_lease.resize(args.partial, args.memory)))
 
 
 @magic_arguments("gpupool release")
-@argument("--drop", action="store_true", help="do not move tensors to the CPU; they are lost")
+@argument(
+    "--drop", action="store_true", help="lose the tensors on the slices instead of moving them to the CPU"
+)
 @argument("--force", action="store_true", help="release even if some tensors cannot be moved")
 def release(magics: GPUPoolMagics, line: str) -> None:
-    """Give the slices back, or leave the queue. Tensors on them are moved to the CPU, in place."""
+    """Release the GPU slices, or leave the queue. Tensors on them are moved to the CPU, in place."""
     args = _parse(release, line)
-    if here.lease_id() is None:
-        raise UsageError("this notebook has no slices and waits for none")
-    attached = here.spec() is not None
+    if kernel_lease.lease_id() is None:
+        raise UsageError("this notebook has no GPU slices and does not wait for any")
+    attached = kernel_lease.spec() is not None
     moved = magics.clear(args.drop, args.force) if attached else ""
-    here.release()
+    kernel_lease.release()
     print(f"Released{moved}" if attached else "Left the queue")
 
 
 @magic_arguments("gpupool history")
-@argument("-n", "--newest", type=int, default=20, metavar="N", help="how many; default: 20")
+@argument("-n", "--newest", type=int, default=20, metavar="N", help="number of leases; default: 20")
 def history(magics: GPUPoolMagics, line: str) -> None:
-    """Show the leases you have and had."""
+    """Show your leases, the ended ones too."""
     args = _parse(history, line)
-    client, _ = here.pool()
+    client, _ = kernel_lease.pool()
     try:
         leases = client.leases(True)
     finally:
@@ -143,60 +157,56 @@ def history(magics: GPUPoolMagics, line: str) -> None:
 
 
 @magic_arguments("gpupool wait")
-@argument("--timeout", type=float, metavar="S", help="at most so many seconds")
+@argument("--timeout", type=float, metavar="S", help="wait at most S seconds")
 def wait(magics: GPUPoolMagics, line: str) -> None:
-    """Wait until the slices that this kernel was started for are attached."""
+    """Wait until the GPU slices requested at this kernel's start are attached."""
     args = _parse(wait, line)
-    holder.check_timeout(args.timeout)
-    from . import extension
-
-    found = here.spec()
+    requests.check_timeout(args.timeout)
+    found = kernel_lease.spec()
     if found is not None:
-        print(here.describe(found))
+        print(kernel_lease.describe(found))
         return
-    pending = extension.pending()
-    if pending is None or not os.environ.get(here.PENDING):
-        raise UsageError("this notebook waits for nothing; %gpupool request asks for slices")
-    client, _ = here.pool()
+    pending = kernel_lease.pending()
+    if pending is None or not os.environ.get(PENDING):
+        raise UsageError("this notebook does not wait for GPU slices; request some with %gpupool request")
+    client, _ = kernel_lease.pool()
     try:
         waited, shown = 0.0, None
         while not pending.attached.wait(0.5):
             waited += 0.5
-            lease = here.known(client)
+            lease = kernel_lease.known(client)
             if lease is not None and lease.state.ended:
                 raise UsageError(f"the request has ended: {lease.reason}")
             if lease is not None and lease.position != shown:
                 shown = lease.position
                 print(f"Position {shown} in the queue")
             if args.timeout is not None and waited >= args.timeout:
-                raise UsageError(
-                    f"not granted within {args.timeout:g} s; it goes on waiting beside the notebook"
-                )
+                raise UsageError(f"not granted within {args.timeout:g} s; the request stays in the queue")
     finally:
         client.close()
 
 
 COMMANDS: dict[str, Any] = {f.__name__: f for f in (request, status, gpus, resize, release, history, wait)}
 SUMMARIES = {
-    "request": "Ask for slices and attach them to this kernel.",
-    "status": "Show what this notebook has or waits for.",
-    "gpus": "Show the pool's GPUs and who has which part of them.",
-    "resize": "Change the memory of this notebook's slices where they are.",
-    "release": "Give the slices back, or leave the queue; tensors are moved to the CPU.",
-    "history": "Show the leases you have and had.",
-    "wait": "Wait until the slices that this kernel was started for are attached.",
+    "request": "Request GPU slices and attach them to this kernel.",
+    "status": "Show this notebook's GPU slices, or its position in the queue.",
+    "gpus": "Show the pool's GPUs and who holds which part of them.",
+    "resize": "Change the memory of this notebook's GPU slices; tensors stay.",
+    "release": "Release the GPU slices, or leave the queue; tensors are moved to the CPU.",
+    "history": "Show your leases, the ended ones too.",
+    "wait": "Wait until the GPU slices requested at this kernel's start are attached.",
 }
 
 
 @magics_class
 class GPUPoolMagics(Magics):
-    """Slices of pooled GPUs in this notebook."""
+    """GPU slices in this notebook."""
 
     @line_cell_magic
     def gpupool(self, line: str, cell: str | None = None) -> None:
         """``%gpupool request -n 2 -p 0.8`` · status · gpus · resize · release · history · wait; each takes ``--help``.
 
-        ``%%gpupool -n 1 -p 0.5`` holds a slice for the cell only.
+        ``%%gpupool -n 1 -p 0.5`` holds a GPU slice for one cell.
         """
         try:
             if cell is not None:
@@ -208,12 +218,14 @@ class GPUPoolMagics(Magics):
                 return
             command = COMMANDS.get(name or "status")
             if command is None:
-                raise UsageError(f"%gpupool {name[:40]}: no such command; there are {', '.join(COMMANDS)}")
+                raise UsageError(
+                    f"%gpupool {name[:40]}: no such command; the commands are {', '.join(COMMANDS)}"
+                )
             if _HELP & set(_words(rest)):
                 command.parser.print_help()
                 return
             command(self, rest)
-        except (PoolError, face.AlreadyAttached) as e:
+        except (PoolError, AlreadyAttached) as e:
             raise UsageError(str(e)) from None
         except RuntimeError as e:
             if isinstance(e, UsageError):
@@ -222,11 +234,11 @@ class GPUPoolMagics(Magics):
 
     # -- what the commands share
 
-    def obtain(self, args: Any) -> face.Lease:
-        """Ask, tell the position while it waits, attach."""
+    def obtain(self, args: Any) -> AttachedLease:
+        """Request slices, show the position in the queue while waiting, attach."""
         shown: list[Any] = [None]
 
-        def news(lease: Lease) -> None:
+        def show_position(lease: Lease) -> None:
             if lease.state is LeaseState.QUEUED and lease.position != shown[0]:
                 shown[0] = lease.position
                 print(
@@ -234,12 +246,16 @@ class GPUPoolMagics(Magics):
                     flush=True,
                 )
 
-        if here.lease_id() is not None and not here.forget_ended():
-            found = here.spec()
-            what = f"has slices already ({here.describe(found)})" if found else "waits for slices already"
-            raise UsageError(f"this notebook {what}; %gpupool release gives them up")
+        if kernel_lease.lease_id() is not None and not kernel_lease.forget_ended():
+            found = kernel_lease.spec()
+            what = (
+                f"already has GPU slices ({kernel_lease.describe(found)})"
+                if found
+                else "already waits for GPU slices"
+            )
+            raise UsageError(f"this notebook {what}; release them first with %gpupool release")
         try:
-            lease = face.attach(
+            lease = attach(
                 args.num_gpus if args.num_gpus is not None else 1,
                 args.partial,
                 memory_mib=args.memory,
@@ -247,27 +263,27 @@ class GPUPoolMagics(Magics):
                 spread=args.spread,
                 wait=not args.no_wait,
                 timeout=args.timeout,
-                label=here.label(),
-                news=news,
+                label=kernel_lease.label(),
+                on_update=show_position,
             )
         except KeyboardInterrupt:
-            raise UsageError("left the queue") from None
-        os.environ.pop(here.REFUSED, None)
-        print(here.describe(lease.spec))
+            raise UsageError("interrupted; left the queue") from None
+        os.environ.pop(REFUSED, None)
+        print(kernel_lease.describe(lease.spec))
         return lease
 
     def clear(self, drop: bool, force: bool) -> str:
-        told = tensors.clear(_shell(self).user_ns, drop=drop, force=force)
-        return f"; {told}" if told else ""
+        """Move the tensors to the CPU; return what happened to them, for the end of a message."""
+        moved = release_tensors.clear(_shell(self).user_ns, drop=drop, force=force)
+        return f"; {moved}" if moved else ""
 
     def allocated(self, lease: Lease) -> dict[str, int]:
-        """Bytes that this process has allocated, by GPU."""
-        connection = sys.modules.get("jupyter_gpupool.remote.connection")
+        """Return the bytes that this process has allocated, by GPU UUID."""
+        connection = sys.modules.get("jupyter_gpupool.pytorch.client.dispatch.attachment")
         session = connection.current() if connection is not None else None
         if session is None or not session.connected:
             return {}
-        devices = range(len(session.spec.devices))
-        return {s.gpu_uuid: session.memory(k).allocated() for k, s in zip(devices, lease.slices)}
+        return {d.uuid: session.memory(d.index).allocated() for d in session.spec.devices}
 
     def _cell(self, line: str, cell: str) -> None:
         words = _words(line)
@@ -276,22 +292,27 @@ class GPUPoolMagics(Magics):
             return
         if words and words[0] in COMMANDS:
             raise UsageError(
-                f"%%gpupool holds slices for its cell and takes the options of request alone, not {words[0]}: "
-                "%%gpupool -n 1 -p 0.5"
+                f"%%gpupool holds GPU slices for its cell: it takes the options of request, not {words[0]}; "
+                "write %%gpupool -n 1 -p 0.5"
             )
         lease = self.obtain(_parse(request, line))
         try:
             result = _shell(self).run_cell(cell)
         finally:
-            if face.current() is lease:
+            if current() is lease:
                 moved = self.clear(False, True)
                 lease.release()
                 print(f"Released{moved}")
         error = result.error_before_exec or result.error_in_exec
         if error is not None:
-            # Its traceback is there already; whoever runs the notebook is to know that the cell failed.
-            error._render_traceback_ = lambda: [f"{type(error).__name__}: {error}"]
-            raise error
+            # The traceback has been shown; raise again so that running all cells stops here.
+            shown = [f"{type(error).__name__}: {error}"]
+            error._render_traceback_ = lambda: shown
+            try:
+                raise error
+            finally:
+                # Its traceback has this frame: a cycle would keep the tensors of the failed cell.
+                del error, result
 
 
 def _shell(magics: GPUPoolMagics) -> Any:
@@ -311,5 +332,5 @@ def _filters(given: list[str]) -> dict[str, str]:
 def _help() -> str:
     lines = [f"%gpupool {name:<8} {summary}" for name, summary in SUMMARIES.items()]
     return "\n".join(
-        [*lines, "%%gpupool [options of request]: hold slices for one cell only. Each takes --help."]
+        [*lines, "%%gpupool [options of request]: hold GPU slices for one cell. Each takes --help."]
     )

@@ -1,4 +1,4 @@
-"""What %gpupool shows: rows that are a table in HTML and in plain text."""
+"""The tables that %gpupool shows, in HTML and in plain text."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..pool.models import Lease
+from jupyter_gpupool.core.models import Lease
 
 
 class Table:
-    """A heading, column titles and rows; rich where the frontend is, plain elsewhere."""
+    """A heading, column titles and rows: HTML in a notebook, text in a terminal."""
 
     def __init__(self, heading: str, titles: Sequence[str] = (), rows: Sequence[Sequence[Any]] = ()) -> None:
         self.heading = heading
@@ -42,7 +42,7 @@ class Table:
 
 
 def of_pool(pool: dict[str, Any], mine: str | None) -> Table:
-    """A row for every GPU: how much of it is free, and whose the rest is."""
+    """Return a row for every GPU: how much of it is free, and who holds the rest."""
     rows = []
     for server in pool["servers"]:
         for gpu in server["gpus"]:
@@ -61,7 +61,7 @@ def of_pool(pool: dict[str, Any], mine: str | None) -> Table:
 
 
 def of_lease(lease: Lease, used: dict[str, int]) -> Table:
-    """This notebook's lease; ``used`` is in bytes by GPU uuid."""
+    """Return this notebook's lease. ``used`` is in bytes, by GPU UUID."""
     if not lease.slices:
         return Table(f"Waiting for {asked(lease)}: position {lease.position} in the queue")
     age = time.time() - (lease.granted_at or time.time())
@@ -74,6 +74,7 @@ def of_lease(lease: Lease, used: dict[str, int]) -> Table:
 
 
 def of_history(leases: Sequence[Lease]) -> Table:
+    """Return a row for every lease."""
     rows = [
         [
             time.strftime("%Y-%m-%d %H:%M", time.localtime(lease.created_at)),
@@ -85,19 +86,21 @@ def of_history(leases: Sequence[Lease]) -> Table:
         for lease in leases
     ]
     return Table(
-        f"{len(rows)} leases, the newest last", ["asked", "for", "state", "held", "why it ended"], rows
+        f"{len(rows)} leases, newest last",
+        ["requested at", "GPU slices", "state", "held for", "why it ended"],
+        rows,
     )
 
 
 def asked(lease: Lease) -> str:
-    """``2 × 0.8`` or ``1 × 4096 MiB``"""
+    """Return what was requested: ``2 × 0.8`` or ``1 × 4096 MiB``."""
     request = lease.request
     share = f"{request.memory_mib} MiB" if request.memory_mib else f"{request.partial or 1:g}"
     return f"{request.num_gpus} × {share}"
 
 
 def span(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 5 min``"""
+    """Return a duration: ``45 s``, ``12 min``, ``3 h 5 min``."""
     minutes = int(seconds // 60)
     if minutes < 1:
         return f"{int(seconds)} s"

@@ -1,22 +1,20 @@
-"""The life of leases: who is granted what, and when it ends. docs/architecture.md has the diagram.
+"""The life of leases: who is granted what, and when it ends. docs/explanation/life-of-a-lease.md has the diagram.
 
-Every method is one transaction of the ledger; what it remembers besides (who is alive) is changed
-after the commit only. So a call that raises has changed nothing, and a manager can be thrown away
-and built again on the same ledger at any moment.
+Every method is one transaction of the ledger. What the manager keeps in memory besides (who is alive) changes only
+after the commit. So a call that raises has changed nothing, and a manager can be discarded and built again on the
+same ledger at any moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
-from . import audit, limits, placement, terms
-from .audit import Entry
-from .book import Book, Plan, is_limited, sizes, unknown
-from .drained import marked, set_drained
-from .errors import ImpossibleRequest, LeaseEnded, NoCapacity, PoolError
-from .ledger import EVERY, HOLDING, LIVE, Transaction
-from .models import (
+from jupyter_gpupool.core.errors import ImpossibleRequest, LeaseEnded, NoCapacity, PoolError
+from jupyter_gpupool.core.models import (
     Change,
     Lease,
     LeaseState,
@@ -24,325 +22,372 @@ from .models import (
     Server,
     Slice,
     Snapshot,
-    StartWorker,
-    StopWorker,
     WorkerAddress,
 )
-from .namespaces import Namespaces
-from .validation import check_same
+from jupyter_gpupool.core.validation import check_same
 
+from .drained_servers import marked, set_drained
+from .grants import Grants, is_limited, places
+from .lease_view import LeaseView, living
+from .ledger.ledger import EVERY, HOLDING, LIVE, Ledger, Transaction
+from .liveness import Liveness
+from .pending_change import PendingChange
+from .scheduling import lease_terms, placement, quotas
+from .scheduling.placement_index import PlacementIndex
+from .scheduling.policy import FEW_SERVERS, PlacementPolicy
+from .tenancy import audit_log
+from .tenancy.audit_log import Entry
+from .tenancy.namespaces import Namespaces
+
+#: The states in which a lease needs heartbeats.
 _BEATING = (LeaseState.QUEUED, LeaseState.GRANTED, LeaseState.ACTIVE)
-_MOST_GONE = 1000
+_PRUNE_INTERVAL_S = 3600.0
+#: How many refusals are kept until the next tick records them.
+_MAX_UNRECORDED_REFUSALS = 1000
 
 
-class Manager(Book):
+class Manager:
     """Decides over one ledger. Not thread-safe: one thread calls it.
 
-    ``clock`` gives the seconds since the epoch that people read; ages are measured by ``monotonic``
-    (``clock`` itself where another one is given), so that setting the clock expires nobody.
-    ``ttl_s``: how long a lease or a queued request lives without a heartbeat. ``attach_timeout_s``: how
-    long a granted lease may wait for its worker. ``history_s``: how long ended leases are kept. ``audit_s``: how long
-    it is known who asked for what. Leases expire by ``clock``, which their holders read.
+    ``clock``: seconds since the epoch, as people read them. Leases expire by it. ``monotonic``: measures ages, so that
+    setting the clock expires no lease; default: ``clock``, if that is not the system's. ``ttl_s``: how long a lease or
+    a queued request lives without a heartbeat; ``resume_s``: how long an ACTIVE lease does, if that is longer, because
+    its worker notices a dead holder sooner. ``attach_timeout_s``: how long a granted lease may wait for its worker.
+    ``history_s``: how long ended leases are kept. ``audit_s``: how long audit entries are kept. ``policy``: which GPUs
+    a request gets among those with room.
 
-    Heartbeats are kept in memory, not in the ledger: they cost no write, work on a full disk, and a
-    manager built anew gives everybody one TTL from its own start.
+    Heartbeats are kept in memory, not in the ledger: they cost no write, and work on a full disk. A new manager gives
+    every lease one TTL from its own start.
 
-    A ledger with live leases grants nothing more until :meth:`recover` has said which workers survived.
+    A ledger with live leases grants nothing until :meth:`recover` was called with the workers that survived.
     """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Callable[[], float] = time.time,
+        ttl_s: float = 15.0,
+        *,
+        resume_s: float = 0.0,
+        attach_timeout_s: float = 60.0,
+        history_s: float = 30 * 86400.0,
+        audit_s: float = 90 * 86400.0,
+        monotonic: Callable[[], float] | None = None,
+        policy: PlacementPolicy = FEW_SERVERS,
+    ) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._monotonic = monotonic or (time.monotonic if clock is time.time else clock)
+        self._history_s = history_s
+        self._audit_s = audit_s
+        self._pruned_at: float | None = None
+        self._refused: deque[Entry] = deque(maxlen=_MAX_UNRECORDED_REFUSALS)
+        self._is_following = False  # another manager decides over the ledger
+        self._index = PlacementIndex((), policy)
+        self._asked: dict[str, int] = {}  # how often each model was asked for by name
+        self._liveness = Liveness(clock, self._monotonic, attach_timeout_s, resume_s)
+        self.namespaces = Namespaces()
+        self._grants = Grants(self.namespaces, self._liveness, clock, ttl_s)
+        self._view = LeaseView(self.namespaces, self._liveness)
+        with ledger.reading() as tx:
+            self.namespaces.read(tx)
+            self._asked = tx.names_asked_for()
+            self._grants.are_open = not tx.leases(LIVE, newest=1)
 
     # -- what the pool consists of --------------------------------------------------------------
 
     def set_servers(self, servers: Sequence[Server]) -> Change:
-        """The GPU servers there are now. What is granted on one that left stays so until its worker ends."""
-        with self._changing() as (tx, plan):
-            servers = marked(tx, servers)
-            tx.record_gpus(servers)
-            self._grant_waiting(tx, plan, servers)
-        self._servers = servers
-        return self._done(plan)
+        """Set the GPU servers that the pool has now. A lease on a server that left stays until its worker ends."""
+        with self._changing() as change:
+            servers = marked(change.tx, servers)
+            change.tx.record_gpus(servers)
+            index = self._new_index(servers)
+            self._grants.grant_waiting(change, index)
+        self._index = index
+        return self._done(change)
+
+    def _new_index(self, servers: Sequence[Server]) -> PlacementIndex:
+        return PlacementIndex(servers, self._index.policy, placement.demand_by_model(self._asked, servers))
 
     def follow(self, servers: Sequence[Server]) -> None:
-        """Know those servers to answer questions about them, while another manager decides over the ledger."""
+        """Answer questions about these servers, while another manager decides over the ledger."""
         with self._ledger.reading() as tx:
-            self._servers = marked(tx, servers)
-        self._recovered = self._follows = True
+            self._index = self._new_index(marked(tx, servers))
+        self._grants.are_open = self._is_following = True
+        self._view.keeps_shown = False
 
     def drain(self, server: str, draining: bool = True) -> Change:
-        """Place nothing new there from now on, or place there again; the ledger remembers. Raises UnknownServer."""
-        with self._changing() as (tx, plan):
-            set_drained(tx, server, draining, self._clock(), self._servers)
-            servers = marked(tx, self._servers)
-            self._grant_waiting(tx, plan, servers)
-        self._servers = servers
-        return self._done(plan)
+        """Place no new lease on a server, or allow it again. The ledger records it. Raises UnknownServer."""
+        with self._changing() as change:
+            set_drained(change.tx, server, draining, self._clock(), self._index.servers)
+            index = self._new_index(marked(change.tx, self._index.servers))
+            self._grants.grant_waiting(change, index)
+        self._index = index
+        return self._done(change)
 
     def recover(self, adopted: Mapping[str, WorkerAddress]) -> Change:
-        """Take up a ledger after a restart; ``adopted`` are the workers that still run, by lease id.
+        """Resume a ledger after a restart. ``adopted``: the workers that still run, by lease id.
 
-        ACTIVE without its worker becomes LOST; GRANTED gets its worker started again, or becomes
-        ACTIVE with the one that was found; workers of leases that have ended are stopped.
+        An ACTIVE lease without its worker becomes LOST. A GRANTED lease gets its worker started again, or becomes
+        ACTIVE if its worker was found. Workers of leases that have ended are stopped.
         """
-        with self._changing() as (tx, plan):
-            live = {lease.id: lease for lease in tx.leases(LIVE)}
+        with self._changing() as change:
+            live = {lease.id: lease for lease in change.tx.leases(LIVE)}
             for lease in live.values():
                 worker = adopted.get(lease.id)
                 if lease.state is LeaseState.ACTIVE and worker is None:
-                    self._end(
-                        tx, plan, lease, LeaseState.LOST, "its worker did not outlive a restart of the pool"
-                    )
+                    change.end(lease, LeaseState.LOST, "its worker did not outlive a restart of the pool")
                 elif lease.state in HOLDING and worker is not None and worker != lease.worker:
-                    self._activate(tx, plan, lease, worker)
+                    change.activate(lease, worker)
                 elif lease.state is LeaseState.GRANTED:
-                    plan.starts.append(StartWorker(lease))
+                    change.start_worker(lease)
             for lease_id in adopted:
                 if lease_id not in live or not live[lease_id].state.holds:
-                    plan.stops.append(StopWorker(lease_id))
-            self._recovered = True
-            self._grant_waiting(tx, plan, self._servers)
-        self._ages.restart()
-        return self._done(plan)
+                    change.stop_worker(lease_id)
+            self._grants.are_open = True
+            self._grants.grant_waiting(change, self._index)
+        self._liveness.restart()
+        return self._done(change)
 
-    # -- what holders ask for -----------------------------------------------------------------
+    # -- what holders request -----------------------------------------------------------------
 
     def request(self, request: Request) -> Change:
         """Grant, queue or refuse a request. Repeating it returns the lease that it became.
 
-        Raises InvalidRequest, ImpossibleRequest (with the reason), NoCapacity when it cannot be met
-        now and would not wait, RequestConflict when its id is taken by something else, and UnknownNamespace.
+        Raises InvalidRequest, ImpossibleRequest (with the reason), NoCapacity if it cannot be granted now and does
+        not wait, RequestConflict if its id is another request's, and UnknownNamespace.
         """
         placement.validate(request)
         try:
-            with self._changing() as (tx, plan):
-                lease = tx.lease(request.id)
+            with self._changing() as change:
+                lease = change.tx.lease(request.id)
                 if lease is not None:
                     check_same(lease, request)
-                    return Change(self._shown(tx, [lease])[0])
-                lease = self._admit(tx, plan, request)
-                if plan.changed[lease.id].state is LeaseState.QUEUED and not request.wait:
+                    return Change(self._shown(change.tx, [lease])[0])
+                lease = self._grants.admit(change, request, self._index)
+                if change.changed[lease.id].state is LeaseState.QUEUED and not request.wait:
                     # Undoes the transaction: nothing is recorded.
-                    raise NoCapacity(self._no_room(request, (plan.waits_for or {}).get(lease.id, "")))
+                    raise NoCapacity(self._grants.why_not_now(request, change.waits_for))
         except PoolError as e:
             self.refused(request.owner, request.namespace, request.id, e)
             raise
-        self._ages.beat(lease.id)
-        return self._done(plan, lease)
+        self._liveness.beat(lease.id)
+        return self._done(change, lease)
 
     def forecast(self, request: Request) -> Lease:
-        """What :meth:`request` would answer at this instant, or raise; nothing is recorded."""
+        """What :meth:`request` would return or raise at this instant; nothing is recorded."""
         placement.validate(request)
-        plan = Plan()
         with self._ledger.rehearsal() as tx:
-            if self._follows:
+            change = PendingChange(tx, self._clock)
+            if self._is_following:
                 self.namespaces.read(tx)
-            self._admit(tx, plan, request)
-        return self._aged(plan.changed[request.id], plan.positions, plan.waits_for)
+            self._grants.admit(change, request, self._index)
+        return self._view.shown(change.changed[request.id], change.positions, change.waits_for)
 
     def heartbeat(self, lease_id: str, owner: str | None = None) -> Change:
-        """The holder is alive. Raises UnknownLease, and LeaseEnded once it is over: nothing revives it."""
+        """Record that the holder is alive. Raises UnknownLease, and LeaseEnded: nothing revives an ended lease."""
         with self._ledger.reading() as tx:
-            lease = self._owned(tx, lease_id, owner)
-            if lease.state.ended:
-                raise LeaseEnded(f"lease {lease_id} has ended ({lease.state.value}): {lease.reason}")
-            silence = self._ages.silent(lease)
-            if silence:  # the next tick writes it down
+            lease = living(self._view.owned(tx, lease_id, owner))
+            silence = self._liveness.silent(lease)
+            if silence:  # the next tick records it
                 raise LeaseEnded(f"lease {lease_id} has ended: {silence}")
-            self._ages.beat(lease_id)
+            self._liveness.beat(lease_id)
             return Change(self._shown(tx, [lease])[0])
 
     def release(self, lease_id: str, owner: str | None = None, reason: str = "released") -> Change:
-        """End a lease, or take a request out of the queue; an ended one is returned as it is.
+        """End a lease, or withdraw a queued request; an ended lease is returned as it is.
 
-        ``owner`` None is an administrator. Raises UnknownLease, also for a lease of somebody else, unless it is in
-        a namespace that ``owner`` administers.
+        ``owner`` None is the pool's administrator. Raises UnknownLease, also for another user's lease, unless it is
+        in a namespace that ``owner`` administers.
         """
-        with self._changing() as (tx, plan):
-            lease = self._seen(tx, lease_id, owner)
+        with self._changing() as change:
+            lease = self._view.managed(change.tx, lease_id, owner)
             if not lease.state.ended:
                 queued = lease.state is LeaseState.QUEUED
                 state = LeaseState.CANCELLED if queued else LeaseState.RELEASED
-                self._end(tx, plan, lease, state, reason)
-                self._grant_waiting(tx, plan, self._servers)
-        return self._done(plan, lease)
+                change.end(lease, state, reason)
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change, lease)
 
     def resized(
         self, lease_id: str, partial: float | None, memory_mib: int | None, owner: str | None = None
     ) -> tuple[Slice, ...]:
-        """What :meth:`resize` would make of the lease's slices; raises what it would raise."""
+        """The slices that :meth:`resize` would give the lease; raises what it would raise."""
         with self._ledger.reading() as tx:
-            return self._resized(tx, self._owned(tx, lease_id, owner), partial, memory_mib)
+            return self._resized(tx, self._view.owned(tx, lease_id, owner), partial, memory_mib)
 
     def resize(
         self, lease_id: str, partial: float | None, memory_mib: int | None, owner: str | None = None
     ) -> Change:
-        """Give an ACTIVE lease another share of the same GPUs; what is freed is granted to those who wait.
+        """Give an ACTIVE lease another share of the same GPUs; what is freed is granted to queued requests.
 
-        Its worker must keep to the smaller of both shares until this has returned, see PoolService.resize.
+        Its worker must keep to the smaller of both shares until this returns, see PoolService.resize.
         Raises UnknownLease, LeaseEnded, InvalidRequest, ImpossibleRequest, NoCapacity; then nothing has changed.
         """
-        with self._changing() as (tx, plan):
-            lease = self._owned(tx, lease_id, owner)
-            pieces = self._resized(tx, lease, partial, memory_mib)
-            if pieces != lease.slices:
-                tx.resize(lease, pieces)
-                plan.changed[lease.id] = replace(lease, slices=pieces)
-                self._note(plan, "resize", lease, sizes(pieces), owner or "")
-                self._grant_waiting(tx, plan, self._servers)
-        return self._done(plan, lease)
+        with self._changing() as change:
+            lease = self._view.owned(change.tx, lease_id, owner)
+            slices = self._resized(change.tx, lease, partial, memory_mib)
+            if slices != lease.slices:
+                change.resize(lease, slices, owner or "")
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change, lease)
 
     def _resized(
         self, tx: Transaction, lease: Lease, partial: float | None, memory_mib: int | None
     ) -> tuple[Slice, ...]:
-        if lease.state.ended:
-            raise LeaseEnded(f"lease {lease.id} has ended ({lease.state.value}): {lease.reason}")
-        if lease.state is not LeaseState.ACTIVE:
-            raise NoCapacity(f"lease {lease.id} has no slices yet that could be resized")
-        pieces = placement.resized(lease, self._servers, tx.granted_mib(), partial, memory_mib)
+        if living(lease).state is not LeaseState.ACTIVE:
+            raise NoCapacity(f"lease {lease.id} has no slices yet; resize it once it is active")
+        slices = placement.resized(lease, self._index.servers, tx.granted_mib(), partial, memory_mib)
         namespace = self.namespaces.of_lease(lease.request.namespace)
-        within = limits.bounds(namespace, lease.request.owner, tx.held() if is_limited(namespace) else {})
-        objection = limits.objection_to(lease.slices, pieces, within)
+        within = quotas.bounds(namespace, lease.request.owner, tx.held() if is_limited(namespace) else {})
+        objection = quotas.objection_to(lease.slices, slices, within)
         if objection:
             line, never = objection
             raise (ImpossibleRequest if never else NoCapacity)(f"the lease stays as it is: {line}")
-        return pieces
+        return slices
 
     def extend(self, lease_id: str, seconds: float, owner: str | None = None) -> Change:
-        """More time for a lease that has an end. Raises UnknownLease, LeaseEnded, InvalidRequest, and ImpossibleRequest
-        for more than its namespace allows from now on."""
-        with self._changing() as (tx, plan):
-            lease = self._living(self._seen(tx, lease_id, owner))
+        """Give a lease that expires more time.
+
+        Raises UnknownLease, LeaseEnded, InvalidRequest, and ImpossibleRequest for more than its namespace allows.
+        """
+        with self._changing() as change:
+            lease = living(self._view.managed(change.tx, lease_id, owner))
             namespace = self.namespaces.of_lease(lease.request.namespace)
-            changed = terms.extended(lease, namespace, self._clock(), seconds)
-            self._set_terms(tx, plan, changed)
-            self._note(plan, "extend", lease, f"by {seconds:g} s", owner or "")
-        return self._done(plan, lease)
+            changed = lease_terms.extended(lease, namespace, self._clock(), seconds)
+            change.set_terms(changed)
+            change.note("extend", lease, f"by {seconds:g} s", owner or "")
+        return self._done(change, lease)
 
     def ask(self, lease_id: str, by: str, message: str = "", owner: str | None = None) -> Change:
-        """Ask a lease's holder to give it back. Raises UnknownLease where ``owner`` may not know whose it is."""
-        with self._changing() as (tx, plan):
-            lease = tx.lease(lease_id)
-            if lease is None or not self.namespaces.sees_holder(owner, lease):
-                raise unknown(lease_id)
-            changed = terms.asked_back(self._living(lease), by, self._clock(), message)
-            self._set_terms(tx, plan, changed)
-            self._note(plan, "ask", lease, message, by)
-        return self._done(plan, lease)
+        """Ask a lease's holder to release it. Raises UnknownLease if ``owner`` may not see the holder."""
+        with self._changing() as change:
+            lease = living(self._view.visible(change.tx, lease_id, owner))
+            changed = lease_terms.asked_back(lease, by, self._clock(), message)
+            change.set_terms(changed)
+            change.note("ask", lease, message, by)
+        return self._done(change, lease)
 
     def keep(self, lease_id: str, owner: str | None = None) -> Change:
-        """The holder goes on: its time of computing nothing begins anew, and those who asked for it are answered."""
-        with self._changing() as (tx, plan):
-            lease = self._living(self._owned(tx, lease_id, owner))
-            self._set_terms(tx, plan, replace(lease, asked_back=()))
+        """Keep a lease: restart its idle time, and clear the requests to release it."""
+        with self._changing() as change:
+            lease = living(self._view.owned(change.tx, lease_id, owner))
+            change.set_terms(replace(lease, asked_back=()))
             if lease.asked_back:
-                self._note(plan, "keep", lease, "", owner or "")
-        self._ages.computed([lease_id])
-        return self._done(plan, lease)
+                change.note("keep", lease, "", owner or "")
+        self._liveness.computed([lease_id])
+        return self._done(change, lease)
 
     # -- what engines report ------------------------------------------------------------------
 
     def worker_started(self, lease_id: str, worker: WorkerAddress) -> Change:
-        """The worker listens: GRANTED to ACTIVE. If the lease ended meanwhile, the worker has to go."""
-        with self._changing() as (tx, plan):
-            lease = tx.lease(lease_id)
+        """The worker listens: GRANTED to ACTIVE. If the lease has ended meanwhile, the worker is stopped."""
+        with self._changing() as change:
+            lease = change.tx.lease(lease_id)
             if lease is None or not lease.state.holds:
-                plan.stops.append(StopWorker(lease_id))
+                change.stop_worker(lease_id)
             elif lease.worker != worker:
-                self._activate(tx, plan, lease, worker)
-        return self._done(plan, lease)
+                change.activate(lease, worker)
+        return self._done(change, lease)
 
     def worker_failed(self, lease_id: str, reason: str) -> Change:
         """The worker could not be started: the lease is LOST."""
         return self.worker_exited(lease_id, LeaseState.LOST, reason)
 
     def worker_exited(self, lease_id: str, state: LeaseState, reason: str) -> Change:
-        """The worker ended: so does its lease, in ``state``, if it has not ended before.
+        """The worker ended: its lease ends in ``state``, unless it has ended before.
 
-        Raises ValueError if a lease in ``state`` has not ended.
+        Raises ValueError if ``state`` is a live state.
         """
         if not state.ended:
-            raise ValueError(f"{state.value} is not an end")
-        with self._changing() as (tx, plan):
-            lease = tx.lease(lease_id)
+            raise ValueError(f"{state.value} is not an ended state")
+        with self._changing() as change:
+            lease = change.tx.lease(lease_id)
             if lease is not None and lease.state.holds:
-                self._end(tx, plan, lease, state, reason, stop=False)
-                self._grant_waiting(tx, plan, self._servers)
-        return self._done(plan, lease)
+                change.end(lease, state, reason, stop=False)
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change, lease)
 
     # -- what time does -----------------------------------------------------------------------
 
     def computing(self, lease_ids: Iterable[str]) -> None:
-        """The workers of these leases have computed something since this was last said."""
-        self._ages.computed(lease_ids)
+        """Record that the workers of these leases have computed something since the last call."""
+        self._liveness.computed(lease_ids)
 
-    def administer(self, change: Callable[[Namespaces, Transaction], None], entry: Entry) -> Change:
-        """Change the namespaces, and grant what has become possible by it. Raises what ``change`` raises."""
-        with self._changing() as (tx, plan):
-            change(self.namespaces, tx)
-            plan.entries.append(replace(entry, at=self._clock()))
+    def administer(self, edit: Callable[[Namespaces, Transaction], None], entry: Entry) -> Change:
+        """Change the namespaces, and grant what becomes possible by it. Raises what ``edit`` raises."""
+        with self._changing() as change:
+            edit(self.namespaces, change.tx)
+            change.entries.append(replace(entry, at=self._clock()))
         return self._namespaces_changed()
 
     def _namespaces_changed(self) -> Change:
-        with self._changing() as (tx, plan):
-            self.namespaces.read(tx)
-            self._grant_waiting(tx, plan, self._servers)
-        return self._done(plan)
+        with self._changing() as change:
+            self.namespaces.read(change.tx)
+            self._grants.grant_waiting(change, self._index)
+        return self._done(change)
 
     def tick(self) -> Change:
-        """End what was silent beyond its TTL, grants whose worker never came, and what has been held or idle for too
-        long; call it every second."""
+        """End leases whose holder was silent beyond the TTL, whose worker did not come up, or which were held or idle
+        for too long. Call it every second."""
         with self._ledger.reading(everything=True) as tx:
-            changed = self.namespaces.read(tx)  # perhaps by another process
+            has_new_namespaces = self.namespaces.read(tx)  # another process may have changed them
             live = tx.leases(_BEATING)
-        if len(self._shown_as) > len(live) + _MOST_GONE:
-            self._shown_as.clear()  # leases that somebody else has ended
-        idling = {namespace.name for namespace in self.namespaces.all() if namespace.limits.idle_s is not None}
+        self._view.forget_stale(len(live))
+        idling = {
+            namespace.name for namespace in self.namespaces.all() if namespace.limits.idle_s is not None
+        }
         overdue = [
             (lease, end)
-            for lease, beats in zip(live, self._ages.beating(live), strict=True)
+            for lease, beats in zip(live, self._liveness.beating(live), strict=True)
             if not beats or lease.expires_at is not None or lease.request.namespace in idling
             if (end := self._overdue(lease))
         ]
-        prune = self._prune_is_due()
-        if not overdue and not prune and not self._refused and not changed:
+        prune = self._is_prune_due()
+        if not overdue and not prune and not self._refused and not has_new_namespaces:
             return Change()
         refused = list(self._refused)
-        with self._changing() as (tx, plan):
-            plan.entries += refused
+        with self._changing() as change:
+            change.entries += refused
             for lease, (state, why) in overdue:
-                self._end(tx, plan, lease, state, why)
+                change.end(lease, state, why)
             if prune:
-                tx.prune(self._clock() - self._history_s)
-                audit.prune(tx, self._clock() - self._audit_s)
-            if overdue or changed:
-                self._grant_waiting(tx, plan, self._servers)
+                change.tx.prune(self._clock() - self._history_s)
+                audit_log.prune(change.tx, self._clock() - self._audit_s)
+                self._asked = change.tx.names_asked_for()
+            if overdue or has_new_namespaces:
+                self._grants.grant_waiting(change, self._index)
         for _ in refused:
             self._refused.popleft()
         if prune:
             self._pruned_at = self._monotonic()
-        return self._done(plan)
+            if placement.demand_by_model(self._asked, self._index.servers) != self._index.demand:
+                self._index = self._new_index(self._index.servers)
+        return self._done(change)
 
     def _overdue(self, lease: Lease) -> tuple[LeaseState, str] | None:
-        """How and why a lease's time is over, if it is."""
-        why = self._ages.silent(lease) or self._ages.workerless(lease)
+        """The state in which a lease is to end now, and why; None if it goes on."""
+        why = self._liveness.silent(lease) or self._liveness.workerless(lease)
         if why:
             return LeaseState.CANCELLED if lease.state is LeaseState.QUEUED else LeaseState.EXPIRED, why
         namespace = self.namespaces.of_lease(lease.request.namespace)
         if lease.state.holds and lease.expires_at is not None and lease.expires_at <= self._clock():
-            return LeaseState.EXPIRED, terms.why_expired(lease, namespace)
+            return LeaseState.EXPIRED, lease_terms.why_expired(lease, namespace)
         limit = namespace.limits.idle_s
-        if limit is not None and self._ages.idle_s(lease) > limit:
-            return LeaseState.RELEASED, terms.why_idle(namespace)
+        if limit is not None and self._liveness.idle_s(lease) > limit:
+            return LeaseState.RELEASED, lease_terms.why_idle(namespace)
         return None
 
-    # -- what can be seen -----------------------------------------------------------------------
+    # -- what is shown --------------------------------------------------------------------------
 
     def lease(self, lease_id: str, owner: str | None = None) -> Lease:
-        """Raises UnknownLease, also for a lease that is neither ``owner``'s nor in a namespace they administer."""
+        """One lease. Raises UnknownLease, also if it is neither ``owner``'s nor in a namespace that they administer."""
         with self._reading() as tx:
-            return self._shown(tx, [self._seen(tx, lease_id, owner)])[0]
+            return self._shown(tx, [self._view.managed(tx, lease_id, owner)])[0]
 
     def known(self) -> Namespaces:
         """The namespaces as they are now."""
-        if self._follows:
+        if self._is_following:
             with self._ledger.reading() as tx:
                 self.namespaces.read(tx)
         return self.namespaces
@@ -350,24 +395,68 @@ class Manager(Book):
     def leases(
         self, include_ended: bool = False, owner: str | None = None, newest: int | None = None
     ) -> list[Lease]:
-        """Leases in order of arrival, at most the ``newest`` so many."""
+        """Leases in order of arrival, at most the ``newest``."""
         with self._reading(everything=owner is None and not include_ended) as tx:
             states = EVERY if include_ended else LIVE
             return self._shown(tx, tx.leases(states, owner, newest, self.namespaces.managed(owner)))
 
     def granted(self) -> tuple[Sequence[Server], Mapping[str, int]]:
-        """The servers, and what is granted now of their GPUs, in MiB by uuid."""
+        """The servers, and the MiB granted now of each GPU, by uuid."""
         with self._reading(everything=True) as tx:
-            return self._servers, dict(tx.granted_mib())
+            return self._index.servers, dict(tx.granted_mib())
 
     def snapshot(self) -> Snapshot:
+        """The servers, what is granted of them, the leases that hold slices, and the queue in its order."""
         with self._reading(everything=True) as tx:
             granted = tx.granted_mib()
             live = self._shown(tx, tx.leases(LIVE))
         queue = [lease for lease in live if lease.state is LeaseState.QUEUED]
         return Snapshot(
-            servers=self._servers,
-            granted_mib={gpu.uuid: granted.get(gpu.uuid, 0) for s in self._servers for gpu in s.gpus},
+            servers=tuple(self._index.servers),
+            granted_mib={gpu.uuid: granted.get(gpu.uuid, 0) for s in self._index.servers for gpu in s.gpus},
             leases=tuple(lease for lease in live if lease.state.holds),
             queue=tuple(sorted(queue, key=lambda lease: lease.position or 0)),
         )
+
+    # -- transactions ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _changing(self) -> Iterator[PendingChange]:
+        """A writing transaction; its audit entries are written with it."""
+        with self._ledger.transaction() as tx:
+            change = PendingChange(tx, self._clock)
+            yield change
+            audit_log.write(tx, change.entries)
+
+    @contextmanager
+    def _reading(self, everything: bool = False) -> Iterator[Transaction]:
+        """A reading transaction, with the namespaces as the deciding manager has left them."""
+        with self._ledger.reading(everything) as tx:
+            if self._is_following:
+                self.namespaces.read(tx)
+            yield tx
+
+    def _done(self, change: PendingChange, lease: Lease | None = None) -> Change:
+        """After the commit: update what is kept in memory, and return what happened."""
+        self._view.update(change)
+        for changed in change.changed.values():
+            self._liveness.changed(changed)
+        changes = tuple(self._view.shown(lease, change.positions) for lease in change.changed.values())
+        if lease is not None:
+            lease = self._view.shown(change.changed.get(lease.id, lease), change.positions)
+        positions = None if change.waits_for is None else change.positions
+        return Change(lease, tuple(change.stops + change.starts), changes, positions)
+
+    def _shown(self, tx: Transaction, leases: Sequence[Lease]) -> list[Lease]:
+        """The ledger's leases as they are shown."""
+        is_any_queued = any(lease.state is LeaseState.QUEUED for lease in leases)
+        positions = places(self._grants.queue(tx, self._index.servers)) if is_any_queued else {}
+        return [self._view.shown(lease, positions) for lease in leases]
+
+    def refused(self, owner: str, namespace: str, subject: str, error: PoolError) -> None:
+        """Record that a request was refused; the next tick writes it to the audit log."""
+        who = audit_log.acting.get() or owner
+        self._refused.append(Entry(self._clock(), "refuse", subject, str(error), namespace[:63], who))
+
+    def _is_prune_due(self) -> bool:
+        return self._pruned_at is None or self._monotonic() - self._pruned_at > _PRUNE_INTERVAL_S

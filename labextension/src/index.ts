@@ -6,14 +6,16 @@ import { launcherPlugin } from './plugins/launcher';
 import { panelPlugin } from './plugins/panel';
 import { poolPlugin } from './plugins/pool';
 import { runningPlugin } from './plugins/running';
+import { sectionsPlugin } from './plugins/sections';
 import { slicesPlugin } from './plugins/slices';
 import { statusPlugin } from './plugins/status';
 import { warningsPlugin } from './plugins/warnings';
 
-export { IGPUPool, ISlices } from './tokens';
+export { IGPUPool, ISidebarSections, ISlices } from './tokens';
 export default [
   poolPlugin,
   slicesPlugin,
+  sectionsPlugin,
   panelPlugin,
   commandsPlugin,
   consolePlugin,

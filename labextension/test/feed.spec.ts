@@ -1,5 +1,5 @@
-import { Feed, SILENCE_MS } from '../src/feed';
-import { Message } from '../src/wire';
+import { Feed, SILENCE_MS } from '../src/pool/feed';
+import { Message } from '../src/pool/apitypes';
 import { delta, whole } from './pool';
 
 /** The server's end of a connection. */

@@ -1,5 +1,5 @@
-import { placed } from '../src/format';
-import { IPiece } from '../src/wire';
+import { placed } from '../src/common/format';
+import { IPiece } from '../src/pool/apitypes';
 import { english as trans } from './english';
 
 function piece(server: string, index: number, memory_mib = 16255): IPiece {

@@ -1,6 +1,6 @@
 /** Pools as a feed would tell them. */
 
-import { IDeltaMessage, IGPU, ILease, IStateMessage } from '../src/wire';
+import { IDeltaMessage, IGPU, ILease, IStateMessage } from '../src/pool/apitypes';
 
 export function gpu(fields: Partial<IGPU> = {}): IGPU {
   return {
@@ -11,6 +11,8 @@ export function gpu(fields: Partial<IGPU> = {}): IGPU {
     memory_mib: 32510,
     emulated: false,
     healthy: true,
+    taken_mib: 0,
+    trouble: '',
     granted_mib: 0,
     used_mib: 0,
     busy: 0,
@@ -30,7 +32,9 @@ export function lease(fields: Partial<ILease> = {}): ILease {
       partial: 0.5,
       memory_mib: null,
       filters: {},
+      spread: false,
       namespace: 'default',
+      wait: true,
       label: 'notebook',
       client: 'host:1'
     },
@@ -40,7 +44,13 @@ export function lease(fields: Partial<ILease> = {}): ILease {
     created_at: 1,
     granted_at: 1,
     ended_at: null,
+    expires_at: null,
+    idle_since: null,
+    asked_back: [],
     position: null,
+    waits_for: '',
+    ttl_s: 15,
+    worker: null,
     ...fields
   };
 }
@@ -51,7 +61,7 @@ export function whole(fields: Partial<IStateMessage> = {}): IStateMessage {
     feed: 'f',
     seq: 0,
     at: 100,
-    servers: [{ name: 'one', host: 'one', gpus: ['a', 'b'] }],
+    servers: [{ name: 'one', host: 'one', draining: false, gpus: ['a', 'b'] }],
     gpus: { a: gpu(), b: gpu({ uuid: 'b', index: 1 }) },
     leases: {},
     queue: [],

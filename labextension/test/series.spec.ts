@@ -1,4 +1,4 @@
-import { extend, ISample, ISeries, percent } from '../src/series';
+import { extend, ISample, ISeries, percent } from '../src/chart/series';
 
 function sample(at: number, busy: number): ISample {
   return { at, busy, memory_mib: 100, granted_mib: 50, used_mib: 10 };

@@ -8,8 +8,8 @@ import {
   split,
   totals,
   uses
-} from '../src/state';
-import { ISlice, Message } from '../src/wire';
+} from '../src/pool/state';
+import { ISlice, Message } from '../src/pool/apitypes';
 import { delta, gpu, lease, whole } from './pool';
 
 function play(...messages: Message[]): IPoolState {
@@ -50,7 +50,7 @@ describe('a feed', () => {
     const after = play(
       whole({ leases: { x: lease({ id: 'x' }) } }),
       delta(1, {
-        servers: [{ name: 'one', host: 'one', gpus: ['a'] }],
+        servers: [{ name: 'one', host: 'one', draining: false, gpus: ['a'] }],
         gpus: { b: null },
         leases: { x: null, y: lease({ id: 'y' }) },
         queue: ['y'],

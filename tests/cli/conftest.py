@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from jupyter_gpupool.api import discovery
-from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.client import discovery
+from jupyter_gpupool.client.http import PoolClient
 
 COMMAND = [sys.executable, "-m", "jupyter_gpupool"]
 
@@ -41,7 +41,7 @@ class Pool:
         self.client = PoolClient(self.address.url, self.address.token)
 
     def _address(self) -> discovery.PoolAddress:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         before = os.environ.get("JUPYTER_RUNTIME_DIR")
         os.environ["JUPYTER_RUNTIME_DIR"] = self.environment["JUPYTER_RUNTIME_DIR"]
         try:
@@ -67,7 +67,7 @@ class Pool:
         self.client.close()
         self.process.terminate()
         try:
-            self.process.wait(60)
+            self.process.wait(300)
         finally:
             self.process.kill()
 
@@ -136,11 +136,11 @@ class Started:
             self.process.stdin.close()
 
     def wait(self) -> int:
-        return self.process.wait(120)
+        return self.process.wait(300)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(60)
+        self.process.wait(300)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ DO = ("--", "true")
 
 
 @pytest.mark.parametrize(
-    "arguments, environment, words",
+    ("arguments", "environment", "words"),
     [
         (("run", "-p", "0", *DO), {}, "above 0 and at most 1, not '0'"),
         (("run", "-p", "1.5", *DO), {}, "above 0 and at most 1, not '1.5'"),
@@ -75,7 +75,7 @@ def test_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "program, code, words", [("no-such-program", 127, "not found"), ("./data", 126, "not executable")]
+    ("program", "code", "words"), [("no-such-program", 127, "not found"), ("./data", 126, "not executable")]
 )
 def test_a_command_that_cannot_run_takes_no_lease(
     gpupool: Callable[..., Any],
@@ -110,7 +110,7 @@ def test_a_pool_that_wants_another_token(
 
 
 @pytest.mark.parametrize(
-    "options, words",
+    ("options", "words"),
     [
         (("-n", "9"), "9 GPUs"),
         (("-m", "40000"), "40000"),

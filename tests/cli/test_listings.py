@@ -36,7 +36,7 @@ def test_smi_shows_what_is_granted_and_used(
 ) -> None:
     program = "import torch; x = torch.ones(50 << 18, device='cuda'); x.sum().item(); print('runs'); input()"
     running = start("run", "-m", 1000, "--", sys.executable, "-uc", program)
-    eventually(lambda: "runs" in running.out, "the command runs", deadline_s=120)
+    eventually(lambda: "runs" in running.out, "the command runs")
     shown = eventually(
         lambda: (text := gpupool("smi").stdout) and "1000 / 50 / 32510 MiB" in text and text,
         "its use is told",
@@ -57,7 +57,7 @@ def test_leases(gpupool: Callable[..., Any], start: Callable[..., Any], eventual
     assert re.search(r"ACTIVE +0 1 of \S+ +32510 .* sh$", rows[0]) and "QUEUED" in rows[1]
     holding.close_stdin()
     assert holding.wait() == 1 and waiting.wait() == 0
-    assert gpupool("leases").stdout == "No leases; --all shows those that have ended\n"
+    assert gpupool("leases").stdout == "No leases; --all lists those that have ended\n"
     ended = json.loads(gpupool("leases", "--all", "--json").stdout)["leases"]
     assert {"RELEASED"} == {lease["state"] for lease in ended[-2:]}
     assert "secret" not in json.dumps(ended)
@@ -77,7 +77,7 @@ def test_a_lease_for_a_shell(gpupool: Callable[..., Any], pool: Any, eventually:
 def test_resize(gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any) -> None:
     running = held(start, eventually, "-p", 0.25)
     (lease,) = pool.client.leases()
-    assert gpupool("resize", "-m", 300, lease.id[:8]).stdout == f"Lease {lease.id} has GPU 0: 300 MiB\n"
+    assert gpupool("resize", "-m", 300, lease.id[:8]).stdout == f"Lease {lease.id} now has GPU 0: 300 MiB\n"
     assert pool.client.lease(lease.id).slices[0].memory_mib == 300
     saved = re.search("configuration saved to '(.*)'", running.log)
     assert saved
@@ -105,11 +105,26 @@ def test_release(
     assert gpupool("release", lease.id[:8]).stdout == f"Lease {lease.id} is RELEASED\n"
     assert foreground.wait() == 0 and pool.granted() == [0, 0]
     again = gpupool("release", lease.id)
-    assert again.returncode == 1 and "has ended" in last_line(again) or "no lease" in last_line(again)
+    assert again.returncode == 1
+    assert "no live lease" in last_line(again) and lease.id in last_line(again)
     start("request", "--foreground"), start("request", "--foreground")
     eventually(lambda: len(pool.client.leases()) == 2, "two leases")
     assert gpupool("release", "--all").stdout.count("is RELEASED") == 2
     assert pool.idle()
+
+
+def test_leases_without_a_pool(gpupool: Callable[..., Any]) -> None:
+    done = gpupool("leases")
+    assert done.returncode == 0
+    assert done.stdout == "No leases: no GPU pool is running; --all lists those that have ended\n"
+    assert done.stderr == "", "no pool is started for the question"
+    assert json.loads(gpupool("leases", "--json").stdout) == {"leases": []}
+
+
+def test_a_command_right_after_the_one_that_started_a_pool(gpupool: Callable[..., Any]) -> None:
+    assert gpupool("gpus").returncode == 0
+    done = gpupool("run", "-n", 1, "-p", 0.5, "--", "true")
+    assert done.returncode == 0, done.stderr
 
 
 def test_health_and_version(gpupool: Callable[..., Any], pool: Any) -> None:

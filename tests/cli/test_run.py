@@ -28,7 +28,7 @@ got = []
 for name in sys.argv[1:]:
     signal.signal(getattr(signal, name), lambda n, _: got.append(signal.Signals(n).name))
 print("ready", flush=True)
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 300
 while not got and time.monotonic() < deadline:
     time.sleep(0.02)
 time.sleep(0.5)
@@ -77,7 +77,7 @@ def test_a_pool_that_was_started_for_a_command_ends_with_it(
 
 
 @pytest.mark.parametrize(
-    "script, code", [("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143), ("true", 0)]
+    ("script", "code"), [("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143), ("true", 0)]
 )
 def test_the_exit_code_is_the_commands(
     gpupool: Callable[..., Any], pool: Any, script: str, code: int
@@ -179,7 +179,18 @@ def test_ctrl_c_at_a_terminal_reaches_the_command_once(pool: Any) -> None:
     terminal.read_until("Released GPUs")
     assert re.search(r"^(\^C)?got SIGINT\r?$", terminal.shown, re.M), terminal.shown
     terminal.close()
-    assert terminal.process.wait(60) == 5
+    assert terminal.process.wait(300) == 5
+
+
+def test_a_signal_to_the_group_reaches_the_command_once(pool: Any) -> None:
+    # A group of its own below the shell, without a terminal, as of a test runner or a batch system.
+    program = [sys.executable, "-m", "jupyter_gpupool", "run", "--", sys.executable, "-c", COUNTER]
+    process = subprocess.Popen(
+        [*program, "SIGINT", "SIGUSR1"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.read() == "got SIGINT\n" and process.wait(300) == 5
 
 
 def test_two_halves_share_a_gpu_and_a_third_waits_its_turn(
@@ -215,7 +226,7 @@ def test_ctrl_c_at_a_terminal_while_waiting(
     terminal = Terminal("run", "--", "echo", "it", "ran")
     terminal.read_until("Waiting for GPUs: position 1 in the queue")
     terminal.type("\x03")
-    assert terminal.process.wait(60) == 130
+    assert terminal.process.wait(300) == 130
     terminal.close()
     assert not pool.client.pool()["queue"]
 
@@ -231,7 +242,7 @@ def test_no_wait(
     eventually(lambda: "runs" in holding.out, "all GPUs are taken")
     done = gpupool("run", "--no-wait", "--", "echo", "it ran")
     assert done.returncode == 1 and done.stdout == ""
-    assert "cannot be had now" in last_line(done)
+    assert "cannot be granted now" in last_line(done)
 
 
 @pytest.mark.parametrize("victim", ["run", "keeper"])
@@ -246,7 +257,7 @@ def test_kill_9_leaves_nothing(
     """Grandchildren, loaders of data and the configuration file included."""
     train = f"{sys.executable} -m jupyter_gpupool.examples.mnist --epochs 1000 --num-workers 2; true"
     running = start("run", "-p", "0.5", "--", "sh", "-c", train, MARK=str(tmp_path))
-    eventually(lambda: "Train Epoch" in running.out, "it trains", deadline_s=120)
+    eventually(lambda: "Train Epoch" in running.out, "it trains")
     config = Path(re.search(r"saved to '(.*)'", running.log)[1])  # type: ignore[index]
     assert len(marked()) >= 4 and config.exists()
     if victim == "run":
@@ -254,9 +265,9 @@ def test_kill_9_leaves_nothing(
     else:
         psutil.Process(running.process.pid).children()[0].kill()
         assert running.wait() == 137
-    eventually(pool.idle, "the share is free", deadline_s=30)
-    eventually(lambda: not marked(), "no process is left", deadline_s=30)
-    eventually(lambda: not config.exists(), "the configuration file is gone", deadline_s=30)
+    eventually(pool.idle, "the share is free")
+    eventually(lambda: not marked(), "no process is left")
+    eventually(lambda: not config.exists(), "the configuration file is gone")
 
 
 def test_kill_9_while_waiting_takes_the_request_out_of_the_queue(
@@ -289,7 +300,7 @@ def test_a_lease_that_ends_under_the_command(
         "while True:\n    x = (x @ x).tanh()\n    print(x.sum().item(), flush=True)\n"
     )
     running = start("run", "--", sys.executable, "-c", program)
-    eventually(lambda: running.out.count("\n") > 3, "it computes", deadline_s=120)
+    eventually(lambda: running.out.count("\n") > 3, "it computes")
     (lease,) = pool.client.leases()
     if end == "worker killed":
         os.kill(lease.worker.pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_gpupool.daemon import authority
+from jupyter_gpupool.server.daemon import certificates as authority
 
 
 class Certificates:

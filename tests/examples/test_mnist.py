@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+from ..support.mnist_files import write_mnist
 
 torch = pytest.importorskip("torch", reason="the example needs PyTorch")
 
@@ -23,12 +22,6 @@ def mnist(*arguments: object, cwd: Path) -> str:
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr, done.stderr
     return done.stdout
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    content = header + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def test_learns_the_small_digits_and_saves_what_it_learnt(tmp_path: Path) -> None:
@@ -44,19 +37,15 @@ def test_learns_the_small_digits_and_saves_what_it_learnt(tmp_path: Path) -> Non
 
 
 def test_a_seed_gives_the_same_losses_every_time(tmp_path: Path) -> None:
-    options = ("--epochs", 1, "--device", "cpu", "--log-interval", 1, "--num-workers", 0)
+    write_mnist(tmp_path, train=640, test=64)
+    options = ("--data", tmp_path, "--epochs", 1, "--device", "cpu", "--log-interval", 1, "--num-workers", 0)
     first, again, other = (mnist(*options, "--seed", s, cwd=tmp_path) for s in (3, 3, 4))
     assert LOSS.findall(first) == LOSS.findall(again) != LOSS.findall(other)
 
 
-@pytest.mark.parametrize("folder, suffix", [(".", ".gz"), ("MNIST/raw", "")])
+@pytest.mark.parametrize(("folder", "suffix"), [(".", ".gz"), ("MNIST/raw", "")])
 def test_reads_mnist_files(tmp_path: Path, folder: str, suffix: str) -> None:
-    where = tmp_path / folder
-    where.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    for part, count in (("train", 128), ("t10k", 20)):
-        write_idx(where / f"{part}-images-idx3-ubyte{suffix}", random.integers(0, 256, (count, 28, 28)))
-        write_idx(where / f"{part}-labels-idx1-ubyte{suffix}", random.integers(0, 10, count))
+    write_mnist(tmp_path / folder, train=128, test=20, suffix=suffix)
     out = mnist("--data", tmp_path, "--epochs", 1, "--device", "cpu", "--num-workers", 0, cwd=tmp_path)
     assert [m[3] for m in LOSS.finditer(out)] == ["128"]
     assert "/20 (" in out and "small digits" not in out

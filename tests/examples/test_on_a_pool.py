@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from ..support.mnist_files import write_mnist
+
 pytest.importorskip("torch", reason="the example needs PyTorch")
 
-TRAIN = [sys.executable, "-m", "jupyter_gpupool.examples.mnist", "--epochs", "1", "--log-interval", "1"]
+TRAIN = [sys.executable, "-m", "jupyter_gpupool.examples.mnist"]
+TRAIN += ["--epochs", "1", "--batch-size", "16", "--log-interval", "1"]
 NUMBERS = re.compile(r"^(?:Train Epoch|Test set).*$", re.M)
 
 
 def train(where: Path, device: str, *options: object) -> list[str]:
     """Every loss of a run, as it is printed; on a lease of two slices unless the device is the CPU."""
     pooled = [] if device == "cpu" else [sys.executable, "-m", "jupyter_gpupool", "run", "-n2", "-p0.8", "--"]
+    write_mnist(where / "data", train=384, test=64)
     command = [*pooled, *TRAIN, "--device", device, *map(str, options)]
     done = subprocess.run(command, cwd=where, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
     if os.environ.get("LIGHT_TAKES"):
-        from jupyter_gpupool.jupyter.hub.single_user import HubServer
+        from jupyter_gpupool.hub.single_user import HubServer
 
         held = HubServer(lambda line: print(line, file=sys.stderr))
         asyncio.run(held.start())

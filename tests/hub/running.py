@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
-from jupyter_gpupool.api.client import PoolClient
-from jupyter_gpupool.pool.errors import PoolError
+from jupyter_gpupool.client.http import PoolClient
+from jupyter_gpupool.core.errors import PoolError
 
 from ..conftest import USERS_OWN
 
@@ -28,7 +28,7 @@ LIGHT = Path(__file__).with_name("light_server.py")
 _CONFIGURATION = """\
 import os
 from jupyterhub.auth import Authenticator
-from jupyter_gpupool.jupyter.hub import Limits, configure
+from jupyter_gpupool.hub import Limits, configure
 
 class Known(Authenticator):
     async def authenticate(self, handler, data):
@@ -66,7 +66,7 @@ configure(
     url="{scheme}://127.0.0.1:{service_port}",
     directory="{folder}/gpupool",
     limits=Limits(**{limits!r}),
-    options=["--emulate", "--HubService.log_level=INFO", *{options!r}],
+    options=["--emulate", "--GPUPoolHubService.log_level=INFO", *{options!r}],
     **{arguments!r},
 )
 """
@@ -113,7 +113,7 @@ class Hub:
         (built / "jupyter-gpupool").symlink_to(root / "jupyter_gpupool/labextension")
         self.write(more, **arguments)
         self.http = httpx.Client(
-            base_url=f"{self.url}/hub/api", headers={"Authorization": f"token {TOKEN}"}, timeout=60
+            base_url=f"{self.url}/hub/api", headers={"Authorization": f"token {TOKEN}"}, timeout=300
         )
         self._users: list[PoolClient] = []
 
@@ -143,7 +143,7 @@ class Hub:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not self.answers():
             assert self.process.poll() is None, self.log.read_text()[-6000:]
             assert time.monotonic() < deadline, f"JupyterHub did not start: {self.log.read_text()[-6000:]}"
@@ -186,7 +186,7 @@ class Hub:
         (found,) = [
             p
             for p in psutil.Process(self.process.pid).children()
-            if "jupyter_gpupool.jupyter.hub.service" in p.cmdline()
+            if "jupyter_gpupool.hub.service.app" in p.cmdline()
         ]
         return found
 
@@ -219,7 +219,7 @@ class Hub:
     def of(self, user: str) -> httpx.Client:
         """A client of the user's server."""
         return httpx.Client(
-            base_url=f"{self.url}/user/{user}/", headers={"Authorization": f"token {TOKEN}"}, timeout=120
+            base_url=f"{self.url}/user/{user}/", headers={"Authorization": f"token {TOKEN}"}, timeout=300
         )
 
     def leases(self) -> dict[str, str]:
@@ -233,7 +233,7 @@ class Hub:
             return
         process.send_signal(sig)
         try:
-            process.wait(60)
+            process.wait(300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +13,13 @@ import pytest
 from jupyterhub.spawner import SimpleLocalProcessSpawner, Spawner
 from traitlets.config import Config
 
-from jupyter_gpupool.jupyter.hub import Limits, configure
-from jupyter_gpupool.jupyter.hub.form import ours
-from jupyter_gpupool.jupyter.hub.hooks import Hooks
-from jupyter_gpupool.jupyter.hub.identity import HubTokens, mark, marked
-from jupyter_gpupool.jupyter.hub.options import Choice, from_form, parse
-from jupyter_gpupool.jupyter.hub.pool import mark_of
-from jupyter_gpupool.pool.errors import ImpossibleRequest, InvalidRequest
+from jupyter_gpupool.core.errors import ImpossibleRequest, InvalidRequest
+from jupyter_gpupool.hub import Limits, configure
+from jupyter_gpupool.hub.options import GPUOptions, from_form, parse
+from jupyter_gpupool.hub.service.identity import HubTokens, mark, marked
+from jupyter_gpupool.hub.service.pool import mark_of
+from jupyter_gpupool.hub.spawn_form import ours
+from jupyter_gpupool.hub.spawner_hooks import Hooks
 
 
 class OtherSpawner(SimpleLocalProcessSpawner):
@@ -47,7 +49,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         asked.append(("end", *words))
 
     for call in (offer, begin, end):
-        monkeypatch.setattr(f"jupyter_gpupool.jupyter.hub.calls.Service.{call.__name__}", call)
+        monkeypatch.setattr(f"jupyter_gpupool.hub.service_client.Service.{call.__name__}", call)
     return asked
 
 
@@ -88,7 +90,7 @@ def test_the_form_stands_below_what_there_was(before: Any, section: str) -> None
 
 
 @pytest.mark.parametrize(
-    "before, expected",
+    ("before", "expected"),
     [
         (None, {"image": "a"}),
         ("simple", {"image": "a"}),
@@ -127,7 +129,8 @@ def test_hooks_that_were_there_go_on(service: list[tuple[Any, ...]]) -> None:
 
     environment = asyncio.run(life())
     assert calls == ["state", "apply {'image': 'a'}", "pre", "post"]
-    assert environment["THEIRS"] == "1" and environment["GPUPOOL_TOKEN"] == "hers"
+    assert environment["THEIRS"] == "1"
+    assert environment["GPUPOOL_TOKEN"] == "hers"
     begun = next(words for words in service if words[0] == "begin")
     assert begun[1:4] == ("alice", "", ["vision"])
 
@@ -158,13 +161,13 @@ def test_what_a_hub_has_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, why",
+    ("arguments", "why"),
     [
-        ({"mode": "gpu"}, "mode is"),
-        ({"attach": "direct"}, "attach is"),
+        ({"mode": "gpu"}, "mode must be"),
+        ({"attach": "direct"}, "attach must be"),
         ({"url": "localhost:1"}, "url must look like"),
         ({"managed": False}, "needs an api_token"),
-        ({"url": "https://127.0.0.1:1", "ca_file": "/none"}, "no certificate"),
+        ({"url": "https://127.0.0.1:1", "ca_file": "/none"}, "cannot read a certificate"),
     ],
     ids=str,
 )
@@ -177,15 +180,19 @@ def test_all_copies_of_a_configuration_share_what_has_begun() -> None:
     c = configured(Config())
     copied = copy.deepcopy(c)
     first, second = (x.Spawner.pre_spawn_hook.func.__self__ for x in (c, copied))
-    assert isinstance(first, Hooks) and first is second
+    assert isinstance(first, Hooks)
+    assert first is second
 
 
 def test_form_and_checks_agree_on_the_limits() -> None:
     limits = Limits(max_gpus=3, least=0.1, most=0.9, default_gpus=1)
     page = ours(limits, {"servers": []}, {})
     assert [n for n in range(9) if f'<option value="{n}"' in page] == [0, 1, 2, 3]
-    assert 'min="0.1"' in page and 'max="0.9"' in page
-    assert parse(from_form({"gpupool_num_gpus": ["3"], "gpupool_partial": ["0.9"]}), limits) == Choice(3, 0.9)
+    assert 'min="0.1"' in page
+    assert 'max="0.9"' in page
+    assert parse(from_form({"gpupool_num_gpus": ["3"], "gpupool_partial": ["0.9"]}), limits) == GPUOptions(
+        3, 0.9
+    )
     for count, share in (("4", "0.5"), ("1", "0.95"), ("1", "0.05")):
         with pytest.raises(ImpossibleRequest):
             parse(from_form({"gpupool_num_gpus": [count], "gpupool_partial": [share]}), limits)
@@ -197,17 +204,20 @@ def test_form_and_checks_agree_on_the_limits() -> None:
 def test_what_others_wrote_is_text_on_the_form() -> None:
     gpu = {"name": "<b>'\"V100", "memory_mib": 1, "granted_mib": 0, "healthy": True, "emulated": False}
     page = ours(Limits(), {"servers": [{"gpus": [gpu]}]}, {"partial": '"><script>', "model": "<i>"})
-    assert "<b>" not in page and '"><script>' not in page and "<i>" not in page
+    assert "<b>" not in page
+    assert '"><script>' not in page
+    assert "<i>" not in page
 
 
 def test_a_mark_cannot_be_forged() -> None:
     hers = mark("alice", "")
     assert mark_of(marked(f"host:1{hers}", "bob", "")) == mark("bob", "")
-    assert mark("a", "b/c") != hers and mark_of("jupyter") == ""
+    assert mark("a", "b/c") != hers
+    assert mark_of("jupyter") == ""
 
 
 @pytest.mark.parametrize(
-    "scopes, admin, trusted, expected",
+    ("scopes", "admin", "trusted", "expected"),
     [
         (["access:servers!server=alice/"], False, False, None),
         (["custom:gpupool:use"], False, False, (False, None)),
@@ -227,3 +237,31 @@ def test_rights_follow_from_scopes(scopes: list[str], admin: bool, trusted: bool
     if caller:
         assert (caller.owner, caller.namespace) == ("alice", "a")
     assert tokens.of_model({**model, "kind": "service"}) is None
+
+
+def test_the_former_module_path_gives_the_same_configure_and_warns_once() -> None:
+    code = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from jupyter_gpupool.jupyter.hub import Limits, configure\n"
+        "    import jupyter_gpupool.jupyter.hub\n"
+        "ours = [str(w.message) for w in caught if 'jupyter_gpupool' in str(w.message)]\n"
+        "import jupyter_gpupool.hub as now\n"
+        "assert (configure, Limits) == (now.configure, now.Limits)\n"
+        "print(*ours, sep='\\n')\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [
+        "jupyter_gpupool.jupyter.hub is now jupyter_gpupool.hub; the old name works until 1.0"
+    ]
+
+
+def test_the_former_module_path_starts_the_service() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "jupyter_gpupool.jupyter.hub.service", "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "GPUPoolHubService" in done.stdout

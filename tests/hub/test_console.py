@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from ..browser import browser, jp_asyncio_loop, jp_server_cleanup, window  # noqa: F401  # fixtures
+from ..support.browser import browser, jp_asyncio_loop, jp_server_cleanup, window  # noqa: F401  # fixtures
 from .running import PASSWORD, Hub
 
 

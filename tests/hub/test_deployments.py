@@ -19,11 +19,11 @@ from kubernetes_asyncio.client import ApiClient
 from tornado.web import HTTPError
 from traitlets.config import Config
 
-from jupyter_gpupool import holder
-from jupyter_gpupool.jupyter.hub import hooks
-from jupyter_gpupool.jupyter.hub.calls import Service
-from jupyter_gpupool.jupyter.hub.options import Choice
-from jupyter_gpupool.jupyter.hub.service import HubService
+from jupyter_gpupool.client import pool_finder
+from jupyter_gpupool.hub import spawner_hooks
+from jupyter_gpupool.hub.options import GPUOptions
+from jupyter_gpupool.hub.service.app import GPUPoolHubService
+from jupyter_gpupool.hub.service_client import Service
 
 #: The oldest and the newest Kubernetes that the chart and the schemas know.
 VERSIONS = ("1.28", "1.37")
@@ -51,7 +51,7 @@ def deployments(project_root: Path) -> Path:
 @pytest.fixture(scope="module")
 def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `gpupool server init` makes it."""
-    from jupyter_gpupool.daemon.authority import new_authority
+    from jupyter_gpupool.server.daemon.certificates import new_authority
 
     file = tmp_path_factory.mktemp("authority") / "ca.crt"
     file.write_bytes(new_authority("tests").certificate)
@@ -72,8 +72,9 @@ def loaded(configuration: str, folder: Path, ca: Path) -> dict[str, Any]:
 def test_the_littlest_hub_starts_its_service(deployments: Path, tmp_path: Path, ca: Path) -> None:
     ours = (deployments / "littlest-jupyterhub" / "gpupool.py").read_text()
     said = loaded(f"c = get_config()\nc.JupyterHub.spawner_class = 'simple'\n{ours}", tmp_path, ca)
-    assert said["managed"] and "--LocalEngine.emulate=never" in said["command"]
-    assert "--HubService.directory=/opt/tljh/state/gpupool" in said["command"]
+    assert said["managed"]
+    assert "--LocalEngine.emulate=never" in said["command"]
+    assert "--GPUPoolHubService.directory=/opt/tljh/state/gpupool" in said["command"]
     assert {"custom:gpupool:use", "custom:gpupool:admin"} <= set(said["scopes"])
 
 
@@ -93,24 +94,24 @@ def test_the_farms_unit_starts_what_there_is(
     ]
     unit.read_string("\n".join(line for line in text.splitlines() if not line.startswith("Environment=")))
     words = shlex.split(unit["Service"]["ExecStart"])
-    assert words[1:4] == ["-P", "-m", "jupyter_gpupool.jupyter.hub.service"]
+    assert words[1:4] == ["-P", "-m", "jupyter_gpupool.hub.service.app"]
     for variable in variables:
         name, sign, value = variable.partition("=")
         if sign:
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "0" * 64)
     app = prepared(words[4:], tmp_path)
-    assert (app.port, app.managed) == (10101, False)
+    assert (app.port, app.exit_with_parent) == (10101, False)
     assert app.config.LocalEngine.host == "farm.example"
     assert json.loads(os.environ["GPUPOOL_HUB_NAMESPACES"]) == {"vision": "vision", "speech": "speech"}
 
 
-def prepared(words: list[str], folder: Path) -> HubService:
-    HubService.clear_instance()
-    app = HubService()
-    there = "--HubService.directory=/var/lib/gpupool"
+def prepared(words: list[str], folder: Path) -> GPUPoolHubService:
+    GPUPoolHubService.clear_instance()
+    app = GPUPoolHubService()
+    there = "--GPUPoolHubService.directory=/var/lib/gpupool"
     assert there in words
-    app.initialize([f"--HubService.directory={folder}" if word == there else word for word in words])
+    app.initialize([f"--GPUPoolHubService.directory={folder}" if word == there else word for word in words])
     app.prepare()
     return app
 
@@ -179,7 +180,7 @@ def new_spawner(deployments: Path, ca: Path, tmp_path: Path, monkeypatch: pytest
     c = Config()
     c.KubeSpawner.profile_list = values["singleuser"]["profileList"]
     c.KubeSpawner.image = "{name}:{tag}".format(**values["singleuser"]["image"])
-    monkeypatch.setattr("jupyter_gpupool.jupyter.hub.configuration.Service", lambda *words: Answers())
+    monkeypatch.setattr("jupyter_gpupool.hub.configuration.Service", lambda *words: Answers())
     # A cluster that nobody asks anything.
     cluster = {"name": "none", "cluster": {"server": "https://127.0.0.1:1"}}
     context = {"name": "none", "context": {"cluster": "none", "user": "none"}}
@@ -205,11 +206,11 @@ def test_the_choice_stands_below_the_profiles(new_spawner: Any) -> None:
         return await new_spawner().get_options_form()
 
     form = asyncio.run(shown())
-    assert form.index("Large") < form.index("GPUs of the pool")
+    assert form.index("Large") < form.index("Request GPUs")
     assert "NVIDIA A100" in form
 
 
-@pytest.mark.parametrize("profile, memory", [("small", 2 << 30), ("large", 16 << 30)])
+@pytest.mark.parametrize(("profile", "memory"), [("small", 2 << 30), ("large", 16 << 30)])
 def test_a_users_pod_has_a_way_to_the_pool_and_no_gpu(
     new_spawner: Any, profile: str, memory: int, ca: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,15 +232,16 @@ def test_a_users_pod_has_a_way_to_the_pool_and_no_gpu(
         kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **pod}, version, strict=True)
     (container,) = pod["spec"]["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
-    assert environment[hooks.URL] == "https://gpupool:10101/services/gpupool"
-    assert environment[hooks.TOKEN] == "of-alices-server"
-    monkeypatch.setenv(hooks.URL, environment[hooks.URL])
-    monkeypatch.setenv(hooks.CA, environment[hooks.CA])
-    assert holder.ca_for(environment[hooks.URL]).split() == ca.read_text().split()
-    assert environment[hooks.MODE] == "server"
-    assert Choice.from_text(environment[hooks.DEFAULT]) == Choice(2, 0.5)
+    assert environment[spawner_hooks.URL] == "https://gpupool:10101/services/gpupool"
+    assert environment[spawner_hooks.TOKEN] == "of-alices-server"
+    monkeypatch.setenv(spawner_hooks.URL, environment[spawner_hooks.URL])
+    monkeypatch.setenv(spawner_hooks.CA, environment[spawner_hooks.CA])
+    assert pool_finder.ca_for(environment[spawner_hooks.URL]).split() == ca.read_text().split()
+    assert environment[spawner_hooks.MODE] == "server"
+    assert GPUOptions.from_text(environment[spawner_hooks.DEFAULT]) == GPUOptions(2, 0.5)
     limits = container["resources"]["limits"]
-    assert int(limits["memory"]) == memory and "nvidia.com/gpu" not in limits
+    assert int(limits["memory"]) == memory
+    assert "nvidia.com/gpu" not in limits
     assert "0" * 64 not in json.dumps(pod), "the service's own token is the hub's alone"
 
 

@@ -12,18 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
-from jupyter_gpupool import holder
-from jupyter_gpupool.pool.errors import (
+from jupyter_gpupool.client import requests
+from jupyter_gpupool.core.errors import (
     ImpossibleRequest,
-    NotAdmitted,
-    NotAllowed,
+    PermissionDenied,
     PoolError,
+    Unauthenticated,
     UnknownLease,
 )
-from jupyter_gpupool.pool.models import Request
-from jupyter_gpupool.remote.handshake import Refused
-from jupyter_gpupool.remote.lifeline import Lifeline
-from jupyter_gpupool.remote.wire import WireError
+from jupyter_gpupool.core.models import Request
+from jupyter_gpupool.transport.frames import WireError
+from jupyter_gpupool.transport.handshake import Refused
+from jupyter_gpupool.transport.lifeline import Lifeline
 
 from .running import TOKEN, Hub
 
@@ -68,7 +68,7 @@ def progress(hub: Hub, user: str, once_waiting: Callable[[], Any]) -> list[str]:
             if not line.startswith("data:"):
                 continue
             said.append(json.loads(line[5:])["message"])
-            if "number 1 in the queue" in said[-1]:
+            if "position 1 in the queue" in said[-1]:
                 once_waiting()
             if "ready" in said[-1] or "failed" in said[-1]:
                 break
@@ -85,9 +85,7 @@ def test_a_server_has_what_was_chosen_until_it_is_stopped(hub: Hub, eventually: 
     start(hub, eventually, "alice", num_gpus=2, partial=0.5)
     (lease,) = hub.pool().leases()
     assert (lease.request.owner, lease.state.value) == ("alice", "ACTIVE")
-    assert lease.request.namespace == "speech" or lease.request.namespace == "vision", (
-        "after a group at the hub"
-    )
+    assert lease.request.namespace == "vision", "her group at the hub"
     assert [piece.memory_mib for piece in lease.slices] == [16255, 16255]
     held_by_itself(hub, eventually, "alice")
     hub.stop_server("alice")
@@ -98,14 +96,14 @@ def test_a_server_that_is_killed_gives_back_at_once(hub: Hub, eventually: Eventu
     start(hub, eventually, "alice", num_gpus=2, partial=1.0)
     held_by_itself(hub, eventually, "alice")
     hub.process_of("alice").kill()
-    eventually(lambda: not hub.leases(), "it was given back", deadline_s=20)
+    eventually(lambda: not hub.leases(), "it was given back")
     eventually(lambda: hub.server("alice") is None, "the hub has noticed")
 
 
 def test_who_waits_is_told_and_has_its_turn(hub: Hub, eventually: Eventually) -> None:
     start(hub, eventually, "alice", num_gpus=2, partial=0.8)
     hub.http.post("/users/bob")
-    with httpx.Client(base_url=hub.http.base_url, headers=hub.http.headers, timeout=60) as other:
+    with httpx.Client(base_url=hub.http.base_url, headers=hub.http.headers, timeout=300) as other:
         options = {"gpupool": {"num_gpus": 1, "partial": 0.8}}
         assert other.post("/users/bob/server", json=options).status_code == 202
     assert hub.leases() == {"alice": "ACTIVE", "bob": "QUEUED"}
@@ -118,7 +116,7 @@ def test_who_leaves_the_queue_gets_no_server(hub: Hub, eventually: Eventually) -
     hub.spawn("bob", num_gpus=1, partial=0.8)
     (waiting,) = [lease for lease in hub.pool().leases() if lease.request.owner == "bob"]
     said = progress(hub, "bob", lambda: hub.pool().release(waiting.id))
-    assert "the request for 1 × 0.8 was taken back" in said[-1]
+    assert "the request for 1 × 0.8 was withdrawn" in said[-1]
     assert len(said) == len(set(said)), "nothing is told twice"
     eventually(lambda: hub.server("bob") is None, "no server of bob's starts any more")
     assert hub.leases() == {"alice": "ACTIVE"}
@@ -153,8 +151,8 @@ BAD: list[tuple[Any, str]] = [
     ({"num_gpus": True}, "from 0 up"),
     ({"num_gpus": "1"}, "from 0 up"),
     ({"num_gpus": 1, "partial": 1.5}, "above 0 and at most 1"),
-    ({"num_gpus": 1, "partial": 0.01}, "lends from 0.05 to 1"),
-    ({"num_gpus": 1, "partial": float("1e-300")}, "lends from"),
+    ({"num_gpus": 1, "partial": 0.01}, "choose a share from 0.05 to 1"),
+    ({"num_gpus": 1, "partial": float("1e-300")}, "choose a share from"),
     ({"num_gpus": 1, "owner": "bob"}, "unknown field"),
     ({"num_gpus": 1, "model": "A100"}, "1 GPU with name=A100 asked for"),
     (["num_gpus"], "must look like"),
@@ -162,7 +160,7 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("choice, why", BAD, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("choice", "why"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_options_start_nothing(hub: Hub, choice: Any, why: str) -> None:
     hub.http.post("/users/alice")
     answer = hub.http.post("/users/alice/server", json={"gpupool": choice})
@@ -188,7 +186,8 @@ def test_one_user_cannot_reach_what_is_anothers(hub: Hub, eventually: Eventually
         with pytest.raises(UnknownLease):
             attempt(hers.id)
     said = str(bobs.pool())
-    assert hers.id not in said and "alice" not in said
+    assert hers.id not in said
+    assert "alice" not in said
     base, his = f"{hub.service_url}/gpupool/api/v1", {"Authorization": f"token {hub.token_of('bob')}"}
     for call in ("offer", "server?user=alice"):
         assert httpx.get(f"{base}/hub/{call}", headers=his).status_code == 403
@@ -204,7 +203,7 @@ def test_one_user_cannot_reach_what_is_anothers(hub: Hub, eventually: Eventually
     assert hers.worker is not None
     mine = next(lease for lease in bobs.leases())
     for secret in ("", "x" * 43, hub.token_of("bob")):
-        spec = holder.attach_spec(bobs, replace(mine, worker=hers.worker), secret, "remote")
+        spec = requests.attach_spec(bobs, replace(mine, worker=hers.worker), secret, "remote")
         with pytest.raises((Refused, WireError, OSError)):
             Lifeline(replace(spec, lease_id=hers.id))
     with socket.create_connection((hers.worker.host, hers.worker.port)) as raw:
@@ -212,7 +211,7 @@ def test_one_user_cannot_reach_what_is_anothers(hub: Hub, eventually: Eventually
 
     # By tokens that are nobody's, or a name.
     for token in ("", "alice", TOKEN[:-1] + "x"):
-        with pytest.raises((NotAdmitted, PoolError)):
+        with pytest.raises((Unauthenticated, PoolError)):
             hub.pool(token or "none").leases()
     assert hub.leases() == {"alice": "ACTIVE", "bob": "ACTIVE"}, "and hers goes on"
 
@@ -222,13 +221,13 @@ def test_a_token_is_worth_nothing_when_its_server_is_gone(hub: Hub, eventually: 
     kept = hub.pool(hub.token_of("alice"))
     hub.stop_server("alice")
     eventually(lambda: hub.server("alice") is None, "it is gone")
-    with pytest.raises((NotAllowed, NotAdmitted)):
+    with pytest.raises((PermissionDenied, Unauthenticated)):
         kept.request(request())
 
     def refused() -> bool:
         try:
             kept.pool()
-        except NotAdmitted:
+        except Unauthenticated:
             return True
         return False
 
@@ -238,7 +237,7 @@ def test_a_token_is_worth_nothing_when_its_server_is_gone(hub: Hub, eventually: 
 def test_a_server_takes_no_more_than_was_chosen(hub: Hub, eventually: Eventually) -> None:
     start(hub, eventually, "alice", num_gpus=1, partial=0.5)
     hers = hub.pool(hub.token_of("alice"))
-    with pytest.raises(NotAllowed, match="chosen when it was started"):
+    with pytest.raises(PermissionDenied, match="share the GPU slices that were chosen for it"):
         hers.request(request())
     (lease,) = hers.leases()
     with pytest.raises(ImpossibleRequest, match="1 × 0.5 was chosen"):
@@ -247,4 +246,4 @@ def test_a_server_takes_no_more_than_was_chosen(hub: Hub, eventually: Eventually
 
 
 def request(**fields: Any) -> Request:
-    return holder.new_request(**{"partial": 0.2, **fields})[0]
+    return requests.new_request(**{"partial": 0.2, **fields})[0]

@@ -16,8 +16,8 @@ import psutil
 import pytest
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 
-from jupyter_gpupool.api import discovery
-from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.client import discovery
+from jupyter_gpupool.client.http import PoolClient
 
 #: Not the name that the package installs it by: an environment's kernelspecs go before a user's.
 KERNEL = "as-installed"
@@ -49,7 +49,14 @@ def start_pool(eventually: Callable[..., Any], tmp_path: Path) -> Iterator[Calla
 
     def start(*options: str) -> PoolClient:
         ledger = f"--db-url=sqlite:///{tmp_path / 'pool.sqlite'}"
-        command = [sys.executable, "-m", "jupyter_gpupool.api.server", "--port=0", "--emulate", ledger]
+        command = [
+            sys.executable,
+            "-m",
+            "jupyter_gpupool.server.daemon.pool_app",
+            "--port=0",
+            "--emulate",
+            ledger,
+        ]
         process = subprocess.Popen([*command, *options], start_new_session=True)
 
         def published() -> discovery.PoolAddress | None:
@@ -67,7 +74,7 @@ def start_pool(eventually: Callable[..., Any], tmp_path: Path) -> Iterator[Calla
         client.close()
         process.terminate()
     for process, _ in running:
-        process.wait(60)
+        process.wait(300)
 
 
 @pytest.fixture
@@ -134,7 +141,7 @@ def start_server(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Cal
             except (OSError, ValueError):
                 return None
             headers = {"Authorization": f"token {said['token']}"}
-            http = httpx.Client(base_url=f"{said['url']}gpupool/api/v1", headers=headers, timeout=60)
+            http = httpx.Client(base_url=f"{said['url']}gpupool/api/v1", headers=headers, timeout=300)
             try:
                 if http.get("/pool").status_code == 200:
                     return http
@@ -143,11 +150,11 @@ def start_server(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Cal
             http.close()
             return None
 
-        return process, eventually(client, f"{log.name}: the pool answers", deadline_s=120)
+        return process, eventually(client, f"{log.name}: the pool answers")
 
     yield start
     for process in started:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
     for process in started:
-        process.wait(60)
+        process.wait(300)

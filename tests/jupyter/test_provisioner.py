@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import stat
 import threading
@@ -19,12 +20,12 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
 from tornado.web import HTTPError
 
-from jupyter_gpupool.api import discovery
-from jupyter_gpupool.api.client import PoolClient
-from jupyter_gpupool.jupyter import door
+from jupyter_gpupool.client import discovery
+from jupyter_gpupool.client.http import PoolClient
+from jupyter_gpupool.core.models import LeaseState
+from jupyter_gpupool.jupyter import process_state
+from jupyter_gpupool.jupyter.kernel_gpu_requests import parse, pending_requests
 from jupyter_gpupool.jupyter.kernel_lease import KernelLease
-from jupyter_gpupool.jupyter.wishes import parse, wishes
-from jupyter_gpupool.pool.models import LeaseState
 
 pytest.importorskip("torch", reason="workers need PyTorch")
 
@@ -42,7 +43,7 @@ class Kernel:
     def _connect(self) -> None:
         self.client = self.manager.blocking_client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=120)
+        self.client.wait_for_ready(timeout=300)
 
     def run(self, code: str) -> str:
         """What the code prints; the words of its error where there is one."""
@@ -55,7 +56,7 @@ class Kernel:
             elif message["msg_type"] == "error":
                 said.append(f"{content['ename']}: {content['evalue']}")
 
-        self.client.execute_interactive(code, timeout=120, output_hook=note)
+        self.client.execute_interactive(code, timeout=300, output_hook=note)
         return "".join(said).strip()
 
     def restart(self, **how: Any) -> None:
@@ -99,10 +100,13 @@ def test_a_kernel_has_its_slice_from_start_to_shutdown(
 ) -> None:
     kernel = start()
     lease = only(pool)
-    assert lease.state is LeaseState.ACTIVE and lease.request.partial == 0.5
+    assert lease.state is LeaseState.ACTIVE
+    assert lease.request.partial == 0.5
     file = Path(kernel.run("import os; print(os.environ['GPUPOOL_LEASE'])"))
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert kernel.run(DEVICES) == "1 3.0"
+    smi = "import subprocess; print(subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True).stdout)"
+    assert lease.slices[0].gpu_uuid in kernel.run(smi)
     kernel.end()
     assert pool.lease(lease.id).state is LeaseState.RELEASED
     assert not psutil.pid_exists(lease.worker.pid)
@@ -155,7 +159,7 @@ def test_a_kernel_that_is_shut_down_while_its_restarter_is_at_it_stays_ended(
 
     def begin_in_its_time(self: KernelLease) -> None:
         asks.set()
-        assert may_ask.wait(60)
+        assert may_ask.wait(300)
         begin(self)
 
     async def storm() -> None:
@@ -171,7 +175,8 @@ def test_a_kernel_that_is_shut_down_while_its_restarter_is_at_it_stays_ended(
             restart = asyncio.ensure_future(manager.start_kernel(**manager._launch_args))
         with pytest.raises((RuntimeError, asyncio.InvalidStateError)) as refused:
             await restart
-        assert "was shut down while" in str(refused.value.__context__ or refused.value)
+        why = str(refused.value.__context__ or refused.value)
+        assert re.search("was shut down (meanwhile|while its request waited)", why)
         assert not manager.has_kernel
 
     asyncio.run(storm())
@@ -218,7 +223,8 @@ def test_a_busy_pool_holds_up_no_kernel(
     waiting = next(lease for lease in pool.leases() if lease.state is LeaseState.QUEUED)
     said = json.loads(second.run("import json, os; print(json.dumps(dict(os.environ)))"))
     assert "GPUPOOL_LEASE" not in said
-    assert said["GPUPOOL_PENDING_LEASE"] == waiting.id and waiting.position == 1
+    assert said["GPUPOOL_PENDING_LEASE"] == waiting.id
+    assert waiting.position == 1
     file = Path(said["GPUPOOL_PENDING"])
     assert not file.exists()
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -259,7 +265,8 @@ def test_require_refuses_the_start_in_one_line(pool: PoolClient, start: Callable
     with pytest.raises(HTTPError) as refused:
         start(num_gpus=1, require=True)
     assert refused.value.status_code == 503
-    assert "cannot be had now" in str(refused.value) and "\n" not in str(refused.value)
+    assert "cannot be granted now" in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert len(pool.leases()) == 1
 
 
@@ -285,7 +292,8 @@ def test_nonsense_in_a_kernelspec_is_one_line_and_no_lease(
     with pytest.raises(HTTPError) as refused:
         start(**wish)
     assert refused.value.status_code == status
-    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
     assert not pool.leases(include_ended=True)
 
 
@@ -319,7 +327,8 @@ class TestWhereAWishIsFound:
     ) -> None:
         with pytest.raises(HTTPError) as refused:
             start(self.notebook(tmp_path, {"gpupool": wish}))
-        assert "work.ipynb" in str(refused.value) and "\n" not in str(refused.value)
+        assert "work.ipynb" in str(refused.value)
+        assert "\n" not in str(refused.value)
         assert refused.value.status_code == 400
         assert not pool.leases(include_ended=True)
 
@@ -334,7 +343,7 @@ class TestWhereAWishIsFound:
     def test_what_was_stored_for_the_kernel_before_all(
         self, pool: PoolClient, start: Callable[..., Kernel], tmp_path: Path
     ) -> None:
-        wishes.put("b1f5c2f0-0d57-4a4b-9f55-7b6b2c1f7a01", parse({"memory_mib": 1024}, "the test"))
+        pending_requests.put("b1f5c2f0-0d57-4a4b-9f55-7b6b2c1f7a01", parse({"memory_mib": 1024}, "the test"))
         launch = self.notebook(tmp_path, {"gpupool": {"num_gpus": 1, "partial": 0.25}})
         kernel = start({"kernel_id": "b1f5c2f0-0d57-4a4b-9f55-7b6b2c1f7a01", **launch})
         assert only(pool).request.memory_mib == 1024
@@ -364,7 +373,7 @@ def test_a_pool_that_is_away_holds_up_no_kernel(
 def test_a_server_that_shuts_down_starts_no_kernel_and_no_pool(kernelspec: Callable[..., str]) -> None:
     async def start() -> None:
         kernels = AsyncMultiKernelManager(connection_dir=jupyter_runtime_dir())
-        door.closing.add(kernels)
+        process_state.closing.add(kernels)
         with pytest.raises(RuntimeError, match="its server was shut down"):
             await kernels.start_kernel(kernel_name=kernelspec())
 
@@ -380,7 +389,7 @@ def test_a_start_that_fails_leaves_no_lease(
     spec = json.loads(file.read_text())
     spec["argv"][0] = "/no/such/program"
     file.write_text(json.dumps(spec))
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         Kernel(name)
     (lease,) = pool.leases(include_ended=True)
     assert lease.state is LeaseState.RELEASED

@@ -85,7 +85,7 @@ def status(jp_fetch: Callable[..., Any]) -> Callable[..., Any]:
         except HTTPClientError as e:
             # Past the door it is the pool that refuses what only its administrators may do.
             said = e.response.body if e.response is not None else b""
-            return PAST if e.code == 403 and b'"NotAllowed"' in said else e.code
+            return PAST if e.code == 403 and b'"PermissionDenied"' in said else e.code
         return answer.code
 
     return ask
@@ -103,7 +103,7 @@ def another_sites(status: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def test_there_are_all_of_them(jp_serverapp: Any) -> None:
-    from jupyter_gpupool.api.openapi import document
+    from jupyter_gpupool.server.http.openapi.document import document
 
     served = [(path, handler) for path, handler in routes(jp_serverapp)]
     assert any(issubclass(handler, WebSocketHandler) for _, handler in served)

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from jupyter_gpupool.api import discovery
-from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.client import discovery
+from jupyter_gpupool.client.http import PoolClient
+
+from ..support.user_pool import UserPool
 
 pytest.importorskip("torch", reason="slices are for PyTorch programs")
 
@@ -41,7 +43,7 @@ def pool_of_module() -> Iterator[PoolClient]:
         with PoolClient(address.url, address.token) as client:
             yield client
         process.terminate()
-        process.wait(60)
+        process.wait(300)
         os.environ.clear()
         os.environ.update(before)
 
@@ -55,16 +57,11 @@ def one_kernel(pool_of_module: PoolClient) -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def pool(jupyter_home: Any, eventually: Callable[..., Any]) -> Iterator[PoolClient]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"],
-        stderr=subprocess.DEVNULL,
-    )
-    address = eventually(discovery.find, "the pool runs", deadline_s=120)
-    with PoolClient(address.url, address.token) as client:
+def pool(jupyter_home: Any, user_pool: UserPool) -> Iterator[PoolClient]:
+    """A pool that this user runs already; every process of the test finds it. Without leases before and after."""
+    with user_pool.publish() as client:
         yield client
-    process.terminate()
-    process.wait(60)
+    user_pool.end_leases()
 
 
 class Kernel:
@@ -78,7 +75,7 @@ class Kernel:
         self.manager.start_kernel()
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=300)
 
     def run(self, code: str) -> str:
         """Everything the cell shows; plain text where there is HTML too."""
@@ -93,7 +90,7 @@ class Kernel:
             elif message["msg_type"] == "error":
                 said.append("\n".join(content["traceback"]))
 
-        self.client.execute_interactive(code, timeout=120, output_hook=hear)
+        self.client.execute_interactive(code, timeout=300, output_hook=hear)
         return _ANSI.sub("", "".join(said)).strip()
 
     def start(self, code: str) -> str:
@@ -101,7 +98,7 @@ class Kernel:
 
     def finish(self, started: str) -> None:
         """Return when that cell has ended, however it did."""
-        while self.client.get_shell_msg(timeout=60)["parent_header"].get("msg_id") != started:
+        while self.client.get_shell_msg(timeout=300)["parent_header"].get("msg_id") != started:
             pass
 
     def stop(self) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from jupyter_gpupool.api.client import PoolClient
+from jupyter_gpupool.client.http import PoolClient
 
 Kernel = Any
 Start = Callable[..., Kernel]
 
-IMPORT = "import jupyter_gpupool, time\nfrom jupyter_gpupool.notebook import watching"
+IMPORT = "import jupyter_gpupool, time\nfrom jupyter_gpupool.notebook.widgets import poller"
 #: Waits in the kernel until a condition holds.
 UNTIL = """
 def until(condition, deadline=60):
@@ -74,8 +74,12 @@ def test_a_picker_waits_beside_the_notebook_and_leaves_the_queue(
 def test_buttons_say_what_is_wrong_in_one_line(kernel: Kernel, pool: PoolClient) -> None:
     kernel.run("picker = jupyter_gpupool.Picker(); until(lambda: picker.grantable)")
     press = "picker._buttons[{!r}].click(); picker.wait(); print(picker.message)"
-    assert kernel.run(press.format("release")) == "this notebook has no slices and waits for none"
-    assert kernel.run(press.format("resize")) == "this notebook has no slices to resize"
+    assert kernel.run(press.format("release")) == (
+        "this notebook has no GPU slices and does not wait for any"
+    )
+    assert kernel.run(press.format("resize")) == (
+        "this notebook has no GPU slices to resize; request some first"
+    )
     assert "9 GPUs asked for, but the pool has 2" in kernel.run(
         "picker.num_gpus = 9; " + press.format("request")
     )
@@ -84,9 +88,10 @@ def test_buttons_say_what_is_wrong_in_one_line(kernel: Kernel, pool: PoolClient)
     kernel.run("picker.num_gpus = 1; picker.partial = 0.25")
     assert "Attached" in kernel.run(press.format("request"))
     assert kernel.run("picker.num_gpus = 2; " + press.format("resize")).startswith(
-        "the number of GPUs of a lease"
+        "a lease keeps its number of GPU slices (1"
     )
-    assert "already" not in kernel.run(press.format("request")) and granted(pool) == [8127, 0]
+    assert "already" not in kernel.run(press.format("request"))
+    assert granted(pool) == [8127, 0]
     assert pool.leases()[0].slices[0].memory_mib == 8127
 
 
@@ -111,18 +116,18 @@ def test_a_monitor_measures_the_lease_and_the_pool(kernel: Kernel, pool: PoolCli
 
 def test_no_timer_is_left_behind(kernel: Kernel) -> None:
     kernel.run("one, two = jupyter_gpupool.Picker(), jupyter_gpupool.Monitor()")
-    assert kernel.run("until(lambda: two.samples); watching.running()") == "True"
+    assert kernel.run("until(lambda: two.samples); poller.running()") == "True"
     kernel.run("one.close()")
-    assert kernel.run("watching.running()") == "True"
+    assert kernel.run("poller.running()") == "True"
     kernel.run("two.close()")
-    assert kernel.run("until(lambda: not watching.running()); len(watching._watchers)") == "0"
+    assert kernel.run("until(lambda: not poller.running()); len(poller._watchers)") == "0"
     assert (
         kernel.run("import threading; [t.name for t in threading.enumerate() if 'watch' in t.name]") == "[]"
     )
 
 
 def test_a_cell_that_is_run_again_replaces_its_widgets(kernel: Kernel) -> None:
-    code = "made = jupyter_gpupool.Monitor(), jupyter_gpupool.Monitor(); len(watching._watchers)"
+    code = "made = jupyter_gpupool.Monitor(), jupyter_gpupool.Monitor(); len(poller._watchers)"
     cell = {"cellId": "the-same-cell"}
     for _ in range(3):
         message = kernel.client.session.msg(
@@ -131,13 +136,13 @@ def test_a_cell_that_is_run_again_replaces_its_widgets(kernel: Kernel) -> None:
                 "code": code,
                 "silent": False,
                 "store_history": True,
-                "user_expressions": {"n": "len(watching._watchers)"},
+                "user_expressions": {"n": "len(poller._watchers)"},
             },
             metadata=cell,
         )
         kernel.client.shell_channel.send(message)
         while True:
-            reply = kernel.client.get_shell_msg(timeout=60)
+            reply = kernel.client.get_shell_msg(timeout=300)
             if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                 break
         assert reply["content"]["user_expressions"]["n"]["data"]["text/plain"] == "2"
@@ -148,14 +153,14 @@ def test_a_page_that_is_loaded_again_finds_the_state(kernel: Kernel) -> None:
     kernel.run("picker = jupyter_gpupool.Picker(num_gpus=2, partial=0.8); until(lambda: picker.grantable)")
     client = kernel.client
     client.comm_info("jupyter.widget")
-    while (reply := client.get_shell_msg(timeout=60))["header"]["msg_type"] != "comm_info_reply":
+    while (reply := client.get_shell_msg(timeout=300))["header"]["msg_type"] != "comm_info_reply":
         pass
     id = kernel.run("print(picker._means.model_id)")
     assert id in reply["content"]["comms"]
     data = {"comm_id": id, "data": {"method": "request_state"}}
     client.shell_channel.send(client.session.msg("comm_msg", data))
     while True:
-        message = client.get_iopub_msg(timeout=60)
+        message = client.get_iopub_msg(timeout=300)
         content = message["content"]
         if message["header"]["msg_type"] == "comm_msg" and content["comm_id"] == id:
             break

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jupyter_gpupool.devices import emulated_gpus
-from jupyter_gpupool.pool.ledger import Ledger
+from jupyter_gpupool.core.models import Server, WorkerAddress
+from jupyter_gpupool.gpus import emulated_gpus
+from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
-from jupyter_gpupool.pool.models import Request, Server, WorkerAddress
 
 
 class Clock:
@@ -64,21 +62,6 @@ def manager(ledger: Ledger, clock: Clock, servers: list[Server]) -> Manager:
     manager = Manager(ledger, clock)
     manager.set_servers(servers)
     return manager
-
-
-@pytest.fixture
-def ask() -> Callable[..., Request]:
-    """Build a request; ``partial`` is 1 unless it or ``memory_mib`` is given."""
-
-    def build(**values: Any) -> Request:
-        if "memory_mib" not in values:
-            values.setdefault("partial", 1.0)
-        values.setdefault("id", str(uuid.uuid4()))
-        values.setdefault("owner", "ada")
-        values.setdefault("secret_sha256", "ab" * 32)
-        return Request(**values)
-
-    return build
 
 
 @pytest.fixture

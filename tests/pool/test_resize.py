@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from jupyter_gpupool.pool.errors import (
+from jupyter_gpupool.core.errors import (
     ImpossibleRequest,
     InvalidRequest,
     LeaseEnded,
     NoCapacity,
     UnknownLease,
 )
-from jupyter_gpupool.pool.ledger import Ledger
+from jupyter_gpupool.core.models import Lease, LeaseState, Request, StartWorker, WorkerAddress
+from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
-from jupyter_gpupool.pool.models import Lease, LeaseState, Request, StartWorker, WorkerAddress
 
 Ask = Callable[..., Request]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,21 @@ def lease() -> Iterator[object]:
         with jupyter_gpupool.attach(num_gpus=2, partial=0.8) as held:
             yield held
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def record() -> Callable[..., None]:
+    """``record(program, compared, result)`` enters a row of docs/reference/programs.md, of this release of PyTorch.
+
+    PROGRAMS_RECORD names the JSON file, which `make programs` sets; rows of programs that did not run stay.
+    """
+
+    def enter(program: str, *, compared: str, result: str) -> None:
+        if not (name := os.environ.get("PROGRAMS_RECORD")):
+            return
+        file = Path(name)
+        rows = json.loads(file.read_text()) if file.exists() else {}
+        rows[program] = {"compared": compared, "result": result, "torch": torch.__version__}
+        file.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+
+    return enter

@@ -1,4 +1,4 @@
-"""skorch: scikit-learn's way of training, with device="cuda"."""
+"""skorch, training in scikit-learn's style, with device="cuda"."""
 
 from __future__ import annotations
 

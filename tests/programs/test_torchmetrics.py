@@ -1,4 +1,4 @@
-"""torchmetrics counts on a slice as it does on the CPU."""
+"""torchmetrics has the same results on a slice as on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face transformers with small random weights: what it gives on the CPU, it gives on a slice."""
+"""Hugging Face transformers with small random weights has the same results on a slice as on the CPU."""
 
 from __future__ import annotations
 
@@ -206,11 +206,13 @@ class TestTrainer:
     )
     def test_it_finds_the_slices_and_trains(self, lease: object, tmp_path: Path, options: dict) -> None:
         trainer = self.trainer(tmp_path, **options)
-        assert trainer.args.n_gpu == 2 and str(trainer.args.device) == "cuda:0"
+        assert trainer.args.n_gpu == 2
+        assert str(trainer.args.device) == "cuda:0"
         before = trainer.evaluate()["eval_loss"]
         trainer.train()
         after = trainer.evaluate()
-        assert after["eval_loss"] < before and 0 <= after["eval_right"] <= 1
+        assert after["eval_loss"] < before
+        assert 0 <= after["eval_right"] <= 1
 
     def test_it_resumes(self, lease: object, tmp_path: Path) -> None:
         self.trainer(tmp_path).train()

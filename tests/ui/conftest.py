@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ..browser import browser, jp_asyncio_loop, jp_server_cleanup, page, window  # noqa: F401  # fixtures
 from ..conftest import USERS_OWN
+from ..support.browser import browser, jp_asyncio_loop, jp_server_cleanup, page, window  # noqa: F401  # fixtures
 
 
 class Lab:
@@ -70,11 +70,19 @@ class Lab:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not self._answers():
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, f"JupyterLab did not start: {self._log.read_text()[-4000:]}"
             time.sleep(0.05)
+
+    def release_everything(self) -> None:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}/gpupool/api/v1/",
+            headers={"Authorization": f"token {self.TOKEN}"},
+        ) as client:
+            for lease in client.get("leases").raise_for_status().json()["leases"]:
+                client.delete(f"leases/{lease['id']}").raise_for_status()
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -103,7 +111,7 @@ class Lab:
             return
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(60)
+            process.wait(300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

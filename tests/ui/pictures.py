@@ -55,7 +55,7 @@ def test_pictures(
     expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
     page.get_by_role("tab", name="GPU Pool").click()
     panel = page.get_by_role("region", name="GPU Pool", exact=True)
-    picker = panel.get_by_role("region", name="Ask for GPUs")
+    picker = panel.get_by_role("region", name="Request GPUs")
     picker.get_by_role("spinbutton", name="GPUs").fill("2")
     picker.get_by_role("spinbutton", name="of each").fill("0.8")
     picker.get_by_role("button", name="Attach to train.ipynb").click()

@@ -70,7 +70,7 @@ def test_a_slice_is_taken_and_given_back_by_the_keyboard_alone(page: Page, panel
     tab_to(page, lease.get_by_role("button", name="Release: quiet.ipynb"))
     page.keyboard.press("Enter")
     question = page.get_by_role("dialog")
-    expect(question).to_contain_text("Release the GPUs of quiet.ipynb?")
+    expect(question).to_contain_text("Release the GPU slices of quiet.ipynb?")
     page.keyboard.press("Escape")
     expect(question).to_have_count(0)
     expect(lease).to_be_visible()
@@ -78,7 +78,7 @@ def test_a_slice_is_taken_and_given_back_by_the_keyboard_alone(page: Page, panel
     page.keyboard.press("Enter")
     tab_to(page, question.get_by_role("button", name="Release", exact=True))
     page.keyboard.press("Enter")
-    expect(panel).to_contain_text("You hold no GPU.")
+    expect(panel).to_contain_text("You hold no GPU slices.")
 
 
 def test_the_console_is_used_by_the_keyboard_alone(page: Page, one_lab: Lab) -> None:
@@ -103,7 +103,7 @@ def test_the_console_is_used_by_the_keyboard_alone(page: Page, one_lab: Lab) -> 
         release = row.get_by_role("button", name="Release: a program")
         tab_to(page, release)
         page.keyboard.press("Enter")
-        question = page.get_by_role("dialog", name="Release the GPUs of a program?")
+        question = page.get_by_role("dialog", name="Release the GPU slices of a program?")
         expect(question).to_be_visible()
         page.keyboard.press("Escape")
         expect(question).to_have_count(0)
@@ -142,6 +142,6 @@ def test_axe_finds_nothing_serious(page: Page, panel: Locator, one_lab: Lab, the
         for view in console.get_by_role("tablist").get_by_role("tab").all():
             view.click()
             name = view.inner_text()
-            expect(console.get_by_role("tabpanel")).not_to_contain_text(re.compile("Reading|Asking"))
+            expect(console.get_by_role("tabpanel")).not_to_contain_text(re.compile("Loading|Checking"))
             found[name] = violations(page, CONSOLE)
     assert not {where: lines for where, lines in found.items() if lines}

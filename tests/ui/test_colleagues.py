@@ -16,7 +16,7 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from ..daemon.conftest import Server, initialised
+from ..server.daemon.conftest import Server, initialised
 from .conftest import Lab
 from .test_panel import tile
 from .test_slices import notebook
@@ -124,7 +124,7 @@ def users(server: Server, window: Callable[[], Page], project_root: Path) -> Ite
 
 
 def ended(program: subprocess.Popen[str]) -> None:
-    program.communicate("\n", timeout=60)
+    program.communicate("\n", timeout=300)
 
 
 def test_time_is_left_and_can_be_extended_as_far_as_the_namespace_allows(
@@ -139,7 +139,7 @@ def test_time_is_left_and_can_be_extended_as_far_as_the_namespace_allows(
         dialog = ada.page.get_by_role("dialog")
         expect(dialog).to_contain_text(said)
         dialog.get_by_role("spinbutton").fill(str(minutes))
-        ada.accept("More time for a sweep", "Extend")
+        ada.accept("Extend the lease of a sweep", "Extend")
 
     extend(30, "Minutes; now at most ")
     refused = "leases of the namespace 'lab' last 1 h at most, counted from now"
@@ -158,9 +158,11 @@ def test_who_has_little_time_left_is_told_and_has_more_by_a_click(
     # An hour and a half of which 83 minutes have passed, by the clock of the page.
     page.add_init_script("{ const now = Date.now; Date.now = () => now.call(Date) + 5_000_000; }")
     page.goto(ada.lab.url)
-    near = page.locator(".Toastify__toast").filter(has_text="The GPUs of a sweep go back to the pool in 6 min.")
+    near = page.locator(".Toastify__toast").filter(
+        has_text="The GPUs of a sweep go back to the pool in 6 min."
+    )
     near.get_by_role("button", name="More time…").click()
-    dialog = page.get_by_role("dialog").filter(has_text="More time for a sweep")
+    dialog = page.get_by_role("dialog").filter(has_text="Extend the lease of a sweep")
     dialog.get_by_role("spinbutton").fill("15")
     dialog.get_by_role("button", name="Extend", exact=True).click()
     expect(near).to_have_count(0)  # it is true no longer
@@ -170,7 +172,7 @@ def test_who_has_little_time_left_is_told_and_has_more_by_a_click(
 def test_a_slice_that_does_not_compute_is_warned_of_unless_a_cell_runs(users: tuple[User, User]) -> None:
     ada, _ = users
     warning = ada.told("forgotten has not used its GPUs for")
-    expect(warning).to_have_count(1, timeout=90_000)
+    expect(warning).to_have_count(1, timeout=300_000)
     loads = ada.lease("loads.ipynb")
     expect(loads).to_contain_text("idle")  # for longer, and the user sees it
     assert ada.told("loads.ipynb has not used its GPUs").count() == 0
@@ -185,7 +187,7 @@ def test_a_slice_that_does_not_compute_is_warned_of_unless_a_cell_runs(users: tu
     warning = ada.told("loads.ipynb has not used its GPUs for")
     expect(warning).to_have_count(1)
     warning.get_by_role("button", name="Release").click()
-    ada.accept("Release the GPUs of loads.ipynb?", "Release")
+    ada.accept("Release the GPU slices of loads.ipynb?", "Release")
     expect(loads).to_have_count(0)
     expect(warning).to_have_count(0)
 
@@ -200,16 +202,16 @@ def test_a_colleague_asks_for_a_gpu_and_gets_it(users: tuple[User, User]) -> Non
     expect(piece).to_have_attribute("title", re.compile(r"^ada\n"))
     held = bob.panel.get_by_role("region", name="Held by others")
     sweep = held.get_by_role("article", name="ada").filter(has_text="31.7 GiB")
-    sweep.get_by_role("button", name="Ask ada for it back").click()
+    sweep.get_by_role("button", name="Ask ada to release").click()
     bob.page.get_by_role("dialog").get_by_role("textbox").fill("for an hour, please")
-    bob.accept("Ask ada for these GPUs?", "Ask")
-    expect(bob.told("ada has been asked.")).to_be_visible()
+    bob.accept("Ask ada to release these GPU slices?", "Ask")
+    expect(bob.told("Your message was sent to ada.")).to_be_visible()
 
-    asked = ada.told("bob asks for the GPUs of a sweep: “for an hour, please”")
+    asked = ada.told("bob asks you to release the GPU slices of a sweep: “for an hour, please”")
     expect(asked).to_be_visible()
-    expect(ada.lease("a sweep")).to_contain_text("bob asks for it: “for an hour, please”")
+    expect(ada.lease("a sweep")).to_contain_text("bob asks you to release it: “for an hour, please”")
     asked.get_by_role("button", name="Release").click()
-    ada.accept("Release the GPUs of a sweep?", "Release and lose it")
+    ada.accept("Release the GPU slices of a sweep?", "Release and lose data")
     expect(ada.lease("a sweep")).to_have_count(0)
 
     expect(sweep).to_have_count(0)

@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from jupyter_gpupool import holder
-from jupyter_gpupool.api import bundle
-from jupyter_gpupool.api.client import PoolClient
-from jupyter_gpupool.remote.lifeline import Lifeline
+from jupyter_gpupool.client import bundle, requests
+from jupyter_gpupool.client.http import PoolClient
+from jupyter_gpupool.transport.lifeline import Lifeline
 
-from ..daemon.conftest import Server, initialised
+from ..server.daemon.conftest import Server, initialised
 from .accessible import THEMES, use_theme
 from .conftest import Lab
 
@@ -89,7 +88,7 @@ def test_servers_and_health(page: Page, console: Locator, server: Server) -> Non
     expect(servers).to_contain_text("2 × Tesla V100-PCIE-32GB emulated")
     servers.get_by_role("button", name="Drain:").click()
     question = page.get_by_role("dialog", name="Drain")
-    expect(question).to_contain_text("Nothing is on it now.")
+    expect(question).to_contain_text("It holds no GPU slices now.")
     question.get_by_role("button", name="Drain").click()
     expect(servers.get_by_text("draining")).to_be_visible()
     with server.administrator() as client:
@@ -132,7 +131,7 @@ def test_a_token_is_made_used_extended_and_revoked(
     found = bundle.find()
     assert found is not None
     with PoolClient(found.urls[0], found.token, ca=found.ca) as client:
-        request, _ = holder.new_request(partial=0.25, label="grace's notebook")
+        request, _ = requests.new_request(partial=0.25, label="grace's notebook")
         lease = client.request(request, wait_s=30)
         assert lease.request.owner == "grace"
 
@@ -141,11 +140,11 @@ def test_a_token_is_made_used_extended_and_revoked(
         expect(mine).to_contain_text("active")
         expect(mine).to_contain_text("1 × 8,127 MiB")
         mine.get_by_role("button", name="Release").click()
-        question = page.get_by_role("dialog", name="Release the GPUs of grace's notebook?")
+        question = page.get_by_role("dialog", name="Release the GPU slices of grace's notebook?")
         question.get_by_role("button", name="Keep").click()
         expect(mine).to_be_visible()
         mine.get_by_role("button", name="Release").click()
-        question.get_by_role("button", name="Release and lose it").click()
+        question.get_by_role("button", name="Release and lose data").click()
         expect(mine).to_have_count(0)
         assert client.lease(lease.id).state.ended
 
@@ -161,7 +160,7 @@ def test_a_token_is_made_used_extended_and_revoked(
     token.get_by_role("button", name="Revoke").click()
     page.get_by_role("dialog", name="Revoke the token").get_by_role("button", name="Revoke").click()
     expect(token).to_have_count(0)
-    view.get_by_label("Revoked ones too").check()
+    view.get_by_label("Show revoked tokens").check()
     expect(token).to_contain_text("revoked")
 
 
@@ -172,12 +171,12 @@ def test_leases_are_searched_sorted_and_extended(page: Page, console: Locator, s
         held.callback(client.delete_namespace, "timed")
         for label, partial in (("alpha", 0.1), ("beta", 0.3), ("gamma", 0.2)):
             namespace = "timed" if label == "gamma" else "default"
-            request, _ = holder.new_request(partial=partial, label=label)
+            request, _ = requests.new_request(partial=partial, label=label)
             lease = client.request(replace(request, namespace=namespace), wait_s=30)
             held.callback(client.release, lease.id)
         expect(view.get_by_role("button", name="Extend:")).to_have_count(1)
         view.get_by_role("button", name="Extend: gamma").click()
-        dialog = page.get_by_role("dialog", name="More time for gamma")
+        dialog = page.get_by_role("dialog", name="Extend the lease of gamma")
         expect(dialog).to_contain_text("Its namespace, timed, allows 0 now.")
         dialog.get_by_role("button", name="Extend").click()
         expect(dialog.get_by_role("alert")).to_contain_text("timed")
@@ -201,7 +200,7 @@ def test_leases_are_searched_sorted_and_extended(page: Page, console: Locator, s
         expect(names).to_have_text(["gamma"])
         expect(view.get_by_text("1 of 3")).to_be_visible()
         view.get_by_role("searchbox").fill("")
-    expect(view).to_contain_text("Nobody holds or waits for a GPU.")
+    expect(view).to_contain_text("No leases and no queued requests.")
 
 
 def test_a_namespace_with_limits_and_members(page: Page, console: Locator, server: Server) -> None:
@@ -216,7 +215,7 @@ def test_a_namespace_with_limits_and_members(page: Page, console: Locator, serve
     dialog.get_by_label("Share of one user").fill("0.5")
     dialog.get_by_role("button", name="Add a member").click()
     dialog.get_by_label("Member 1", exact=True).fill("ada")
-    dialog.get_by_label("Role of ada").select_option("administers")
+    dialog.get_by_label("Role of ada").select_option("administrator")
     dialog.get_by_role("button", name="Create").click()
     mine = row(view, "vision")
     expect(mine).to_contain_text("0 of 32,510")
@@ -254,9 +253,9 @@ def test_screenshots(page: Page, console: Locator, server: Server, project_root:
             ("sweep.py", 1, 0.25),
             ("evaluate.ipynb", 1, 0.2),
         ):
-            request, secret = holder.new_request(num_gpus=count, partial=partial, label=label)
-            lease = holder.acquire(client, request)
-            held.callback(Lifeline(holder.attach_spec(client, lease, secret, "remote")).release)
+            request, secret = requests.new_request(num_gpus=count, partial=partial, label=label)
+            lease = requests.acquire(client, request)
+            held.callback(Lifeline(requests.attach_spec(client, lease, secret, "remote")).release)
         hide = page.get_by_role("button", name="Hide notification")
         if hide.count():
             hide.first.click()

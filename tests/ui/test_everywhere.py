@@ -28,7 +28,7 @@ def screen(window: Callable[[], Page], one_lab: Lab) -> Iterator[Screen]:
 def nothing_is_held(screen: Screen) -> Iterator[None]:
     yield
     shown(screen)
-    expect(screen.panel).to_contain_text("You hold no GPU.")
+    expect(screen.panel).to_contain_text("You hold no GPU slices.")
 
 
 def shown(screen: Screen) -> None:
@@ -59,7 +59,7 @@ def test_the_toolbar_asks_and_chart_and_status_bar_move(
     screen.front("train.ipynb")
     expect(status(page)).to_be_hidden()
     page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").get_by_role(
-        "button", name=re.compile("Ask for GPUs for this notebook|Request GPUs")
+        "button", name=re.compile("Request GPUs for this notebook|Request GPUs")
     ).click()
     dialog = page.get_by_role("dialog", name="GPUs for this notebook")
     dialog.get_by_role("spinbutton", name="GPUs").fill("2")

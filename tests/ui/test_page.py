@@ -9,9 +9,10 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from jupyter_gpupool.api import bundle, console
+from jupyter_gpupool.client import bundle
+from jupyter_gpupool.server.http import console
 
-from ..daemon.conftest import Server, initialised
+from ..server.daemon.conftest import Server, initialised
 from .accessible import violations
 
 if console.folder() is None:

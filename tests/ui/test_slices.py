@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -35,10 +36,29 @@ print("trained" if loss.item() < 2 else "not trained", torch.cuda.device_count()
 """
 
 
-def notebook(folder: Path, name: str, *cells: str) -> None:
+#: Makes the package one that does not have the function that the browser calls.
+OLDER = """\
+import jupyter_gpupool
+def older(name):
+    raise AttributeError(f"module 'jupyter_gpupool' has no attribute {name!r}")
+jupyter_gpupool.__dict__.pop("_jupyter_gpupool_call", None)
+jupyter_gpupool.__getattr__ = older
+"""
+
+#: What a notebook may ask for in its metadata.
+ASKS: dict[str, object] = {
+    "num_gpus": 1,
+    "memory_mib": 24000,
+    "filters": {"name": "V100", "emulated": "true"},
+    "spread": True,
+    "require": False,
+}
+
+
+def notebook(folder: Path, name: str, *cells: str, **metadata: object) -> None:
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
     nbformat.write(
-        new_notebook(cells=[new_code_cell(cell) for cell in cells], metadata=kernel), folder / name
+        new_notebook(cells=[new_code_cell(cell) for cell in cells], metadata=kernel | metadata), folder / name
     )
 
 
@@ -54,13 +74,14 @@ class Screen:
         self.lab = lab
         notebook(lab.root, "train.ipynb", "before = 'still here'", TRAIN, "before")
         notebook(lab.root, "other.ipynb", "import torch; torch.cuda.device_count()")
+        notebook(lab.root, "asks.ipynb", gpupool=ASKS)
         page.goto(lab.url.replace("/lab?", "/lab/tree/other.ipynb?"))
         expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
         page.get_by_role("listitem", name=re.compile("train.ipynb")).dblclick()
         expect(tab(page, "train.ipynb")).to_be_visible()
         page.get_by_role("tab", name="GPU Pool").click()
         self.panel = page.get_by_role("region", name="GPU Pool", exact=True)
-        self.picker = self.panel.get_by_role("region", name="Ask for GPUs")
+        self.picker = self.panel.get_by_role("region", name="Request GPUs")
         self.cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
 
     def front(self, name: str) -> None:
@@ -68,17 +89,38 @@ class Screen:
         expect(self.picker.get_by_role("button", name=name)).to_be_visible()
 
     def run(self, n: int) -> Locator:
-        """Runs a cell of the notebook in front; its output."""
-        self.cells.nth(n).locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-        return self.cells.nth(n).locator(".jp-OutputArea")
+        """Run a cell of the notebook in front; return its output."""
+        cell = self.cells.nth(n)
+        while True:  # a page that is still rendering loses the key
+            cell.locator(".cm-content").click()
+            self.page.keyboard.press("Control+Enter")
+            with contextlib.suppress(AssertionError):
+                expect(cell.locator(".jp-InputPrompt")).to_have_text(
+                    re.compile(r"\[(\*|\d+)\]"), timeout=10_000
+                )
+                return cell.locator(".jp-OutputArea")
 
-    def choose(self, count: int, partial: float) -> None:
+    def ran(self, n: int) -> None:
+        """Run a cell of the notebook in front, and wait until it has ended.
+
+        What the panel asks a kernel goes by a connection of its own, and may arrive before what was sent to it.
+        """
+        self.run(n)
+        expect(self.cells.nth(n).locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"))
+
+    def choose(self, count: int, amount: float, unit: str = "fraction") -> None:
         self.picker.get_by_role("spinbutton", name="GPUs").fill(str(count))
-        self.picker.get_by_role("spinbutton", name="of each").fill(str(partial))
+        self.picker.get_by_role("combobox", name="Unit of the memory").select_option(unit)
+        self.picker.get_by_role("spinbutton", name="of each").fill(str(amount))
 
     def lease(self, name: str) -> Locator:
         return self.panel.get_by_role("article", name=name)
+
+    def saved(self, name: str) -> dict[str, object]:
+        """Saves the notebook in front; what its metadata asks for."""
+        self.page.keyboard.press("Control+s")
+        expect(tab(self.page, name)).not_to_have_class(re.compile("jp-mod-dirty"))
+        return json.loads((self.lab.root / name).read_text())["metadata"]["gpupool"]
 
     def accept(self, button: str) -> None:
         self.page.get_by_role("dialog").get_by_role("button", name=button, exact=True).click()
@@ -92,9 +134,12 @@ def screen(window: Callable[[], Page], one_lab: Lab) -> Iterator[Screen]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_held(screen: Screen) -> Iterator[None]:
+def nothing_is_held(screen: Screen, request: pytest.FixtureRequest) -> Iterator[None]:
+    failed = request.session.testsfailed
     yield
-    expect(screen.panel).to_contain_text("You hold no GPU.")
+    if request.session.testsfailed > failed:  # what it left must not fail the tests that follow
+        screen.lab.release_everything()
+    expect(screen.panel).to_contain_text("You hold no GPU slices.")
     expect(screen.panel.get_by_role("region", name="Queue")).to_have_count(0)
 
 
@@ -108,7 +153,7 @@ def test_two_gpus_at_eighty_percent_for_a_running_notebook(screen: Screen) -> No
     screen.picker.get_by_role("button", name="Attach to train.ipynb").click()
     lease = screen.lease("train.ipynb")
     expect(lease).to_contain_text("2 × 26,008 MiB: GPU 0, 1 of")
-    expect(screen.picker).to_contain_text("train.ipynb has GPUs already")
+    expect(screen.picker).to_contain_text("train.ipynb already has GPU slices")
     for meter in screen.panel.get_by_role("meter", name="Granted memory of GPU").all():
         expect(meter).to_have_attribute("aria-valuenow", "26008")
 
@@ -126,10 +171,73 @@ def test_two_gpus_at_eighty_percent_for_a_running_notebook(screen: Screen) -> No
     screen.accept("Release")
     expect(lease).to_have_count(0)
 
-    screen.page.keyboard.press("Control+s")
-    expect(tab(screen.page, "train.ipynb")).not_to_have_class(re.compile("jp-mod-dirty"))
-    kept = json.loads((screen.lab.root / "train.ipynb").read_text())["metadata"]["gpupool"]
-    assert kept == {"num_gpus": 2, "partial": 0.8}
+    assert screen.saved("train.ipynb") == {"num_gpus": 2, "partial": 0.8}
+
+
+def test_the_form_keeps_what_the_notebook_asks_for_and_the_user_does_not_touch(screen: Screen) -> None:
+    wanted = dict(ASKS)
+    screen.page.get_by_role("tab", name="File Browser").click()
+    screen.page.get_by_role("listitem", name=re.compile("asks.ipynb")).dblclick()
+    screen.page.get_by_role("tab", name="GPU Pool").click()
+    lease = screen.lease("asks.ipynb")
+    expect(screen.picker).to_contain_text("1 × 24,000 MiB")
+    expect(screen.picker.get_by_role("textbox", name="Filters")).to_have_value("emulated=true")
+    expect(screen.picker.get_by_label("Allow GPUs from several servers")).to_be_checked()
+    expect(screen.picker.get_by_label("Remember in the notebook")).to_be_checked()
+    screen.picker.get_by_role("button", name="Attach to asks.ipynb").click()
+    expect(lease).to_contain_text("1 × 24,000 MiB: GPU 0 of")
+    lease.get_by_role("button", name="Release: asks.ipynb").click()
+    screen.accept("Release")
+    expect(lease).to_have_count(0)
+    assert screen.saved("asks.ipynb") == wanted
+
+    screen.choose(1, 0.25)
+    screen.picker.get_by_role("textbox", name="Filters").fill("index=1")
+    screen.picker.get_by_role("button", name="Attach to asks.ipynb").click()
+    expect(lease).to_contain_text("1 × 8,127 MiB: GPU 1 of")
+    lease.get_by_role("button", name="Release: asks.ipynb").click()
+    screen.accept("Release")
+    expect(lease).to_have_count(0)
+    del wanted["memory_mib"]
+    wanted |= {"partial": 0.25, "filters": {"name": "V100", "index": "1"}}
+    assert screen.saved("asks.ipynb") == wanted
+
+
+def test_the_form_asks_in_mib_and_by_filters(screen: Screen) -> None:
+    screen.front("other.ipynb")
+    screen.choose(1, 0.5)
+    unit = screen.picker.get_by_role("combobox", name="Unit of the memory")
+    unit.select_option("MiB")
+    amount = screen.picker.get_by_role("spinbutton", name="of each")
+    expect(amount).to_have_value("16255")
+    amount.fill("700")
+    screen.picker.get_by_text("Filters", exact=True).click()
+    filters = screen.picker.get_by_role("textbox", name="Filters")
+    filters.fill("colour=red")
+    expect(screen.picker).to_contain_text("unknown filter 'colour'")
+    filters.fill("index=1")
+    expect(screen.picker).to_contain_text("1 × 700 MiB")
+    screen.picker.get_by_role("button", name="Attach to other.ipynb").click()
+    lease = screen.lease("other.ipynb")
+    expect(lease).to_contain_text("1 × 700 MiB: GPU 1 of")
+    lease.get_by_role("button", name="Release: other.ipynb").click()
+    screen.accept("Release")
+    unit.select_option("fraction")
+    expect(amount).to_have_value("0.02")
+
+
+def test_a_kernel_with_an_older_package_is_to_be_restarted(screen: Screen) -> None:
+    notebook(screen.lab.root, "older.ipynb", OLDER)
+    screen.page.get_by_role("tab", name="File Browser").click()
+    screen.page.get_by_role("listitem", name=re.compile("older.ipynb")).dblclick()
+    screen.page.get_by_role("tab", name="GPU Pool").click()
+    screen.front("older.ipynb")
+    screen.ran(0)
+    screen.choose(1, 0.5)
+    screen.picker.get_by_role("button", name="Attach to older.ipynb").click()
+    alert = screen.picker.get_by_role("alert")
+    expect(alert).to_contain_text("an older version of jupyter_gpupool: restart the kernel and try again")
+    expect(alert).not_to_contain_text("AttributeError")
 
 
 def test_a_second_notebook_queues_and_is_granted(screen: Screen) -> None:
@@ -141,15 +249,15 @@ def test_a_second_notebook_queues_and_is_granted(screen: Screen) -> None:
 
     screen.front("other.ipynb")
     screen.choose(1, 0.5)
-    expect(screen.picker).to_contain_text("Not free now: it would wait at place 1")
+    expect(screen.picker).to_contain_text("Not free now: the request would be queued at position 1")
     screen.picker.get_by_role("button", name="Queue for other.ipynb").click()
     queue = screen.panel.get_by_role("region", name="Queue")
-    expect(queue).to_contain_text("place 1 of 1")
+    expect(queue).to_contain_text("position 1 of 1")
     queue.get_by_role("button", name="Leave the queue: other.ipynb").click()
     expect(queue).to_have_count(0)
 
     screen.picker.get_by_role("button", name="Queue for other.ipynb").click()
-    expect(queue).to_contain_text("place 1 of 1")
+    expect(queue).to_contain_text("position 1 of 1")
     first.get_by_role("button", name="Release: train.ipynb").click()
     screen.accept("Release")
     second = screen.lease("other.ipynb")
@@ -200,7 +308,7 @@ def test_a_kernel_that_is_restarted_gives_its_slices_back_and_may_have_others(sc
     screen.page.get_by_role("button", name="Restart the kernel", exact=True).last.click()
     screen.accept("Confirm Kernel Restart")
     expect(lease).to_have_count(0)
-    expect(screen.panel).to_contain_text("You hold no GPU.")
+    expect(screen.panel).to_contain_text("You hold no GPU slices.")
     attached(screen, "other.ipynb").get_by_role("button", name="Release: other.ipynb").click()
     screen.accept("Release")
 
@@ -222,7 +330,7 @@ def test_a_kernel_that_dies_gives_its_slices_back(screen: Screen) -> None:
     kernel_of(screen.lab, "other.ipynb").kill()
     screen.accept("Ok")  # JupyterLab says that it died, and starts another
     expect(lease).to_have_count(0)
-    expect(screen.panel).to_contain_text("You hold no GPU.")
+    expect(screen.panel).to_contain_text("You hold no GPU slices.")
 
 
 def test_two_windows_show_the_same_and_either_may_act(screen: Screen, window: Callable[[], Page]) -> None:
@@ -230,7 +338,7 @@ def test_two_windows_show_the_same_and_either_may_act(screen: Screen, window: Ca
     other.goto(screen.lab.url.replace("/lab?", "/lab/workspaces/another?"))
     other.get_by_role("tab", name="GPU Pool", exact=True).click()
     theirs = other.get_by_role("region", name="GPU Pool", exact=True)
-    expect(theirs).to_contain_text("You hold no GPU.")
+    expect(theirs).to_contain_text("You hold no GPU slices.")
     mine = attached(screen, "train.ipynb")
     seen = theirs.get_by_role("article", name="train.ipynb")
     expect(seen).to_contain_text("1 × 16,255 MiB")
@@ -241,5 +349,5 @@ def test_two_windows_show_the_same_and_either_may_act(screen: Screen, window: Ca
     seen.get_by_role("button", name="Release: train.ipynb").click()
     other.get_by_role("dialog").get_by_role("button", name="Release", exact=True).click()
     expect(mine).to_have_count(0)
-    expect(theirs).to_contain_text("You hold no GPU.")
+    expect(theirs).to_contain_text("You hold no GPU slices.")
     other.context.close()

@@ -27,11 +27,11 @@ def test_a_slice_by_the_mouse_and_a_page_that_is_loaded_again(page: Page, lab: s
     expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
     page.keyboard.press("Shift+Enter")
     output = page.locator(".jp-Notebook .jp-OutputArea").first
-    expect(output).to_contain_text("1 × 26008 MiB, emulated: free now (2 of 2 GPUs have as much)")
+    expect(output).to_contain_text("1 × 26008 MiB, emulated: free now (2 of 2 GPUs have that much free)")
     expect(output.get_by_role("button", name="Release")).to_be_disabled()
-    output.get_by_role("button", name="Request").click()
+    output.get_by_role("button", name="Request GPUs").click()
     expect(output).to_contain_text("This notebook has 1 × Tesla V100-PCIE-32GB (emulated), 26008 MiB: cuda:0")
-    expect(output.get_by_role("img", name="Utilisation in the last")).to_be_visible()
+    expect(output.get_by_role("img", name="Utilization in the last")).to_be_visible()
     expect(output).to_contain_text("0 of 26008 MiB used")
 
     page.keyboard.press("Control+s")
@@ -40,5 +40,5 @@ def test_a_slice_by_the_mouse_and_a_page_that_is_loaded_again(page: Page, lab: s
     output = page.locator(".jp-Notebook .jp-OutputArea").first
     expect(output).to_contain_text("This notebook has 1 × Tesla V100-PCIE-32GB (emulated), 26008 MiB: cuda:0")
     output.get_by_role("button", name="Release").click()
-    expect(output).to_contain_text("This notebook has no slices")
+    expect(output).to_contain_text("This notebook has no GPU slices")
     expect(output.get_by_role("button", name="Release")).to_be_disabled()

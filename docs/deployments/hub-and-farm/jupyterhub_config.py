@@ -1,7 +1,7 @@
 # On the hub: /etc/jupyterhub/jupyterhub_config.py, or the lines that yours lacks.
 import os
 
-from jupyter_gpupool.jupyter.hub import Limits, configure
+from jupyter_gpupool.hub import Limits, configure
 
 c = get_config()  # noqa: F821
 

@@ -1,6 +1,6 @@
 # /opt/tljh/config/jupyterhub_config.d/gpupool.py
 # GPUs of this one machine, offered on the spawn page and used directly.
-from jupyter_gpupool.jupyter.hub import Limits, configure
+from jupyter_gpupool.hub import Limits, configure
 
 configure(
     c,  # noqa: F821

@@ -1,1 +1,1 @@
-"""Workers on every GPU server of a Ray cluster. Ray is needed where this is used, and imported only then."""
+"""Workers on every GPU server of a Ray cluster. Ray is imported only when this engine is used."""

@@ -1,7 +1,7 @@
-"""What runs on each GPU server: a Ray actor that keeps a warm parent there and has it fork the workers.
+"""The Ray actor on each GPU server: it keeps a warm parent there, which forks the workers.
 
-The pool talks to it in plain dictionaries. It outlives a pool that is killed (then it is a detached actor)
-and remembers how workers ended until a pool has heard of it. When it ends, its workers end with it.
+The pool and the actor exchange plain dictionaries. As a detached actor it outlives a pool that is killed, and records
+how workers ended until a pool has read it. When the actor ends, its workers end with it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ...devices.emulated import emulated_gpus
-from ...devices.nvml import nvml_gpus
-from ...pool.errors import EngineFailure, InUse
-from ...pool.models import GPU, Lease, LeaseState, Request, Slice
-from ..local import LocalEngine
+from jupyter_gpupool.core.errors import EngineError, SliceInUse
+from jupyter_gpupool.core.models import GPU, Lease, LeaseState, Request, Slice
+from jupyter_gpupool.engines.local.engine import LocalEngine
+from jupyter_gpupool.gpus.emulated import emulated_gpus
+from jupyter_gpupool.gpus.nvml import nvml_gpus
 
 
 class Agent:
-    """``settings``: ``name`` and ``host`` of this server, ``gpus`` (how many Ray counts here), ``emulate``,
-    ``emulated_name``, ``emulated_memory_mib``, and ``local``: the traits of the LocalEngine of this server."""
+    """The actor. The keys of ``settings`` are:
+
+    ``name`` and ``host`` of this server; ``gpus``, the number that Ray counts here; ``emulate``, ``emulated_name`` and
+    ``emulated_memory_mib``; and ``local``, the traits of this server's LocalEngine.
+    """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
@@ -34,13 +37,16 @@ class Agent:
         self._workers: dict[str, dict[str, Any]] = {}
 
     async def describe(self) -> dict[str, Any]:
-        """Who this is, what GPUs there are, which workers run, and how others ended of which no pool has heard:
-        ``{"name", "gpus", "workers": {lease: …}, "ended": {lease: [state, reason]}}``."""
+        """Return the server's name, its GPUs, the running workers, and the ends of workers that no pool has read.
+
+        The answer is ``{"name", "gpus", "workers": {lease: …}, "ended": {lease: [state, reason]}}``, or
+        ``{"failed": why}``.
+        """
         if self._started is None:
             self._started = asyncio.ensure_future(self._start())
         try:
             await asyncio.shield(self._started)
-        except EngineFailure as e:
+        except EngineError as e:
             self._started = None
             return {"failed": str(e)}
         return {
@@ -51,48 +57,50 @@ class Agent:
         }
 
     async def warm(self) -> None:
-        """Returns when the next worker starts at once, or cannot be started."""
-        with contextlib.suppress(EngineFailure):
+        """Return when the next worker can start at once, or cannot be started."""
+        with contextlib.suppress(EngineError):
             await self._engine.until_warm()
 
     async def start(
-        self, lease_id: str, secret_sha256: str, slices: list[dict], ttl_s: float, first: int = 0
+        self, lease_id: str, secret_sha256: str, slices: list[dict[str, Any]], ttl_s: float, first: int = 0
     ) -> dict[str, Any]:
-        """The new worker's ``{"host", "port", "pid", "created"}``, or ``{"failed": why}``. ``first``: the number of
-        the first of these slices within the lease."""
+        """Start a worker. Return its ``{"host", "port", "pid", "created"}``, or ``{"failed": why}``.
+
+        ``first``: the number of the first of these slices within the lease.
+        """
         request = Request(lease_id, "", secret_sha256=secret_sha256)
         pieces = tuple(Slice(**piece) for piece in slices)
         try:
             lease = Lease(request, LeaseState.GRANTED, pieces, ttl_s=ttl_s)
             worker = await self._engine.start_worker(lease, first)
-        except EngineFailure as e:
+        except EngineError as e:
             return {"failed": str(e)}
         self._workers[lease_id] = worker.to_json()
         return self._workers[lease_id]
 
     async def stop(self, lease_id: str) -> None:
-        """Returns when that worker is gone."""
+        """Stop the worker of a lease; return when it has ended."""
         await self._engine.stop_worker(lease_id)
 
     async def limit(self, lease_id: str, limits: dict[str, int]) -> dict[str, str]:
-        """``{}``, ``{"in_use": why}`` or ``{"failed": why}``."""
+        """Set the memory limits of a worker. Return ``{}``, ``{"in_use": why}`` or ``{"failed": why}``."""
         try:
             await self._engine.limit_worker(lease_id, limits)
-        except InUse as e:
+        except SliceInUse as e:
             return {"in_use": str(e)}
-        except EngineFailure as e:
+        except EngineError as e:
             return {"failed": str(e)}
         return {}
 
     async def keep(self, lease_ids: list[str]) -> None:
-        """End the workers of all other leases; returns when they are gone."""
+        """End the workers of all other leases; return when they have ended."""
         others = [lease_id for lease_id in self._workers if lease_id not in lease_ids]
         await asyncio.gather(*(self._engine.stop_worker(lease_id) for lease_id in others))
 
     async def news(self, heard: int, wait_s: float) -> dict[str, Any]:
-        """What has happened after number ``heard``, at the latest after ``wait_s``; that and older is forgotten.
+        """Return the events after number ``heard``, at the latest after ``wait_s`` seconds; forget those up to it.
 
-        ``{"ended": [[number, lease, state, reason]], "usage": {lease: …}, "warm", "failure",
+        The answer is ``{"ended": [[number, lease, state, reason]], "usage": {lease: …}, "warm", "failure",
         "readings": of this machine's health, "clock": seconds since the epoch}``
         """
         for number in [n for n in self._ended if n <= heard]:
@@ -113,7 +121,7 @@ class Agent:
         }
 
     async def end(self) -> None:
-        """End every worker and what they are forked from."""
+        """End every worker and the processes that fork them."""
         await self._engine.stop()
 
     async def _start(self) -> None:

@@ -1,8 +1,7 @@
-"""Shares of one node's GPUs in Ray: exactly the GPU that the pool's ledger says, or a clear refusal.
+"""Claim shares of one node's GPUs in Ray: of exactly the GPU that the pool's ledger names, or refuse.
 
-Ray picks the GPU by itself, by best fit. Where that is not the one that is wanted, the wrong share is kept
-for a moment, and what else would fit there is filled, so that Ray has to take another GPU; then all of that
-is given back.
+Ray picks the GPU itself, by best fit. If it picks another GPU than the wanted one, the wrong share is kept for a
+moment and the rest of that GPU is filled, so that Ray has to pick another one. Then all of that is released.
 """
 
 from __future__ import annotations
@@ -12,28 +11,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...pool.errors import EngineFailure
+from jupyter_gpupool.core.errors import EngineError
+
 from .cluster import Cluster, RayNode
-from .shares import UNIT, assign, foreign
+from .fractions import UNIT, assign, foreign
 
-#: How long Ray may take to give what the ledger says is free, in seconds: a worker may be just about to end.
-_PATIENCE_S = 6.0
-#: The same for what is only to fill a gap.
-_FILLER_S = 1.0
-#: How long a task may take to say which GPU it is on, in seconds; the first one on a node starts a process.
-_ANSWER_S = 30.0
-_MOST_ATTEMPTS = 24
-#: How long a GPU of which Ray refused a share counts as taken, in seconds, if nothing else changes.
-_REFUSED_S = 15.0
+#: How long Ray may take to grant what the ledger shows as free, in seconds: a worker may be about to end.
+_GRANT_TIMEOUT_S = 6.0
+#: The same for a share that only fills a gap.
+_FILLER_TIMEOUT_S = 1.0
+#: How long a task may take to return its GPU, in seconds; the first task on a node starts a process.
+_TASK_TIMEOUT_S = 30.0
+_MAX_ATTEMPTS = 24
+#: How long a GPU counts as taken after Ray has refused a share of it, in seconds, unless something changes.
+_REFUSAL_MEMORY_S = 15.0
 
 
-class NoRoom(EngineFailure):
-    """Ray has given to others what the pool thought to be free."""
+class NoRoom(EngineError):
+    """Ray has granted to others what the pool considered free."""
 
 
 @dataclass
 class Claim:
-    """A share that Ray has given: a placement group, and how much it is of which GPU (by index)."""
+    """A share that Ray has granted: its placement group, the index of its GPU, and its units."""
 
     group: Any
     units: int
@@ -54,14 +54,14 @@ class Claims:
         self._refused: dict[int, float] = {}
 
     def held_by(self, lease_id: str) -> dict[int, int]:
-        """Units by GPU index."""
+        """Return the units that a lease holds, by GPU index."""
         found: dict[int, int] = {}
         for claim in self._held.get(lease_id, ()):
             found[claim.index] = found.get(claim.index, 0) + claim.units
         return found
 
     async def take(self, lease_id: str, wanted: Mapping[int, tuple[str, int]]) -> None:
-        """Claim for that lease: by GPU index, the GPU's uuid and units. Raises NoRoom; then nothing is claimed."""
+        """Claim shares for a lease: by GPU index, the GPU's uuid and units. Raises NoRoom, and then claims nothing."""
         async with self._lock:
             taken: list[Claim] = []
             try:
@@ -74,11 +74,12 @@ class Claims:
             self._held.setdefault(lease_id, []).extend(taken)
 
     async def give_back(self, lease_id: str) -> None:
+        """Release a lease's shares."""
         for claim in self._held.pop(lease_id, ()):
             await self._drop(claim.group)
 
     async def change(self, lease_id: str, index: int, uuid: str, units: int) -> None:
-        """Another size of a share that is held. Raises NoRoom for a larger one; a smaller one is exchanged."""
+        """Change the size of a held share. A larger one may raise NoRoom; a smaller one is exchanged."""
         async with self._lock:
             claims = self._held.get(lease_id, [])
             mine = [claim for claim in claims if claim.index == index]
@@ -92,17 +93,18 @@ class Claims:
                 claims.append(await self._one(lease_id, uuid, index, units))
 
     def adopt(self, lease_id: str, index: int, units: int, group: Any) -> None:
-        """A share that was claimed before a restart of the pool."""
+        """Record a share that was claimed before the pool restarted."""
         self._groups.add(group.id.hex())
         self._held.setdefault(lease_id, []).append(Claim(group, units, index))
 
     def leases(self) -> list[str]:
+        """Return the leases that hold shares here."""
         return list(self._held)
 
     # -- others
 
     def look(self, free: Mapping[str, float]) -> bool:
-        """Note what is free according to Ray; whether that changes what others hold."""
+        """Record what is free according to Ray. Return whether that changes what others hold."""
         held = foreign(self._node.gpus, free, list(self._groups))
         now = asyncio.get_running_loop().time()
         before = self.taken()
@@ -114,7 +116,7 @@ class Claims:
         return self.taken() != before
 
     def taken(self) -> list[int]:
-        """Units that others hold, by GPU index, as far as is known."""
+        """Return the units that others hold, by GPU index, as far as they are known."""
         ours = self._ours()
         return [
             UNIT - ours[index] if index in self._refused else min(taken, UNIT - ours[index])
@@ -133,10 +135,10 @@ class Claims:
     async def _one(self, lease_id: str, uuid: str, index: int, units: int) -> Claim:
         wrong: list[Any] = []
         try:
-            for _ in range(_MOST_ATTEMPTS):
+            for _ in range(_MAX_ATTEMPTS):
                 group = await self._ask(lease_id, uuid, units)
                 wrong.append(group)
-                if not await self._cluster.granted(group, _PATIENCE_S):
+                if not await self._cluster.granted(group, _GRANT_TIMEOUT_S):
                     break
                 got = await self._index_of(group)
                 if got == index:
@@ -148,7 +150,7 @@ class Claims:
         finally:
             for group in wrong:
                 await self._drop(group)
-        self._refused[index] = asyncio.get_running_loop().time() + _REFUSED_S
+        self._refused[index] = asyncio.get_running_loop().time() + _REFUSAL_MEMORY_S
         raise NoRoom(
             f"Ray does not give {units / UNIT:g} of GPU {index} of {self._node.name}: "
             "others in the cluster have taken it meanwhile; ask again"
@@ -157,18 +159,18 @@ class Claims:
     async def _index_of(self, group: Any) -> int:
         if self._node.gpus == 1:
             return 0
-        said = await self._cluster.gpu_of(group, _ANSWER_S)
+        said = await self._cluster.gpu_of(group, _TASK_TIMEOUT_S)
         if said is None:
-            raise NoRoom(f"Ray does not say which GPU of {self._node.name} it has given; ask again")
+            raise NoRoom(f"Ray does not report which GPU of {self._node.name} it has given; ask again")
         return int(said)
 
     async def _fill(self, lease_id: str, uuid: str, index: int, units: int) -> Any:
-        """Take what is left of a wrong GPU, so that Ray looks elsewhere; None where that is not needed or possible."""
+        """Take the rest of a wrong GPU, so that Ray chooses another one; None if that is not needed or possible."""
         rest = UNIT - self._ours()[index] - units
         if rest < units:
             return None
         group = await self._ask(lease_id, uuid, rest)
-        if await self._cluster.granted(group, _FILLER_S):
+        if await self._cluster.granted(group, _FILLER_TIMEOUT_S):
             return group
         await self._drop(group)
         return None
@@ -181,5 +183,5 @@ class Claims:
 
     async def _drop(self, group: Any) -> None:
         await self._cluster.give_back(group)
-        # Ray's figures may speak of it for a moment yet.
+        # Ray's figures may still contain it for a moment.
         asyncio.get_running_loop().call_later(10.0, self._groups.discard, group.id.hex())

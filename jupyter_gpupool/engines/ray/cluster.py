@@ -1,7 +1,7 @@
-"""The Ray cluster, as far as the pool asks it: its nodes, an agent on each, and shares of their GPUs.
+"""The Ray cluster: its nodes, an agent on each, and shares of their GPUs.
 
-A share is a placement group of one bundle on exactly one node. Ray itself chooses which of the node's GPUs it is
-of, so :meth:`Cluster.gpu_of` asks. Everything here may take a moment, and waits in threads.
+A share is a placement group of one bundle on exactly one node. Ray chooses the GPU of the node, and
+:meth:`Cluster.gpu_of` finds out which. Calls to Ray may block, so they run in threads.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...pool.errors import EngineFailure
-from .shares import UNIT
+from jupyter_gpupool.core.errors import EngineError
+
+from .fractions import UNIT
 
 #: Everything of every pool is in one namespace of Ray; names tell the pools apart.
 _NAMESPACE = "gpupool"
@@ -25,7 +26,7 @@ _NAMESPACE = "gpupool"
 
 @dataclass(frozen=True)
 class RayNode:
-    """A node of the cluster with GPUs that is alive. ``free`` are the resources that are free there now."""
+    """A live node of the cluster with GPUs. ``free``: its free resources."""
 
     id: str
     name: str
@@ -35,7 +36,7 @@ class RayNode:
 
 
 class Cluster:
-    """A connection to one cluster. ``pool`` tells this pool's names from those of others."""
+    """A connection to one cluster. ``pool`` distinguishes this pool's names from those of others."""
 
     def __init__(self, address: str, pool: str, detached: bool) -> None:
         self._address = address
@@ -49,17 +50,17 @@ class Cluster:
         self._ask: Any = None
 
     async def connect(self) -> None:
-        """Raises EngineFailure."""
+        """Join the cluster. Raises EngineError."""
         if self._ray is None:
             await asyncio.to_thread(self._connect)  # not in the main thread, whose signals are the pool's
 
     def _connect(self) -> None:
-        # A pool has nothing to tell the makers of Ray; what a cluster's own head sends is its administrator's choice.
+        # The pool sends no usage statistics; whether the cluster's head does is its administrator's choice.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray = importlib.import_module("ray")
         except ImportError as e:
-            raise EngineFailure(
+            raise EngineError(
                 f"Ray cannot be imported ({e}); install it on the pool and on every GPU server: "
                 "pip install 'jupyter_gpupool[ray]'"
             ) from None
@@ -75,19 +76,20 @@ class Cluster:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-            except Exception as e:  # it raises a good many kinds
+            except Exception as e:  # of many kinds
                 line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-                raise EngineFailure(f"no Ray cluster can be joined at {self._address!r}: {line}") from None
+                raise EngineError(f"no Ray cluster can be joined at {self._address!r}: {line}") from None
         self._ray = ray
         self._ask = ray.remote(num_cpus=0, max_retries=0)(_gpu_ids)
 
     async def disconnect(self) -> None:
+        """Leave the cluster."""
         if self._ray is not None:
             ray, self._ray = self._ray, None
             await asyncio.to_thread(ray.shutdown)
 
     async def nodes(self) -> list[RayNode]:
-        """The nodes with GPUs that are alive."""
+        """Return the live nodes with GPUs."""
         return await asyncio.to_thread(self._nodes)
 
     def _nodes(self) -> list[RayNode]:
@@ -105,7 +107,7 @@ class Cluster:
     # -- agents
 
     async def agent(self, node: RayNode, make: Callable[[], type], settings: Mapping[str, Any]) -> Any:
-        """A handle of the agent on that node, which is started where there is none."""
+        """Return a handle of the agent on a node; start the agent if there is none."""
 
         def get() -> Any:
             actor = self._ray.remote(make())
@@ -123,7 +125,7 @@ class Cluster:
         return await asyncio.to_thread(get)
 
     async def call(self, method: Any, *args: Any, timeout_s: float) -> Any:
-        """What the agent answers. Raises TimeoutError, :class:`AgentGone` for good, ConnectionError for now."""
+        """Return the agent's answer. Raises TimeoutError, ConnectionError, and AgentGone if it will never answer."""
         try:
             return await asyncio.wait_for(asyncio.wrap_future(method.remote(*args).future()), timeout_s)
         except asyncio.TimeoutError:
@@ -136,15 +138,17 @@ class Cluster:
             raise ConnectionError(_first_line(e)) from None
 
     async def kill(self, agent: Any) -> None:
+        """Kill an agent."""
         await asyncio.to_thread(self._ray.kill, agent)
 
     # -- shares
 
     def claim_name(self, lease_id: str, gpu_uuid: str) -> str:
+        """Return a new name for a share, from which :meth:`claims` reads the lease and the GPU."""
         return f"gpupool:{self._pool}:{lease_id}:{gpu_uuid}:{secrets.token_hex(4)}"
 
     async def claim(self, node: str, units: int, name: str) -> Any:
-        """Ask Ray for a share of some GPU of that node. It may come later, see :meth:`granted`."""
+        """Request a share of any GPU of a node. Ray may grant it later; see :meth:`granted`."""
 
         def ask() -> Any:
             return self._groups.placement_group(
@@ -158,11 +162,11 @@ class Cluster:
         return await asyncio.to_thread(ask)
 
     async def granted(self, group: Any, timeout_s: float) -> bool:
-        """Whether Ray has given that share before so many seconds have passed."""
+        """Return whether Ray grants the share within ``timeout_s`` seconds."""
         return await asyncio.to_thread(group.wait, math.ceil(timeout_s))  # Ray takes whole seconds
 
     async def gpu_of(self, group: Any, timeout_s: float) -> str | None:
-        """Ray's number of the GPU that a share is of; None if Ray does not say in time."""
+        """Return Ray's number of the share's GPU; None if it is not found out in time."""
         strategy = self._strategies.PlacementGroupSchedulingStrategy(group, 0)
         task = self._ask.options(num_gpus=1 / UNIT, scheduling_strategy=strategy).remote()
         try:
@@ -172,10 +176,11 @@ class Cluster:
         return str(ids[0]) if ids else None
 
     async def give_back(self, group: Any) -> None:
+        """Release a share."""
         await asyncio.to_thread(self._groups.remove_placement_group, group)
 
     async def claims(self) -> list[tuple[str, str, int, Any]]:
-        """This pool's shares, an earlier one's among them: lease, GPU uuid, units, and the placement group."""
+        """Return this pool's shares, also those from before a restart: lease, GPU uuid, units, placement group."""
 
         def find() -> list[tuple[str, str, int, Any]]:
             prefix = f"gpupool:{self._pool}:"
@@ -203,7 +208,7 @@ class AgentGone(Exception):
 def _gpu_ids() -> list[Any]:
     import ray
 
-    return ray.get_gpu_ids()
+    return list(ray.get_gpu_ids())
 
 
 def _first_line(error: BaseException) -> str:

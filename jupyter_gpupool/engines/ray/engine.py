@@ -1,5 +1,8 @@
-"""Workers on all GPU servers of a Ray cluster. Ray knows its nodes and shares out their GPUs; an agent on each
-node forks the workers; clients talk to the workers directly."""
+"""Workers on all GPU servers of a Ray cluster.
+
+Ray lists the nodes and allocates their GPUs. An agent on each node forks the workers. Clients connect to the workers
+directly.
+"""
 
 from __future__ import annotations
 
@@ -10,68 +13,53 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Float, Unicode
 from traitlets.config import LoggingConfigurable
 
-from ...devices.emulated import DEFAULT_MEMORY_MIB, DEFAULT_NAME
-from ...devices.readings import ServerReading
-from ...pool.errors import EngineFailure, InUse
-from ...pool.interfaces import ServersChanged, WorkerExit
-from ...pool.models import Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
+from jupyter_gpupool.core.engine import ServersChanged, WorkerExit
+from jupyter_gpupool.core.errors import EngineError, SliceInUse
+from jupyter_gpupool.core.models import Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
+from jupyter_gpupool.core.readings import ServerReading
+from jupyter_gpupool.engines.worker_options import EmulatedGPUs, WorkerPort
+from jupyter_gpupool.former_names import FormerNames
+
 from .cluster import Cluster, RayNode
 from .node import Node
 
-#: How often Ray is asked for its nodes, in seconds.
-_LOOK_S = 1.0
-#: How long a pool that starts waits for the agents of the nodes that are there, in seconds.
-_START_S = 60.0
+#: How often Ray's nodes are listed, in seconds.
+_NODES_INTERVAL_S = 1.0
+#: How long a starting pool waits for the agents of the present nodes, in seconds.
+_AGENTS_TIMEOUT_S = 60.0
 
 
-class RayEngine(LoggingConfigurable):
-    """The engine of a pool whose GPU servers are the nodes of a Ray cluster."""
+class RayEngine(EmulatedGPUs, WorkerPort, FormerNames, LoggingConfigurable):
+    """The engine of a pool whose GPU servers are the nodes of a Ray cluster.
+
+    Offers as many emulated GPUs on a node as Ray counts there.
+    """
+
+    former_traits = {"silence_s": "node_timeout_s"}
 
     address = Unicode(
         "auto", help="The cluster's address (`host:port` of its head), or `auto`: the one on this machine."
     ).tag(config=True)
-    certfile = Unicode(
-        help="Certificate (PEM) of each GPU server, a file there. With it workers speak TLS 1.3 only, all of a server "
-        "behind `data_port`."
-    ).tag(config=True)
-    keyfile = Unicode(help="The certificate's private key (PEM), a file on each GPU server.").tag(config=True)
-    data_port = Int(
-        0,
-        min=0,
-        max=65535,
-        help="On each GPU server the one port of all workers with TLS; 0 takes a free one.",
-    ).tag(config=True)
-    emulate = Enum(
-        ["auto", "always", "never"],
-        "auto",
-        help="Offer as many emulated GPUs as Ray counts on a node: `auto` where NVML finds no GPU there, `always`, or "
-        "`never`.",
-    ).tag(config=True)
-    emulated_name = Unicode(DEFAULT_NAME, help="Name of the emulated GPUs.").tag(config=True)
-    emulated_memory_mib = Int(DEFAULT_MEMORY_MIB, min=1, help="Memory of each emulated GPU, in MiB.").tag(
-        config=True
-    )
-    persistent = Bool(False, help="Workers outlive a pool that is killed, and its successor finds them.").tag(
-        config=True
-    )
     attach_timeout_s = Float(10.0, min=0.1, help="Seconds a worker waits for its lease's holder.").tag(
         config=True
     )
-    silence_s = Float(
-        8.0, min=1.0, help="Seconds without a word from a GPU server after which its leases are lost."
+    node_timeout_s = Float(
+        8.0, min=1.0, help="Seconds without an answer from a GPU server after which its leases are lost."
     ).tag(config=True)
-    pool_id = Unicode(help="Tells the workers of this pool from those of another one in the cluster.")
+    pool_id = Unicode(
+        help="Distinguishes the workers of this pool from those of another pool in the cluster."
+    )
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._nodes: dict[str, Node] = {}
         self._parts: dict[str, dict[str, Node]] = {}  # lease → by server's name
         self._limits: dict[str, dict[str, int]] = {}  # lease → MiB by GPU uuid, as its workers keep to
-        self._watcher: asyncio.Task | None = None
-        self._tasks: set[asyncio.Task] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._adopted = False
         self._trouble = ""
         self._on_exit: WorkerExit = lambda lease_id, state, reason: None
@@ -80,14 +68,14 @@ class RayEngine(LoggingConfigurable):
     # -- Engine
 
     async def start(self, on_exit: WorkerExit, on_servers: ServersChanged = lambda servers: None) -> None:
-        """Raises EngineFailure where there is no such cluster."""
+        """Join the cluster. Raises EngineError if it cannot be joined."""
         self._on_exit, self._on_servers = on_exit, on_servers
         self._cluster = Cluster(self.address, self._pool, self.persistent)
         await self._cluster.connect()
         await self._look()
         waiting = [asyncio.ensure_future(node.looked.wait()) for node in self._nodes.values()]
         if waiting:
-            _, late = await asyncio.wait(waiting, timeout=_START_S)
+            _, late = await asyncio.wait(waiting, timeout=_AGENTS_TIMEOUT_S)
             for task in late:
                 task.cancel()
         self._watcher = asyncio.create_task(self._watch())
@@ -122,22 +110,23 @@ class RayEngine(LoggingConfigurable):
     async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
         parts = self._parts.get(lease_id)
         if not parts:
-            raise EngineFailure(f"lease {lease_id} has no worker that could be told")
+            raise EngineError(f"lease {lease_id} has no worker, so its slices cannot be resized")
         before = self._limits.get(lease_id, {})
-        told: list[Node] = []
+        limited: list[Node] = []
         try:
             for node in parts.values():
                 await node.limit(lease_id, limits)
-                told.append(node)
-        except (EngineFailure, InUse):
-            for node in told:  # all of them, or none
-                with contextlib.suppress(EngineFailure, InUse):
+                limited.append(node)
+        except (EngineError, SliceInUse):
+            for node in limited:  # all of them, or none
+                with contextlib.suppress(EngineError, SliceInUse):
                     await node.limit(lease_id, before)
             raise
         self._limits[lease_id] = {**before, **limits}
 
     async def adopt(self, leases: Sequence[Lease]) -> dict[str, WorkerAddress]:
-        """Also says (on_exit) how those ended that ended while no pool ran, and gives back their shares."""
+        """Take over the workers that still run. Call ``on_exit`` for those that ended while no pool ran, and release
+        their shares."""
         there = {node.name: node for node in self._nodes.values() if node.there}
         adopted = {}
         for lease in leases:
@@ -223,16 +212,18 @@ class RayEngine(LoggingConfigurable):
         for node in self._nodes.values():
             if node.name == name and node.there:
                 return node
-        raise EngineFailure(f"GPU server {name} is away")
+        raise EngineError(
+            f"GPU server {name} does not answer; wait until it is back, or request GPUs of another one"
+        )
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_NODES_INTERVAL_S)
             try:
                 await self._look()
                 self._trouble = ""
             except Exception as e:  # Ray's own errors are of many kinds
-                self._trouble = f"the Ray cluster does not say what nodes it has: {str(e).splitlines()[0]}"
+                self._trouble = f"the nodes of the Ray cluster cannot be listed: {str(e).splitlines()[0]}"
                 self.log.error("%s", self._trouble)
 
     async def _look(self) -> None:
@@ -264,6 +255,8 @@ class RayEngine(LoggingConfigurable):
                 "keyfile": self.keyfile,
                 "data_port": self.data_port,
                 "attach_timeout_s": self.attach_timeout_s,
+                "resume_s": self.resume_s,
+                "window_mib": self.window_mib,
                 "pool_id": f"{self._pool}/{found.id}",
             },
         }
@@ -271,7 +264,7 @@ class RayEngine(LoggingConfigurable):
             self._cluster,
             found,
             settings,
-            silence_s=self.silence_s,
+            node_timeout_s=self.node_timeout_s,
             log=self.log,
             on_change=self._changed,
             on_ended=self._part_ended,
@@ -298,7 +291,7 @@ class RayEngine(LoggingConfigurable):
 
 
 class _Meeting:
-    """Where a lease's workers wait until all of them can start; ``failure`` is why one of them could not."""
+    """The point at which a lease's workers wait until all can start; ``failure``: why one of them could not."""
 
     def __init__(self, expected: int) -> None:
         self._expected = self._missing = expected
@@ -319,11 +312,11 @@ class _Meeting:
             self._over.set()
         await self._over.wait()
         if self.failure is not None:
-            raise EngineFailure("another server of the lease's is not ready")
+            raise EngineError("another GPU server of the lease is not ready")
 
 
 def _joined(workers: Mapping[str, WorkerAddress]) -> WorkerAddress:
-    """One lease's workers by server, as one address."""
+    """Return a lease's workers by server as one address."""
     (_, first), *others = workers.items()
     return replace(first, elsewhere=dict(others))
 

@@ -1,4 +1,4 @@
-"""One GPU server of the cluster, as the pool sees it: there or away, and what runs on it."""
+"""One GPU server of the cluster: its connection, its shares and its workers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from ...devices.readings import ServerReading, from_json
-from ...pool.errors import EngineFailure, InUse
-from ...pool.models import GPU, Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
+from jupyter_gpupool.core.errors import EngineError, SliceInUse
+from jupyter_gpupool.core.models import GPU, Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
+from jupyter_gpupool.core.readings import ServerReading, from_json
+
 from .agent import Agent
 from .claims import Claims
 from .cluster import AgentGone, Cluster, RayNode
-from .shares import UNIT, units
+from .fractions import UNIT, units
 
-#: How often an agent says that it lives, in seconds.
-_NEWS_S = 1.0
-#: How long an agent may take to come up: its process starts, and asks NVML.
-_BIRTH_S = 90.0
-_STOP_S = 40.0
-_AGAIN_S = 0.5
-#: How long whoever ends a lease waits for a worker that is just starting, in seconds.
-_PATIENCE_S = 4.0
+#: How often an agent reports, in seconds.
+_REPORT_INTERVAL_S = 1.0
+#: How long an agent may take to start its process and to query NVML, in seconds.
+_AGENT_START_TIMEOUT_S = 90.0
+_STOP_TIMEOUT_S = 40.0
+_RETRY_DELAY_S = 0.5
+#: How long ending a lease waits for a worker that is just starting, in seconds.
+_STARTING_TIMEOUT_S = 4.0
 
-#: Told of the end of a worker on this node: the node, lease id, state and reason.
+#: Called when a worker on this node has ended: node, lease id, state and reason.
 PartEnded = Callable[["Node", str, LeaseState, str], None]
 
 
 class Node:
-    """Watches over one agent as long as Ray counts its node among the living.
+    """Watches one agent for as long as Ray lists its node as alive.
 
-    ``on_change``: whether it is there, or what others hold of its GPUs, has changed. ``on_ended``: a worker ended,
-    or its node was lost; where only the network is cut, it is ended as soon as its node is heard again.
+    ``on_change`` is called when the node appears or disappears, or when others hold more or less of its GPUs.
+    ``on_ended`` is called when a worker ends or its node is lost. If only the network was cut, such a worker is ended
+    as soon as the node answers again.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Node:
         node: RayNode,
         settings: Mapping[str, Any],
         *,
-        silence_s: float,
+        node_timeout_s: float,
         log: Any,
         on_change: Callable[[], None],
         on_ended: PartEnded,
@@ -62,11 +64,11 @@ class Node:
         self.ended: dict[str, tuple[LeaseState, str]] = {}
         self.usage: dict[str, WorkerUsage] = {}
         self.readings: list[ServerReading] = []  # of its health, as heard last
-        self.looked = asyncio.Event()  # it is there, or it is known why not
+        self.looked = asyncio.Event()  # the node answered, or its failure is known
         self._cluster = cluster
         self._node = node
         self._settings = settings
-        self._silence_s = silence_s
+        self._timeout_s = node_timeout_s
         self._log = log
         self._on_change = on_change
         self._on_ended = on_ended
@@ -76,31 +78,34 @@ class Node:
         self._heard = 0
         self._heard_at = time.monotonic()
         self._may_end_others = asyncio.Event()
-        self._task: asyncio.Task | None = None
+        self._task: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
+        """Start watching the agent."""
         self._task = asyncio.create_task(self._watch())
 
     def settled(self) -> None:
-        """What was found here after a restart of the pool has been sorted: others may be ended now."""
+        """Note that the workers found after a restart of the pool were adopted: all others may be ended now."""
         self._may_end_others.set()
         self.ended.clear()
 
     def server(self) -> Server:
+        """Return the GPU server, with the memory that others hold of its GPUs."""
         taken = self.claims.taken()
         gpus = tuple(replace(g, taken_mib=-(-taken[g.index] * g.memory_mib // UNIT)) for g in self._gpus)
         return Server(self.name, self.address, gpus)
 
     def look(self, free: Mapping[str, float]) -> None:
-        """What is free here according to Ray."""
+        """Record what is free here according to Ray."""
         if self.claims.look(free) and self.there:
             self._on_change()
 
     def index_of(self, gpu_uuid: str) -> int | None:
+        """Return a GPU's index on this node; None if it is not here."""
         return next((gpu.index for gpu in self._gpus if gpu.uuid == gpu_uuid), None)
 
     async def leave(self, why: str) -> None:
-        """Ray says that it is gone for good."""
+        """Note that Ray reports the node as gone."""
         if self._task is not None:
             self._task.cancel()
         self._lose(why)
@@ -109,28 +114,30 @@ class Node:
             await self.claims.give_back(lease_id)
 
     async def detach(self, end: bool) -> None:
-        """Stop watching; ``end``: the agent and its workers, too."""
+        """Stop watching. ``end``: also end the agent and its workers."""
         if self._task is not None:
             self._task.cancel()
         if end and self._agent is not None:
             try:
-                await self._cluster.call(self._agent.end, timeout_s=_STOP_S)
+                await self._cluster.call(self._agent.end, timeout_s=_STOP_TIMEOUT_S)
                 await self._cluster.kill(self._agent)
             except (AgentGone, ConnectionError, TimeoutError):
-                pass  # it went first
+                pass  # it has ended already
 
     # -- workers
 
     async def start(
         self, lease: Lease, pieces: tuple[Slice, ...], together: Callable[[], Awaitable[None]] | None = None
     ) -> WorkerAddress:
-        """Claim those slices in Ray, and start their worker. Raises EngineFailure; then nothing is left of it.
+        """Claim slices in Ray, and start their worker. Raises EngineError, and then leaves nothing behind.
 
         ``together``, for a lease with workers on other servers, returns when all of them can start: none is to wait
         for its holder while another one's server is not ready yet.
         """
         if not self.there:
-            raise EngineFailure(f"GPU server {self.name} is away")
+            raise EngineError(
+                f"GPU server {self.name} does not answer; wait until it is back, or request GPUs of another one"
+            )
         self.leases.add(lease.id)
         self._starting[lease.id] = over = asyncio.Event()
         try:
@@ -146,12 +153,12 @@ class Node:
                 lease.request.secret_sha256,
                 [asdict(piece) for piece in pieces],
                 lease.ttl_s,
-                *([first] if first else []),  # an agent of before does not know it
+                *([first] if first else []),  # an older agent does not know it
             )
             if "failed" in said:
-                raise EngineFailure(f"{self.name}: {said['failed']}")
+                raise EngineError(f"{self.name}: {said['failed']}")
             if lease.id not in self.leases:
-                raise EngineFailure(
+                raise EngineError(
                     f"the lease ended, or GPU server {self.name} was away for a moment; ask again"
                 )
         except BaseException:
@@ -165,14 +172,14 @@ class Node:
         return self.workers[lease.id]
 
     async def stop(self, lease_id: str) -> None:
-        """End that worker and give its share back. Where the node is away, that is done when it comes back."""
+        """End the worker of a lease and release its share; if the node does not answer, when it is back."""
         if lease_id not in self.leases:
             return
         self.leases.discard(lease_id)
         starting = self._starting.get(lease_id)
-        if starting is not None:  # it sees that nobody wants it any more
+        if starting is not None:  # it notices that it is not wanted any more
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # a node's first one takes long
-                await asyncio.wait_for(starting.wait(), _PATIENCE_S)
+                await asyncio.wait_for(starting.wait(), _STARTING_TIMEOUT_S)
         else:
             await self._end(lease_id)
 
@@ -181,14 +188,14 @@ class Node:
         if not self.there:
             return
         try:
-            await self._cluster.call(self._agent.stop, lease_id, timeout_s=_STOP_S)
+            await self._cluster.call(self._agent.stop, lease_id, timeout_s=_STOP_TIMEOUT_S)
         except (AgentGone, ConnectionError, TimeoutError) as e:
             self._log.warning("The worker of lease %s on %s: %s", lease_id, self.name, e or "no answer")
         else:  # otherwise when that is known
             await self.claims.give_back(lease_id)
 
     async def limit(self, lease_id: str, pieces: Mapping[str, int]) -> None:
-        """Have the worker keep to so many MiB by GPU uuid; Ray's shares follow. Raises InUse and EngineFailure."""
+        """Limit a worker to so many MiB by GPU uuid, and Ray's shares with it. Raises SliceInUse and EngineError."""
         sizes = {
             g.uuid: (g.index, units(mib, g.memory_mib)) for g in self._gpus if (mib := pieces.get(g.uuid))
         }
@@ -198,23 +205,22 @@ class Node:
                 await self.claims.change(lease_id, index, uuid, wanted)
         said = await self._asked(self._agent.limit, lease_id, dict(pieces))
         if "in_use" in said:
-            raise InUse(said["in_use"])
+            raise SliceInUse(said["in_use"])
         if "failed" in said:
-            raise EngineFailure(said["failed"])
+            raise EngineError(said["failed"])
         for uuid, (index, wanted) in sizes.items():
             if wanted < held.get(index, 0):
                 await self.claims.change(lease_id, index, uuid, wanted)
 
     def adopt(self, lease_id: str) -> None:
+        """Count a lease as having a worker here."""
         self.leases.add(lease_id)
 
     async def _asked(self, method: Any, *args: Any) -> Any:
         try:
             return await self._cluster.call(method, *args, timeout_s=150.0)
         except (AgentGone, ConnectionError, TimeoutError) as e:
-            raise EngineFailure(
-                f"GPU server {self.name} does not answer: {e or 'it took too long'}"
-            ) from None
+            raise EngineError(f"GPU server {self.name} does not answer: {e or 'it took too long'}") from None
 
     # -- watching
 
@@ -230,29 +236,29 @@ class Node:
                 for lease_id in [lease for lease in self.claims.leases() if lease not in self.leases]:
                     await self.claims.give_back(lease_id)
             except TimeoutError:
-                self._lose(f"nothing was heard of GPU server {self.name} for {self._silence_s:g} s")
+                self._lose(f"nothing was heard of GPU server {self.name} for {self._timeout_s:g} s")
             except ConnectionError as e:
                 self._log.warning("GPU server %s: %s", self.name, e)
-                if time.monotonic() - self._heard_at > self._silence_s:
+                if time.monotonic() - self._heard_at > self._timeout_s:
                     self._lose(f"GPU server {self.name} cannot be reached: {e}")
-            except EngineFailure as e:
+            except EngineError as e:
                 self.failure = str(e)
             except asyncio.CancelledError:
                 raise
             except Exception:
                 self._log.exception("GPU server %s cannot be watched", self.name)
             self.looked.set()
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_RETRY_DELAY_S)
 
     async def _meet(self) -> None:
-        """Have an agent there, and nothing on it that nobody holds."""
+        """Start the agent if there is none, and end workers that no lease holds."""
         if self._agent is None:
             self._agent = await self._cluster.agent(self._node, lambda: Agent, self._settings)
             self._heard = 0
-        patience = self._silence_s if self.there else _BIRTH_S
+        patience = self._timeout_s if self.there else _AGENT_START_TIMEOUT_S
         said = await self._cluster.call(self._agent.describe, timeout_s=patience)
         if "failed" in said:
-            raise EngineFailure(f"{self.name}: {said['failed']}")
+            raise EngineError(f"{self.name}: {said['failed']}")
         self.failure = ""
         self.name = said["name"]
         self._gpus = tuple(GPU(**gpu) for gpu in said["gpus"])
@@ -264,12 +270,12 @@ class Node:
             self.workers = {lease: WorkerAddress(**w) for lease, w in said["workers"].items()}
             self.ended.update({k: (LeaseState(v[0]), v[1]) for k, v in said.get("ended", {}).items()})
         self.there = True
-        self._log.info("GPU server %s is there, with %d GPUs", self.name, len(self._gpus))
+        self._log.info("GPU server %s has joined, with %d GPUs", self.name, len(self._gpus))
         self.looked.set()
         self._on_change()
 
     async def _tidy(self) -> None:
-        await self._cluster.call(self._agent.keep, list(self.leases), timeout_s=_STOP_S)
+        await self._cluster.call(self._agent.keep, list(self.leases), timeout_s=_STOP_TIMEOUT_S)
         for lease_id in [lease for lease in self.claims.leases() if lease not in self.leases]:
             await self.claims.give_back(lease_id)
 
@@ -283,14 +289,18 @@ class Node:
         self.settled()
 
     async def _hear(self) -> None:
-        said = await self._cluster.call(self._agent.news, self._heard, _NEWS_S, timeout_s=self._silence_s)
+        said = await self._cluster.call(
+            self._agent.news, self._heard, _REPORT_INTERVAL_S, timeout_s=self._timeout_s
+        )
         self._heard_at = time.monotonic()
         self.warm, self.failure = said["warm"], said["failure"]
         self.usage = {lease: WorkerUsage(**usage) for lease, usage in said["usage"].items()}
-        ahead = said["clock"] - time.time() if "clock" in said else None  # by the time that the answer took, too
+        ahead = (
+            said["clock"] - time.time() if "clock" in said else None
+        )  # by the time that the answer took, too
         self.readings = [
             replace(from_json(reading), server=self.name, clock_ahead_s=ahead)
-            for reading in said.get("readings", ())  # an agent of before has none
+            for reading in said.get("readings", ())  # an older agent sends none
         ]
         for number, lease_id, state, reason in said["ended"]:
             self._heard = max(self._heard, number)

@@ -1,10 +1,12 @@
-"""JupyterHub: slices of the pool's GPUs as an option of a server. In ``jupyterhub_config.py``, last::
+"""The former place of :mod:`jupyter_gpupool.hub`; kept until 1.0 for configuration files that name it."""
 
-from jupyter_gpupool.jupyter.hub import configure
-configure(c)
-"""
+import warnings
 
-from .configuration import configure
-from .options import Limits
+from jupyter_gpupool.hub import *  # noqa: F403  every public name, as before
+from jupyter_gpupool.hub import __all__  # noqa: F401
 
-__all__ = ["Limits", "configure"]
+warnings.warn(
+    "jupyter_gpupool.jupyter.hub is now jupyter_gpupool.hub; the old name works until 1.0",
+    DeprecationWarning,
+    stacklevel=2,
+)

@@ -1,19 +1,19 @@
-/** The pool over time: what is granted, used and computing of its capacity. */
+/** The pool over time: granted memory, used memory and busy GPUs. */
 
 import { HTMLSelect } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
-import { Actions } from '../actions';
-import { IViewProps } from '../context';
-import { exactly, moment, share, size } from '../format';
-import { ISeries } from '../series';
-import { ILease } from '../wire';
-import { drawn, holders, latest, Range, RANGES, rows } from './columns';
-import type { Drawing } from './draw';
-import { usePast, useSeries } from './load';
+import { Actions } from '../leases/actions';
+import { IViewProps } from '../common/viewcontext';
+import { age, exactly, moment, share, size } from '../common/format';
+import { ISample, ISeries } from './series';
+import { ILease } from '../pool/apitypes';
+import { drawn, holders, latest, Range, RANGES, rows, sampleAt, sampleOf } from './data';
+import type { ChartCanvas } from './canvas';
+import { usePast, useSeries } from './history';
 
 export interface IChartProps extends Omit<IViewProps, 'slices'> {
-  /** What names a lease. */
+  /** Returns the name of a lease. */
   slices: { actions: Pick<Actions, 'nameOf'> };
   /** In pixels. */
   height?: number;
@@ -31,7 +31,7 @@ export function Chart(props: IChartProps): JSX.Element {
   const [at, point] = React.useState<number | null>(null);
   const [tableOpen, openTable] = React.useState(false);
   const now = series ? latest(series) : -1;
-  // What is pointed at may have left the chart meanwhile.
+  // The slot that was pointed at may have left the chart.
   const found = series && at !== null ? series.times.indexOf(at) : -1;
   const n = found >= 0 ? found : now;
   const past = usePast(pool, at !== null);
@@ -62,7 +62,7 @@ export function Chart(props: IChartProps): JSX.Element {
         <p role="alert" className="jp-GPUPool-trouble">
           {trans.__('The history cannot be read: %1', trouble)}{' '}
           <button type="button" className="jp-GPUPool-link" onClick={again}>
-            {trans.__('Try now')}
+            {trans.__('Retry now')}
           </button>
         </p>
       ) : (
@@ -72,12 +72,16 @@ export function Chart(props: IChartProps): JSX.Element {
           series={series}
           n={n}
           pointed={found >= 0}
-          onPoint={index => point(index === null || !series ? null : series.times[index])}
+          onPoint={index => point(index === null ? null : (series?.times[index] ?? null))}
           gpu={chosen}
           past={past}
         />
       )}
-      <Legend series={series} n={n} pointed={found >= 0} trans={trans} />
+      <Legend
+        sample={series && found >= 0 ? sampleAt(series, found) : sampleOf(state, chosen)}
+        step={found >= 0 ? RANGES[range].step : null}
+        trans={trans}
+      />
       <details className="jp-GPUPool-table" onToggle={event => openTable(event.currentTarget.open)}>
         <summary>{trans.__('As a table')}</summary>
         {tableOpen && series && <Table series={series} trans={trans} />}
@@ -89,7 +93,7 @@ export function Chart(props: IChartProps): JSX.Element {
 interface ICanvas extends IChartProps {
   height: number;
   series: ISeries | null;
-  /** The slot that is told of; -1 for none. */
+  /** The slot that is described; -1 for none. */
   n: number;
   pointed: boolean;
   onPoint: (n: number | null) => void;
@@ -97,11 +101,11 @@ interface ICanvas extends IChartProps {
   past: readonly ILease[];
 }
 
-/** The drawing: a slider over time for the keyboard and for screen readers. */
+/** The drawing, which is a slider over time for keyboards and screen readers. */
 function Canvas(props: ICanvas): JSX.Element {
   const { series, n, pointed, onPoint, trans, height, range, state } = props;
   const node = React.useRef<HTMLDivElement>(null);
-  const [drawing, setDrawing] = React.useState<Drawing | null>(null);
+  const [drawing, setDrawing] = React.useState<ChartCanvas | null>(null);
   const report = React.useRef(onPoint);
   React.useEffect(() => {
     report.current = onPoint;
@@ -109,11 +113,11 @@ function Canvas(props: ICanvas): JSX.Element {
   const { span, step } = RANGES[range];
 
   React.useEffect(() => {
-    let made: Drawing | null = null;
+    let made: ChartCanvas | null = null;
     let over = false;
-    void import('./draw').then(({ Drawing }) => {
+    void import('./canvas').then(({ ChartCanvas }) => {
       if (node.current && !over) {
-        made = new Drawing(node.current, {
+        made = new ChartCanvas(node.current, {
           height,
           time: at => tick(at, span),
           percent: value => share(value / 100),
@@ -148,11 +152,11 @@ function Canvas(props: ICanvas): JSX.Element {
       Home: 0,
       End: last
     }[event.key];
+    const to = goal === undefined ? undefined : measured[Math.max(0, Math.min(last, goal))];
     if (event.key === 'Escape' && pointed) {
       onPoint(null);
       drawing?.point(null);
-    } else if (goal !== undefined && last >= 0) {
-      const to = measured[Math.min(last, Math.max(0, goal))];
+    } else if (to !== undefined) {
       onPoint(to);
       drawing?.point(to);
     } else {
@@ -162,6 +166,7 @@ function Canvas(props: ICanvas): JSX.Element {
     event.stopPropagation();
   };
 
+  const at = series?.times[n];
   const told = series && n >= 0 ? story(props, series, n) : [];
   const empty = series !== null && measured.length === 0;
   return (
@@ -177,8 +182,8 @@ function Canvas(props: ICanvas): JSX.Element {
         aria-valuemax={Math.max(0, measured.length - 1)}
         aria-valuenow={Math.max(0, measured.indexOf(n))}
         aria-valuetext={
-          series && n >= 0
-            ? [moment(series.times[n]), ...figures(series, n, trans), ...told].join('; ')
+          series && at !== undefined
+            ? [moment(at), ...figures(series, n, trans), ...told].join('; ')
             : trans.__('nothing measured')
         }
         onKeyDown={move}
@@ -188,9 +193,9 @@ function Canvas(props: ICanvas): JSX.Element {
         }}
       />
       {empty && <p className="jp-GPUPool-none">{trans.__('Nothing was measured in this time.')}</p>}
-      {series && pointed && drawing && (
+      {at !== undefined && pointed && drawing && (
         <div className="jp-GPUPool-tip" style={drawing.beside(n)}>
-          <strong>{step < 60 ? moment(series.times[n]) : tick(series.times[n], span, true)}</strong>
+          <strong>{step < 60 ? moment(at) : tick(at, span, true)}</strong>
           {told.map((line, m) => (
             <div key={m}>{line}</div>
           ))}
@@ -200,7 +205,7 @@ function Canvas(props: ICanvas): JSX.Element {
   );
 }
 
-/** Who held what in a slot, a line each; no more than fit. */
+/** One line for each holder in a slot, as many as fit. */
 function story(props: ICanvas, series: ISeries, n: number): string[] {
   const { state, past, slices, trans, gpu } = props;
   const leases = new Map(past.map(lease => [lease.id, lease]));
@@ -221,7 +226,7 @@ function story(props: ICanvas, series: ISeries, n: number): string[] {
     lines.push(trans._n('and %1 more', 'and %1 more', held.length - 3));
   }
   if (untold > 0) {
-    lines.push(trans.__('holder not told: %1', size(Math.round(untold), trans)));
+    lines.push(trans.__('unknown holder: %1', size(Math.round(untold), trans)));
   }
   return lines.length > 0 ? lines : [trans.__('nothing held')];
 }
@@ -230,7 +235,8 @@ type Trans = IViewProps['trans'];
 
 /** `granted 80 %, 50.8 GiB`, `used …`, `busy …` */
 function figures(series: ISeries, n: number, trans: Trans): string[] {
-  const of = (column: (number | null)[]) => amount(series, column, n, trans);
+  const of = (column: (number | null)[]) =>
+    amount(column[n] ?? null, series.memory_mib[n] ?? 0, trans);
   return [
     trans.__('granted %1', of(series.granted_mib)),
     trans.__('used %1', of(series.used_mib)),
@@ -238,10 +244,8 @@ function figures(series: ISeries, n: number, trans: Trans): string[] {
   ];
 }
 
-/** A share of the memory and what it comes to; GPUs that do not tell their memory have no share. */
-function amount(series: ISeries, column: (number | null)[], n: number, trans: Trans): string {
-  const value = column[n] ?? null;
-  const whole = series.memory_mib[n] ?? 0;
+/** A share of the memory, and its size. GPUs whose memory is unknown have no share. */
+function amount(value: number | null, whole: number, trans: Trans): string {
   if (value === null) {
     return '–';
   }
@@ -250,30 +254,30 @@ function amount(series: ISeries, column: (number | null)[], n: number, trans: Tr
 }
 
 interface ILegend {
-  series: ISeries | null;
-  n: number;
-  pointed: boolean;
+  /** The values shown; null if nothing was measured. */
+  sample: ISample | null;
+  /** The length in seconds of the slot whose mean is shown; null for the present values. */
+  step: number | null;
   trans: Trans;
 }
 
-/** What the colours mean, and their values: at what is pointed at, else now. */
-function Legend({ series, n, trans }: ILegend): JSX.Element {
-  const of = (column?: (number | null)[]) =>
-    series && column && n >= 0 ? amount(series, column, n, trans) : '–';
-  const busy = series && n >= 0 ? series.busy[n] : null;
-  const capacity = series && n >= 0 ? series.memory_mib[n] : null;
+/** The legend with values: the mean of the slot that is pointed at, else the present values. */
+function Legend({ sample, step, trans }: ILegend): JSX.Element {
+  const of = (value?: number | null) => amount(value ?? null, sample?.memory_mib ?? 0, trans);
   return (
     <dl className="jp-GPUPool-legend">
-      <Mark name="granted" label={trans.__('granted')} value={of(series?.granted_mib)} />
-      <Mark name="used" label={trans.__('used')} value={of(series?.used_mib)} />
-      <Mark
-        name="busy"
-        label={trans.__('busy')}
-        value={busy === null || busy === undefined ? '–' : share(busy)}
-      />
+      <div>
+        <dt>{step === null ? trans.__('Now') : trans.__('At %1', moment(sample?.at ?? 0))}</dt>
+        <dd>{step !== null && trans.__('mean of %1', age(step, trans))}</dd>
+      </div>
+      <Mark name="granted" label={trans.__('granted')} value={of(sample?.granted_mib)} />
+      <Mark name="used" label={trans.__('used')} value={of(sample?.used_mib)} />
+      <Mark name="busy" label={trans.__('busy')} value={sample ? share(sample.busy) : '–'} />
       <Mark
         label={trans.__('capacity')}
-        value={capacity ? size(Math.round(capacity), trans) : trans.__('not told')}
+        value={
+          sample?.memory_mib ? size(Math.round(sample.memory_mib), trans) : trans.__('unknown')
+        }
       />
     </dl>
   );
@@ -291,9 +295,9 @@ function Mark({ name, label, value }: { name?: string; label: string; value: str
   );
 }
 
-/** The same in figures. */
+/** The chart's values as a table. */
 function Table({ series, trans }: { series: ISeries; trans: Trans }): JSX.Element {
-  const memory = (value: number | null) =>
+  const memory = (value: number | null = null) =>
     value === null ? '–' : exactly(Math.round(value), trans);
   return (
     <table>
@@ -308,7 +312,7 @@ function Table({ series, trans }: { series: ISeries; trans: Trans }): JSX.Elemen
       <tbody>
         {rows(series, TABLE_ROWS).map(n => (
           <tr key={series.times[n]}>
-            <th scope="row">{moment(series.times[n])}</th>
+            <th scope="row">{moment(series.times[n] ?? 0)}</th>
             <td>{memory(series.granted_mib[n])}</td>
             <td>{memory(series.used_mib[n])}</td>
             <td>{share(series.busy[n] ?? 0)}</td>
@@ -324,7 +328,7 @@ interface IGPUChoice extends IChartProps {
   onChoose: (gpu: string | null) => void;
 }
 
-/** The whole pool, or one GPU. */
+/** The choice between the whole pool and one GPU. */
 const GPUChoice = React.memo(
   function GPUChoice({ state, trans, chosen, onChoose }: IGPUChoice): JSX.Element {
     return (
@@ -337,10 +341,11 @@ const GPUChoice = React.memo(
         {state.servers.map(server => (
           <optgroup key={server.name} label={server.name}>
             {server.gpus
-              .filter(uuid => state.gpus[uuid])
-              .map(uuid => (
+              .map(uuid => state.gpus[uuid])
+              .filter(gpu => gpu !== undefined)
+              .map(({ uuid, index }) => (
                 <option key={uuid} value={uuid}>
-                  {trans.__('GPU %1', state.gpus[uuid].index)}
+                  {trans.__('GPU %1', index)}
                 </option>
               ))}
           </optgroup>
@@ -351,7 +356,7 @@ const GPUChoice = React.memo(
   (a, b) => a.state.servers === b.state.servers && a.chosen === b.chosen && a.trans === b.trans
 );
 
-/** A moment as an axis has room for it: the hour within a day, else the day; both where `whole`. */
+/** A short label of a time: the time of day within a day, else the day; both if `whole`. */
 function tick(at: number, span: number, whole = false): string {
   const date = new Date(at * 1000);
   if (whole) {

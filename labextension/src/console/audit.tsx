@@ -1,21 +1,21 @@
-/** Who asked for what, and what came of it. */
+/** The audit log: who requested what, and the outcome. */
 
 import * as React from 'react';
 
-import { IEntry } from './administration';
-import { useAsked } from './asked';
+import { IAuditEntry } from './adminapi';
+import { useRequest } from './hooks';
 import { IConsoleProps } from './context';
-import { instant } from './lives';
-import { NotOffered } from './notOffered';
-import { Asked, Empty } from './parts';
+import { instant } from './durations';
+import { NotOffered } from './notoffered';
+import { RequestResult, Empty } from './parts';
 import { IColumn, Table } from './table';
 
 const EVERY_MS = 5000;
 
-export function Audit({ administration, trans }: IConsoleProps): JSX.Element {
-  const audit = useAsked(() => administration.audit(), EVERY_MS);
+export function Audit({ adminAPI, trans }: IConsoleProps): JSX.Element {
+  const audit = useRequest(() => adminAPI.audit(), EVERY_MS);
   const columns = React.useMemo(
-    (): IColumn<IEntry>[] => [
+    (): IColumn<IAuditEntry>[] => [
       {
         id: 'at',
         title: trans.__('When'),
@@ -61,7 +61,7 @@ export function Audit({ administration, trans }: IConsoleProps): JSX.Element {
     return <NotOffered status={status} reason={trouble} what="audit" trans={trans} />;
   }
   return (
-    <Asked asked={audit} wait={trans.__('Reading the record…')}>
+    <RequestResult asked={audit} wait={trans.__('Loading the audit log…')}>
       {entries => (
         <Table
           label={trans.__('Audit')}
@@ -72,12 +72,12 @@ export function Audit({ administration, trans }: IConsoleProps): JSX.Element {
           sortedBy="at"
           descending
           empty={
-            <Empty title={trans.__('Nothing was recorded yet.')}>
-              <p>{trans.__('Every request, and what came of it, is listed here.')}</p>
+            <Empty title={trans.__('No requests have been recorded yet.')}>
+              <p>{trans.__('Each request to the pool and its outcome appear here.')}</p>
             </Empty>
           }
         />
       )}
-    </Asked>
+    </RequestResult>
   );
 }

@@ -1,10 +1,10 @@
-/** The Console: its views, one at a time, and how the connection is. */
+/** The Console: its views, one at a time, and the state of the connection. */
 
 import * as React from 'react';
 
-import { usePool } from '../context';
-import { Administration } from './administration';
-import { useAsked } from './asked';
+import { usePool } from '../common/viewcontext';
+import { AdminAPI } from './adminapi';
+import { useRequest } from './hooks';
 import { Audit } from './audit';
 import { IConsoleContext, IConsoleProps } from './context';
 import { Leases } from './leases';
@@ -13,11 +13,14 @@ import { Overview } from './overview';
 import { Button } from './parts';
 import { Tokens } from './tokens';
 
+/** A view: its id, title and component. */
+type View = [string, string, (props: IConsoleProps) => JSX.Element];
+
 export default function Body(context: IConsoleContext): JSX.Element {
   const { pool, trans } = context;
   const { state, connection } = usePool(pool);
-  const administration = React.useMemo(() => new Administration(pool.api), [pool]);
-  const who = useAsked(() => administration.whoAmI());
+  const adminAPI = React.useMemo(() => new AdminAPI(pool.api), [pool]);
+  const who = useRequest(() => adminAPI.whoAmI());
   const [view, setView] = React.useState('overview');
   const lost = connection.status === 'lost';
   if (!state) {
@@ -25,25 +28,23 @@ export default function Body(context: IConsoleContext): JSX.Element {
       <div className="jp-GPUPoolConsole-empty" role={lost ? 'alert' : 'status'}>
         <p>
           {lost
-            ? trans.__(
-                'The pool does not answer: %1',
-                connection.reason || trans.__('no connection')
-              )
-            : trans.__('Reading the pool…')}
+            ? trans.__('Cannot reach the pool: %1', connection.reason || trans.__('no connection'))
+            : trans.__('Loading the pool…')}
         </p>
-        {lost && <Button onClick={() => pool.retry()}>{trans.__('Try now')}</Button>}
+        {lost && <Button onClick={() => pool.retry()}>{trans.__('Retry now')}</Button>}
       </div>
     );
   }
-  const views: [string, string, (props: IConsoleProps) => JSX.Element][] = [
-    ['overview', trans.__('Servers and health'), Overview],
+  const overview: View = ['overview', trans.__('Servers and health'), Overview];
+  const views: View[] = [
+    overview,
     ['leases', trans.__('Leases'), Leases],
     ['tokens', trans.__('Tokens'), Tokens],
     ['namespaces', trans.__('Namespaces'), Namespaces],
     ['audit', trans.__('Audit'), Audit]
   ];
-  const props = { ...context, administration, state, who: who.answer };
-  const [, , View] = views.find(([id]) => id === view) ?? views[0];
+  const props = { ...context, adminAPI, state, who: who.answer };
+  const [, , Shown] = views.find(([id]) => id === view) ?? overview;
   return (
     <>
       <header className="jp-GPUPoolConsole-header">
@@ -51,8 +52,8 @@ export default function Body(context: IConsoleContext): JSX.Element {
         {who.answer && (
           <span>
             {who.answer.administers
-              ? trans.__('%1, administrator', who.answer.owner)
-              : trans.__('%1, namespace %2', who.answer.owner, who.answer.namespace)}
+              ? trans.__('%1 · administers the pool', who.answer.owner)
+              : trans.__('%1 · namespace %2', who.answer.owner, who.answer.namespace)}
           </span>
         )}
         <span
@@ -60,9 +61,11 @@ export default function Body(context: IConsoleContext): JSX.Element {
           className={`jp-GPUPoolConsole-live ${lost ? 'jp-mod-lost' : ''}`}
           title={connection.reason}
         >
-          {lost ? trans.__('Connection lost. What is shown is old.') : trans.__('live')}
+          {lost
+            ? trans.__('Connection lost. The data below may be out of date.')
+            : trans.__('live')}
         </span>
-        {lost && <Button onClick={() => pool.retry()}>{trans.__('Try now')}</Button>}
+        {lost && <Button onClick={() => pool.retry()}>{trans.__('Retry now')}</Button>}
       </header>
       <Tabs
         label={trans.__('Views of the Console')}
@@ -77,7 +80,7 @@ export default function Body(context: IConsoleContext): JSX.Element {
         role="tabpanel"
         aria-labelledby={`jp-gpupool-console-tab-${view}`}
       >
-        <View {...props} />
+        <Shown {...props} />
       </div>
     </>
   );
@@ -91,13 +94,16 @@ interface ITabs {
   panelId: string;
 }
 
-/** Tabs with one stop for the keyboard: arrows, Home and End go from one to the next. */
+/** Tabs with one tab stop: the arrow keys, Home and End move between them. */
 function Tabs({ label, views, view, onView, panelId }: ITabs): JSX.Element {
   const list = React.useRef<HTMLDivElement>(null);
   const now = views.findIndex(([id]) => id === view);
   const go = (n: number) => {
     const to = (n + views.length) % views.length;
-    onView(views[to][0]);
+    const next = views[to];
+    if (next) {
+      onView(next[0]);
+    }
     list.current?.querySelectorAll<HTMLElement>('[role="tab"]')[to]?.focus();
   };
   const keys: Record<string, () => void> = {

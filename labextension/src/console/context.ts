@@ -1,10 +1,11 @@
-/** What every view of the Console is given. */
+/** The properties of every view of the Console. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 
-import { IPoolState } from '../state';
+import { IPoolState } from '../pool/state';
 import { IGPUPool } from '../tokens';
-import { Administration, IWho } from './administration';
+import { IWhoAmI } from '../pool/apitypes';
+import { AdminAPI } from './adminapi';
 
 export interface IConsoleContext {
   pool: IGPUPool;
@@ -12,8 +13,8 @@ export interface IConsoleContext {
 }
 
 export interface IConsoleProps extends IConsoleContext {
-  administration: Administration;
+  adminAPI: AdminAPI;
   state: IPoolState;
-  /** Null where the pool does not say. */
-  who: IWho | null;
+  /** Null if the pool does not report it. */
+  who: IWhoAmI | null;
 }

@@ -1,8 +1,8 @@
-/** A question, or a form, before everything else: the browser's own modal dialog, which keeps the focus. */
+/** A question or a form in the browser's own modal dialog, which keeps the focus. */
 
 import * as React from 'react';
 
-import { useAct } from './asked';
+import { useAct } from './hooks';
 import { Button, Trouble } from './parts';
 
 interface IModal {
@@ -27,7 +27,7 @@ export function Modal({ title, onClose, children }: React.PropsWithChildren<IMod
         event.preventDefault();
         onClose();
       }}
-      // What is typed here is no shortcut of the page around it.
+      // Keys typed here must not trigger the page's shortcuts.
       onKeyDown={event => event.stopPropagation()}
     >
       <h2 id={id}>{title}</h2>
@@ -40,13 +40,13 @@ interface IForm extends IModal {
   accept: string;
   cancel: string;
   kind?: 'accept' | 'warn';
-  /** Resolves when it is done; what it rejects with is shown. */
+  /** Resolves when the action is done; the dialog shows the reason of a rejection. */
   action: () => Promise<unknown>;
   /** Called after a success instead of `onClose`. */
   onDone?: () => void;
 }
 
-/** What is in it, and a button that does it. */
+/** The dialog's content, and a button that runs its action. */
 export function Form(props: React.PropsWithChildren<IForm>): JSX.Element {
   const { title, accept, cancel, kind = 'accept', action, onClose, onDone, children } = props;
   const { acting, trouble, act } = useAct();

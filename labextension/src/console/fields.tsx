@@ -1,14 +1,14 @@
-/** The fields that the Console's forms are made of: one line of text, a figure, and how long something is to last. */
+/** The fields of the Console's forms: a line of text, a number, and a lifetime. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { lives } from './lives';
+import { lives } from './durations';
 import { Field } from './parts';
 
 interface IInput extends Omit<React.InputHTMLAttributes<HTMLInputElement>, 'onChange' | 'value'> {
   label: string;
-  hint?: string;
+  hint?: string | undefined;
   value: string;
   onChange: (value: string) => void;
 }
@@ -30,21 +30,21 @@ export function Text({ label, hint, onChange, ...others }: IInput): JSX.Element 
   );
 }
 
-/** A figure from 0 up; as text, for what is no number the pool refuses, in words. */
+/** A number from 0 up, kept as text: the pool refuses what is no number, with a message. */
 export function Figure(props: IInput): JSX.Element {
   return <Text type="number" min={0} step="any" {...props} />;
 }
 
 interface ILife {
   label: string;
-  hint?: string;
+  hint?: string | undefined;
   /** One of `lives`, by its id. */
   value: string;
   trans: TranslationBundle;
   onChange: (value: string) => void;
 }
 
-/** How long a token is to be valid. */
+/** The lifetime of a token. */
 export function Life({ label, hint, value, trans, onChange }: ILife): JSX.Element {
   return (
     <Field label={label} hint={hint}>

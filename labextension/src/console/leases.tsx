@@ -1,15 +1,15 @@
-/** The leases of everybody whom the user may see, and their release. */
+/** The leases that the user may see, and their release. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { age, exactly, placed, share, size } from '../format';
-import { IPoolState, IUse, uses } from '../state';
-import { ILease } from '../wire';
+import { age, exactly, placed, share, size } from '../common/format';
+import { IPoolState, IUse, uses } from '../pool/state';
+import { ILease } from '../pool/apitypes';
 import { IConsoleProps } from './context';
 import { Form } from './dialog';
-import { ExtendLease } from './extendLease';
-import { instant } from './lives';
+import { ExtendLease } from './extendlease';
+import { instant } from './durations';
 import { Badge, Button, Empty, Tone } from './parts';
 import { IColumn, Table } from './table';
 
@@ -18,11 +18,11 @@ interface IRow {
   granted: number;
   use: IUse | undefined;
   held: number;
-  /** Seconds; null where its time is not limited. */
+  /** Seconds; null if the lease has no end. */
   left: number | null;
 }
 
-export function Leases({ administration, state, trans }: IConsoleProps): JSX.Element {
+export function Leases({ adminAPI, state, trans }: IConsoleProps): JSX.Element {
   const [releasing, release] = React.useState<ILease | null>(null);
   const [extending, extend] = React.useState<ILease | null>(null);
   const rows = React.useMemo(() => rowsOf(state), [state]);
@@ -30,7 +30,7 @@ export function Leases({ administration, state, trans }: IConsoleProps): JSX.Ele
   return (
     <>
       <Table
-        label={trans.__('Leases of everybody')}
+        label={trans.__('All leases')}
         trans={trans}
         rows={rows}
         columns={columns}
@@ -59,14 +59,14 @@ export function Leases({ administration, state, trans }: IConsoleProps): JSX.Ele
           </>
         )}
         empty={
-          <Empty title={trans.__('Nobody holds or waits for a GPU.')}>
-            <p>{trans.__('Leases are listed here as soon as somebody asks for slices.')}</p>
+          <Empty title={trans.__('No leases and no queued requests.')}>
+            <p>{trans.__('Leases appear here when a user requests GPUs.')}</p>
           </Empty>
         }
       />
       {extending && (
         <ExtendLease
-          administration={administration}
+          adminAPI={adminAPI}
           lease={extending}
           called={called(extending)}
           at={state.at}
@@ -76,18 +76,18 @@ export function Leases({ administration, state, trans }: IConsoleProps): JSX.Ele
       )}
       {releasing && (
         <Form
-          title={trans.__('Release the GPUs of %1?', called(releasing))}
+          title={trans.__('Release the GPU slices of %1?', called(releasing))}
           kind="warn"
-          accept={trans.__('Release and lose it')}
+          accept={trans.__('Release and lose data')}
           cancel={trans.__('Keep')}
-          action={() => administration.release(releasing.id)}
+          action={() => adminAPI.release(releasing.id)}
           onClose={() => release(null)}
         >
           <p>
             {releasing.state === 'QUEUED'
               ? trans.__('The request of %1 leaves the queue.', releasing.request.owner)
               : trans.__(
-                  'The program of %1 that uses them fails, and what it has on them is lost.',
+                  'The program of %1 that uses them will fail, and its data on the GPU slices will be lost.',
                   releasing.request.owner
                 )}
           </p>
@@ -175,7 +175,7 @@ function columnsOf(trans: TranslationBundle): IColumn<IRow>[] {
     },
     {
       id: 'held',
-      title: trans.__('For how long'),
+      title: trans.__('Held for'),
       width: '108px',
       isFigure: true,
       value: row => Math.round(row.held),
@@ -210,7 +210,7 @@ function stateOf(lease: ILease, trans: TranslationBundle): [Tone, string] {
     case 'QUEUED':
       return [
         'wait',
-        lease.position === null ? trans.__('queued') : trans.__('place %1', lease.position)
+        lease.position === null ? trans.__('queued') : trans.__('position %1', lease.position)
       ];
     case 'PARKED':
       return ['plain', trans.__('parked')];
@@ -219,7 +219,7 @@ function stateOf(lease: ILease, trans: TranslationBundle): [Tone, string] {
   }
 }
 
-/** `2 × 26,008 MiB: GPU 0, 1 of vm`, or what is wanted. */
+/** `2 × 26,008 MiB: GPU 0, 1 of vm`, or the request of a queued lease. */
 function where(lease: ILease, trans: TranslationBundle): string {
   if (lease.slices.length === 0) {
     const { num_gpus, partial, memory_mib } = lease.request;

@@ -1,16 +1,16 @@
-/** Namespaces: their limits, and who may do what in them. */
+/** Namespaces: their limits, members and roles. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { age, plain, share } from '../format';
-import { INamespace } from './administration';
-import { useAsked } from './asked';
+import { age, plain, share } from '../common/format';
+import { INamespace } from './adminapi';
+import { useRequest } from './hooks';
 import { IConsoleProps } from './context';
 import { Form } from './dialog';
-import { NamespaceForm } from './namespaceForm';
-import { NotOffered } from './notOffered';
-import { Asked, Button, Empty } from './parts';
+import { NamespaceForm } from './namespaceform';
+import { NotOffered } from './notoffered';
+import { RequestResult, Button, Empty } from './parts';
 import { IColumn, Table } from './table';
 
 const EVERY_MS = 15000;
@@ -23,8 +23,8 @@ interface IRow {
 
 type Open = ['new'] | ['edit' | 'remove', INamespace] | null;
 
-export function Namespaces({ administration, state, trans, who }: IConsoleProps): JSX.Element {
-  const namespaces = useAsked(() => administration.namespaces(), EVERY_MS);
+export function Namespaces({ adminAPI, state, trans, who }: IConsoleProps): JSX.Element {
+  const namespaces = useRequest(() => adminAPI.namespaces(), EVERY_MS);
   const [open, setOpen] = React.useState<Open>(null);
   const columns = React.useMemo(() => columnsOf(trans), [trans]);
   const held = React.useMemo(() => {
@@ -46,7 +46,7 @@ export function Namespaces({ administration, state, trans, who }: IConsoleProps)
     return <NotOffered status={status} reason={trouble} what="namespaces" trans={trans} />;
   }
   return (
-    <Asked asked={namespaces} wait={trans.__('Reading the namespaces…')}>
+    <RequestResult asked={namespaces} wait={trans.__('Loading the namespaces…')}>
       {all => (
         <>
           <Table
@@ -88,14 +88,14 @@ export function Namespaces({ administration, state, trans, who }: IConsoleProps)
               )
             }
             empty={
-              <Empty title={trans.__('There is no namespace.')}>
-                <p>{trans.__('Everybody shares the pool without limits until there is one.')}</p>
+              <Empty title={trans.__('There are no namespaces.')}>
+                <p>{trans.__('Until you create one, all users share the pool without limits.')}</p>
               </Empty>
             }
           />
           {(open?.[0] === 'new' || open?.[0] === 'edit') && (
             <NamespaceForm
-              administration={administration}
+              adminAPI={adminAPI}
               before={open[1] ?? null}
               trans={trans}
               onClose={close}
@@ -107,15 +107,15 @@ export function Namespaces({ administration, state, trans, who }: IConsoleProps)
               kind="warn"
               accept={trans.__('Remove')}
               cancel={trans.__('Keep')}
-              action={() => administration.removeNamespace(open[1].name)}
+              action={() => adminAPI.removeNamespace(open[1].name)}
               onClose={close}
             >
-              <p>{trans.__('Its members can ask for nothing in it any more.')}</p>
+              <p>{trans.__('Its members can no longer request GPUs in it.')}</p>
             </Form>
           )}
         </>
       )}
-    </Asked>
+    </RequestResult>
   );
 }
 
@@ -138,7 +138,7 @@ function columnsOf(trans: TranslationBundle): IColumn<IRow>[] {
     },
     {
       id: 'granted',
-      title: trans.__('MiB held, of at most'),
+      title: trans.__('Memory in MiB'),
       width: 'minmax(150px, 1fr)',
       isFigure: true,
       value: row => row.granted,

@@ -1,21 +1,21 @@
-/** The pool at a glance: figures, use over time, its servers, and whether all is well. */
+/** The pool at a glance: figures, use over time, servers and health. */
 
 import * as React from 'react';
 
-import type { Range } from '../chart/columns';
-import { exactly, share, size } from '../format';
-import { freeOf } from '../state';
+import type { Range } from '../chart/data';
+import { exactly, share, size } from '../common/format';
+import { freeOf } from '../pool/state';
 
-import { Tiles } from '../tiles';
-import { IGPU, ILease, IServer } from '../wire';
-import { ICheck, IHealth } from './administration';
-import { IAsked, useAsked } from './asked';
+import { SummaryTiles } from '../sidebar/summarytiles';
+import { IGPU, ILease, IServer } from '../pool/apitypes';
+import { ICheck, IHealth } from './adminapi';
+import { IRequestResult, useRequest } from './hooks';
 import { IConsoleProps } from './context';
 import { Drain } from './drain';
-import { Asked, Badge, Button, Empty, Tone } from './parts';
+import { RequestResult, Badge, Button, Empty, Tone } from './parts';
 import { IColumn, Table } from './table';
 
-/** How often health is asked for while it can be seen, in milliseconds. */
+/** How often health is requested while it is visible, in milliseconds. */
 const EVERY_MS = 10000;
 
 const Chart = React.lazy(() => import('../chart/chart').then(({ Chart }) => ({ default: Chart })));
@@ -40,10 +40,10 @@ interface IRow {
 }
 
 export function Overview(props: IConsoleProps): JSX.Element {
-  const { administration, state, trans, who } = props;
+  const { adminAPI, state, trans, who } = props;
   const [draining, drain] = React.useState<IRow | null>(null);
   const [range, setRange] = React.useState<Range>('1h');
-  const health = useAsked(() => administration.health(), EVERY_MS);
+  const health = useRequest(() => adminAPI.health(), EVERY_MS);
   const rows = React.useMemo(
     () => state.servers.map(server => rowOf(server, state.gpus)),
     [state.servers, state.gpus]
@@ -149,7 +149,7 @@ export function Overview(props: IConsoleProps): JSX.Element {
   }, [trans]);
   return (
     <div className="jp-GPUPoolConsole-overview">
-      <Tiles state={state} trans={trans} />
+      <SummaryTiles state={state} trans={trans} />
       <section className="jp-GPUPoolConsole-card" aria-label={trans.__('The pool over time')}>
         <React.Suspense fallback={<p>{trans.__('Reading the history…')}</p>}>
           <Chart {...props} slices={NAMES} height={240} range={range} onRange={setRange} />
@@ -196,7 +196,7 @@ export function Overview(props: IConsoleProps): JSX.Element {
       <Health {...props} health={health} />
       {draining && (
         <Drain
-          administration={administration}
+          adminAPI={adminAPI}
           server={draining.server}
           slices={draining.leases}
           trans={trans}
@@ -207,7 +207,10 @@ export function Overview(props: IConsoleProps): JSX.Element {
   );
 }
 
-function Health({ health, trans }: IConsoleProps & { health: IAsked<IHealth> }): JSX.Element {
+function Health({
+  health,
+  trans
+}: IConsoleProps & { health: IRequestResult<IHealth> }): JSX.Element {
   return (
     <section aria-label={trans.__('Health')} className="jp-GPUPoolConsole-card">
       <div className="jp-GPUPoolConsole-cardHead">
@@ -219,7 +222,7 @@ function Health({ health, trans }: IConsoleProps & { health: IAsked<IHealth> }):
           {trans.__('Check now')}
         </Button>
       </div>
-      <Asked asked={health} wait={trans.__('Asking the pool…')}>
+      <RequestResult asked={health} wait={trans.__('Checking the pool…')}>
         {({ checks }) => (
           <ul className="jp-GPUPoolConsole-checks">
             {[...checks]
@@ -229,7 +232,7 @@ function Health({ health, trans }: IConsoleProps & { health: IAsked<IHealth> }):
               ))}
           </ul>
         )}
-      </Asked>
+      </RequestResult>
     </section>
   );
 
@@ -299,7 +302,7 @@ function toneOf(status: string): Tone {
 }
 
 function rowOf(server: IServer, all: Readonly<Record<string, IGPU>>): IRow {
-  const gpus = server.gpus.map(uuid => all[uuid]).filter(Boolean);
+  const gpus = server.gpus.map(uuid => all[uuid]).filter(gpu => gpu !== undefined);
   const sum = (of: (gpu: IGPU) => number) => gpus.reduce((total, gpu) => total + of(gpu), 0);
   return {
     server,

@@ -1,14 +1,14 @@
-/** Small things that the views of the Console share. No part of JupyterLab's shell is needed for them. */
+/** Small components that the Console's views share. They do not need JupyterLab's shell. */
 
 import * as React from 'react';
 
-import { IAsked } from './asked';
+import { IRequestResult } from './hooks';
 
 type ButtonProps = React.ButtonHTMLAttributes<HTMLButtonElement> & {
   kind?: 'accept' | 'warn' | 'plain';
 };
 
-/** A button as JupyterLab has them. */
+/** A button in JupyterLab's style. */
 export function Button({ kind = 'plain', className, ...others }: ButtonProps): JSX.Element {
   const mod = kind === 'plain' ? '' : ` jp-mod-${kind}`;
   return (
@@ -22,12 +22,12 @@ export function Button({ kind = 'plain', className, ...others }: ButtonProps): J
 
 export type Tone = 'good' | 'wait' | 'bad' | 'plain';
 
-/** A word with a colour; the word alone says it too. */
+/** A word with a colour; the word is clear without the colour. */
 export function Badge({ tone, children }: React.PropsWithChildren<{ tone: Tone }>): JSX.Element {
   return <span className={`jp-GPUPoolConsole-state jp-mod-${tone}`}>{children}</span>;
 }
 
-/** Where there is nothing to show: what that means, and what to do. */
+/** Shown if there is nothing to show: what that means, and what to do. */
 export function Empty({
   title,
   children
@@ -61,11 +61,11 @@ export function Commands({ lines }: { lines: readonly string[] }): JSX.Element {
 
 interface IField {
   label: string;
-  hint?: string;
+  hint?: string | undefined;
   children: (id: string, hint: string | undefined) => JSX.Element;
 }
 
-/** A label, what it is for, and what a line says about it. */
+/** A label, its field, and a line of help. */
 export function Field({ label, hint, children }: IField): JSX.Element {
   const id = React.useId();
   return (
@@ -81,9 +81,9 @@ export function Field({ label, hint, children }: IField): JSX.Element {
   );
 }
 
-/** What was asked for, or why it is not there. */
-export function Asked<T>(props: {
-  asked: IAsked<T>;
+/** The answer to a request, or why there is none. */
+export function RequestResult<T>(props: {
+  asked: IRequestResult<T>;
   wait: string;
   children: (answer: T) => JSX.Element;
 }): JSX.Element {

@@ -1,12 +1,12 @@
-/** A table that is searched and sorted, and of which only the rows that can be seen are made. */
+/** A table with search and sorting, which renders only the visible rows. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { useWindow } from '../windowed';
-import { found, IColumn, sorted } from './rows';
+import { useWindow } from '../common/windowedlist';
+import { found, IColumn, sorted } from './sortrows';
 
-export type { IColumn } from './rows';
+export type { IColumn } from './sortrows';
 
 interface ITable<T> {
   label: string;
@@ -15,11 +15,11 @@ interface ITable<T> {
   columns: readonly IColumn<T>[];
   keyOf: (row: T) => string;
   /** Buttons at the end of a row. */
-  actions?: (row: T) => React.ReactNode;
+  actions?: ((row: T) => React.ReactNode) | undefined;
   actionsWidth?: string;
   /** Right of the search field. */
   tools?: React.ReactNode;
-  /** Where there is no row at all. */
+  /** Shown if there are no rows. */
   empty: React.ReactNode;
   sortedBy: string;
   descending?: boolean;
@@ -107,7 +107,7 @@ export function Table<T>(props: ITable<T>): JSX.Element {
                 </span>
               ))}
               {actions && (
-                <span role="columnheader">
+                <span role="columnheader" className="jp-GPUPoolConsole-cellButtons">
                   <span className="jp-GPUPoolConsole-hidden">{trans.__('Actions')}</span>
                 </span>
               )}
@@ -142,7 +142,7 @@ interface IRowProps<T> extends Pick<ITable<T>, 'columns' | 'actions'> {
   index: number;
 }
 
-/** Made anew only when something of it has changed: a scroll leaves most rows as they are. */
+/** Rendered again only when its row has changed: scrolling leaves most rows as they are. */
 const Row = React.memo(function Row<T>(props: IRowProps<T>): JSX.Element {
   const { row, columns, actions, grid, index } = props;
   return (
@@ -179,7 +179,7 @@ function Cell<T>({ column, row }: { column: IColumn<T>; row: T }): JSX.Element {
   );
 }
 
-/** How narrow a track may get, in pixels. */
+/** The least width of a track, in pixels. */
 function leastOf(track: string): number {
   return Number(/(\d+)px/.exec(track)?.[1] ?? 0);
 }

@@ -1,17 +1,17 @@
-/** Who is admitted to the pool: tokens, made with their bundle, extended and revoked. */
+/** The pool's tokens: create one with its bundle, extend it, revoke it. */
 
 import { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import { IToken } from './administration';
-import { useAsked } from './asked';
+import { IToken } from './adminapi';
+import { useRequest } from './hooks';
 import { IConsoleProps } from './context';
 import { Form } from './dialog';
 import { Life } from './fields';
-import { day, instant, lifeOf, USUAL_LIFE } from './lives';
-import { NewToken } from './newToken';
-import { NotOffered } from './notOffered';
-import { Asked, Badge, Button, Empty, Tone } from './parts';
+import { day, instant, lifeOf, USUAL_LIFE } from './durations';
+import { NewToken } from './newtoken';
+import { NotOffered } from './notoffered';
+import { RequestResult, Badge, Button, Empty, Tone } from './parts';
 import { IColumn, Table } from './table';
 
 /** Another administrator may change them. */
@@ -19,8 +19,8 @@ const EVERY_MS = 15000;
 
 type Open = ['new'] | ['extend' | 'revoke', IToken] | null;
 
-export function Tokens({ administration, trans, who }: IConsoleProps): JSX.Element {
-  const tokens = useAsked(() => administration.tokens(), EVERY_MS);
+export function Tokens({ adminAPI, trans, who }: IConsoleProps): JSX.Element {
+  const tokens = useRequest(() => adminAPI.tokens(), EVERY_MS);
   const [open, setOpen] = React.useState<Open>(null);
   const [past, setPast] = React.useState(false);
   const columns = React.useMemo(() => columnsOf(trans), [trans]);
@@ -34,7 +34,7 @@ export function Tokens({ administration, trans, who }: IConsoleProps): JSX.Eleme
     );
   }
   return (
-    <Asked asked={tokens} wait={trans.__('Reading the tokens…')}>
+    <RequestResult asked={tokens} wait={trans.__('Loading the tokens…')}>
       {all => (
         <>
           <Table
@@ -73,7 +73,7 @@ export function Tokens({ administration, trans, who }: IConsoleProps): JSX.Eleme
                     checked={past}
                     onChange={event => setPast(event.target.checked)}
                   />
-                  {trans.__('Revoked ones too')}
+                  {trans.__('Show revoked tokens')}
                 </label>
                 <Button kind="accept" onClick={() => setOpen(['new'])}>
                   {trans.__('New token…')}
@@ -81,19 +81,23 @@ export function Tokens({ administration, trans, who }: IConsoleProps): JSX.Eleme
               </>
             }
             empty={
-              <Empty title={trans.__('Nobody is admitted yet.')}>
-                <p>{trans.__('A token admits somebody; its bundle is all that they need.')}</p>
+              <Empty title={trans.__('There are no tokens yet.')}>
+                <p>
+                  {trans.__(
+                    'A token gives a user access. Send them its bundle; they need nothing else.'
+                  )}
+                </p>
               </Empty>
             }
           />
           {open?.[0] === 'new' && (
-            <NewToken administration={administration} who={who} trans={trans} onClose={close} />
+            <NewToken adminAPI={adminAPI} who={who} trans={trans} onClose={close} />
           )}
           {open?.[0] === 'extend' && (
             <Extend
               token={open[1]}
               trans={trans}
-              onExtend={life => administration.extendToken(open[1].id, life)}
+              onExtend={life => adminAPI.extendToken(open[1].id, life)}
               onClose={close}
             />
           )}
@@ -101,13 +105,13 @@ export function Tokens({ administration, trans, who }: IConsoleProps): JSX.Eleme
             <Revoke
               token={open[1]}
               trans={trans}
-              onRevoke={endLeases => administration.revokeToken(open[1].id, endLeases)}
+              onRevoke={endLeases => adminAPI.revokeToken(open[1].id, endLeases)}
               onClose={close}
             />
           )}
         </>
       )}
-    </Asked>
+    </RequestResult>
   );
 }
 
@@ -130,7 +134,7 @@ function Extend(props: IQuestion & { onExtend: (life: number | null) => Promise<
     >
       <Life
         label={trans.__('Valid from now on')}
-        hint={trans.__('Whoever has its bundle keeps it as it is.')}
+        hint={trans.__('The existing bundle stays valid.')}
         value={chosen}
         trans={trans}
         onChange={choose}
@@ -151,10 +155,15 @@ function Revoke(props: IQuestion & { onRevoke: (endLeases: boolean) => Promise<u
       action={() => onRevoke(ends)}
       onClose={onClose}
     >
-      <p>{trans.__('It admits %1 no more, at once and for good.', token.owner)}</p>
+      <p>
+        {trans.__(
+          '%1 loses access with this token immediately. This cannot be undone.',
+          token.owner
+        )}
+      </p>
       <label className="jp-GPUPool-check">
         <input type="checkbox" checked={ends} onChange={event => setEnds(event.target.checked)} />
-        {trans.__('End its leases too: what is on their GPUs is lost')}
+        {trans.__('Also end its leases; data on their GPU slices will be lost')}
       </label>
     </Form>
   );

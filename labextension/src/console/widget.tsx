@@ -1,14 +1,14 @@
-/** The Console as a tab of the main area: it watches the pool while it can be seen. */
+/** The Console as a tab of the main area. It watches the pool while it is visible. */
 
 import { ReactWidget } from '@jupyterlab/ui-components';
 import { IDisposable } from '@lumino/disposable';
 import { Message } from '@lumino/messaging';
 import * as React from 'react';
 
-import { gpuIcon } from '../icon';
+import { gpuIcon } from '../common/icon';
 import { IConsoleContext } from './context';
 
-// Loaded when somebody opens it.
+// Loaded when the tab is opened.
 const Body = React.lazy(() => import('./body'));
 
 export class Console extends ReactWidget {
@@ -23,36 +23,36 @@ export class Console extends ReactWidget {
     this.node.tabIndex = -1;
   }
 
-  dispose(): void {
+  override dispose(): void {
     this._watching?.dispose();
     super.dispose();
   }
 
-  protected onAfterAttach(msg: Message): void {
+  protected override onAfterAttach(msg: Message): void {
     super.onAfterAttach(msg);
     this._settle();
   }
 
-  protected onAfterShow(msg: Message): void {
+  protected override onAfterShow(msg: Message): void {
     super.onAfterShow(msg);
     this._settle();
   }
 
-  protected onAfterHide(msg: Message): void {
+  protected override onAfterHide(msg: Message): void {
     super.onAfterHide(msg);
     this._settle();
   }
 
-  protected onActivateRequest(msg: Message): void {
+  protected override onActivateRequest(msg: Message): void {
     super.onActivateRequest(msg);
-    // The tabs follow, by the keyboard.
+    // The keyboard reaches the tabs next.
     this.node.focus();
   }
 
-  protected render(): JSX.Element {
+  protected override render(): JSX.Element {
     const { trans } = this._context;
     return (
-      <React.Suspense fallback={<p>{trans.__('Reading the pool…')}</p>}>
+      <React.Suspense fallback={<p>{trans.__('Loading the pool…')}</p>}>
         {this._seen && <Body {...this._context} />}
       </React.Suspense>
     );

@@ -5,16 +5,16 @@ import { ICommandPalette, InputDialog, Notification } from '@jupyterlab/apputils
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
-import { Range, RANGES } from '../chart/columns';
-import { CommandIDs } from '../commandids';
-import { gpuIcon } from '../icon';
-import { kernelOf } from '../kernels';
+import { Range, RANGES } from '../chart/data';
+import { CommandIDs } from '../common/commandids';
+import { gpuIcon } from '../common/icon';
+import { kernelOf } from '../leases/kernels';
 import { IGPUPool, ISlices } from '../tokens';
-import { ILease } from '../wire';
+import { ILease } from '../pool/apitypes';
 
 export const commandsPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:commands',
-  description: 'Commands for slices: ask for them, resize, extend and release them.',
+  description: 'Commands that request, resize, extend and release GPU slices.',
   autoStart: true,
   requires: [IGPUPool, ISlices],
   optional: [ICommandPalette, ITranslator],
@@ -33,7 +33,7 @@ function activate(
   translator: ITranslator | null
 ): void {
   const trans = (translator ?? nullTranslator).load('jupyter_gpupool');
-  const { actions, front, holdings, preferences } = slices;
+  const { actions, activeNotebook, myLeases, preferences } = slices;
   const { commands } = app;
   const category = trans.__('GPU Pool');
 
@@ -51,7 +51,7 @@ function activate(
     if (typeof args.lease === 'string') {
       return among.find(lease => lease.id === args.lease) ?? null;
     }
-    const { kernel } = front;
+    const { kernel } = activeNotebook;
     const mine = among.find(lease => kernel !== null && kernelOf(lease) === kernel);
     if (mine || among.length <= 1) {
       return mine ?? among[0] ?? null;
@@ -69,11 +69,11 @@ function activate(
 
   add(CommandIDs.request, {
     label: trans.__('Request GPUs…'),
-    caption: trans.__('Ask for GPUs for this notebook'),
+    caption: trans.__('Request GPUs for this notebook'),
     icon: gpuIcon,
     describedBy: { args: NOTHING },
     execute: async () => {
-      const { request } = await import('../request');
+      const { request } = await import('../sidebar/requestdialog');
       await request({ pool, slices, trans });
     }
   });
@@ -81,15 +81,15 @@ function activate(
   add(CommandIDs.resize, {
     label: trans.__('Resize GPU Slices…'),
     describedBy: { args: LEASE },
-    isEnabled: () => holdings.held.length > 0,
+    isEnabled: () => myLeases.held.length > 0,
     execute: async args => {
-      const lease = await one(args, holdings.held, trans.__('Resize the slices of'));
+      const lease = await one(args, myLeases.held, trans.__('Resize the GPU slices of'));
       const [piece] = lease?.slices ?? [];
       if (!lease || !piece) {
         return;
       }
       const { value } = await InputDialog.getNumber({
-        title: trans.__('Resize the slices of %1', actions.nameOf(lease)),
+        title: trans.__('Resize the GPU slices of %1', actions.nameOf(lease)),
         label: trans.__('New share of each GPU, above 0 and at most 1'),
         value: Math.round((100 * piece.memory_mib) / Math.max(1, piece.total_mib)) / 100,
         okLabel: trans.__('Resize')
@@ -103,11 +103,11 @@ function activate(
   add(CommandIDs.extend, {
     label: trans.__('Extend GPU Lease…'),
     describedBy: { args: LEASE },
-    isEnabled: () => holdings.held.some(isLimited),
+    isEnabled: () => myLeases.held.some(isLimited),
     execute: async args => {
       const lease = await one(
         args,
-        holdings.held.filter(isLimited),
+        myLeases.held.filter(isLimited),
         trans.__('Extend the lease of')
       );
       if (lease) {
@@ -119,9 +119,9 @@ function activate(
   add(CommandIDs.release, {
     label: trans.__('Release GPUs…'),
     describedBy: { args: LEASE },
-    isEnabled: () => holdings.held.length > 0,
+    isEnabled: () => myLeases.held.length > 0,
     execute: async args => {
-      const lease = await one(args, holdings.held, trans.__('Release the GPUs of'));
+      const lease = await one(args, myLeases.held, trans.__('Release the GPU slices of'));
       if (lease) {
         tell(await actions.release(lease));
       }
@@ -131,16 +131,16 @@ function activate(
   add(CommandIDs.releaseAll, {
     label: trans.__('Release All My GPUs…'),
     describedBy: { args: NOTHING },
-    isEnabled: () => holdings.held.length > 0,
-    execute: async () => tell(await actions.releaseAll(holdings.held))
+    isEnabled: () => myLeases.held.length > 0,
+    execute: async () => tell(await actions.releaseAll(myLeases.held))
   });
 
   add(CommandIDs.leaveQueue, {
     label: trans.__('Leave the GPU Queue'),
     describedBy: { args: LEASE },
-    isEnabled: () => holdings.waiting.length > 0,
+    isEnabled: () => myLeases.waiting.length > 0,
     execute: async args => {
-      const lease = await one(args, holdings.waiting, trans.__('Leave the queue for'));
+      const lease = await one(args, myLeases.waiting, trans.__('Leave the queue for'));
       if (lease) {
         tell(await actions.leave(lease));
       }
@@ -170,7 +170,7 @@ function activate(
     palette?.addItem({ command: CommandIDs.chart, args: { range }, category });
   }
 
-  holdings.changed.connect(() => commands.notifyCommandChanged());
+  myLeases.changed.connect(() => commands.notifyCommandChanged());
 }
 
 function isLimited(lease: ILease): boolean {

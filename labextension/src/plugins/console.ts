@@ -5,14 +5,14 @@ import { ICommandPalette, WidgetTracker } from '@jupyterlab/apputils';
 import { ILauncher } from '@jupyterlab/launcher';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { CommandIDs } from '../commandids';
+import { CommandIDs } from '../common/commandids';
 import { Console } from '../console/widget';
-import { gpuIcon } from '../icon';
+import { gpuIcon } from '../common/icon';
 import { IGPUPool } from '../tokens';
 
 export const consolePlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:console',
-  description: 'The Console of the pool: servers, leases of everybody, tokens, namespaces.',
+  description: "The pool's Console: servers, leases, tokens and namespaces.",
   autoStart: true,
   requires: [IGPUPool],
   optional: [ICommandPalette, ILauncher, ILayoutRestorer, ITranslator],
@@ -31,7 +31,7 @@ function activate(
   const tracker = new WidgetTracker<Console>({ namespace: 'gpupool-console' });
   app.commands.addCommand(CommandIDs.console, {
     label: trans.__('GPU Pool Console'),
-    caption: trans.__('Servers, leases of everybody, tokens and namespaces of the pool'),
+    caption: trans.__("The pool's servers, leases, tokens and namespaces"),
     icon: gpuIcon,
     execute: async () => {
       let widget = tracker.currentWidget;

@@ -5,12 +5,12 @@ import { ICommandPalette } from '@jupyterlab/apputils';
 import { ILauncher } from '@jupyterlab/launcher';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { CommandIDs } from '../commandids';
-import { gpuIcon } from '../icon';
+import { CommandIDs } from '../common/commandids';
+import { gpuIcon } from '../common/icon';
 
 export const launcherPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:launcher',
-  description: 'Makes a notebook and asks for GPUs for it, from the launcher.',
+  description: 'Creates a notebook and requests GPUs for it, from the launcher.',
   autoStart: true,
   optional: [ICommandPalette, ILauncher, ITranslator],
   activate
@@ -30,7 +30,7 @@ function activate(
   commands.addCommand(CommandIDs.newNotebook, {
     label: args =>
       args.isLauncher ? trans.__('Notebook with GPUs') : trans.__('New Notebook with GPUs'),
-    caption: trans.__('Make a notebook and ask for GPUs for it'),
+    caption: trans.__('Create a notebook and request GPUs for it'),
     icon: gpuIcon,
     isEnabled: () => commands.hasCommand(CREATE),
     describedBy: {

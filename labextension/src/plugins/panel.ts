@@ -4,16 +4,16 @@ import { ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyte
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { CommandIDs } from '../commandids';
-import { gpuIcon } from '../icon';
-import { PoolPanel } from '../panel';
-import { IGPUPool, ISlices } from '../tokens';
+import { CommandIDs } from '../common/commandids';
+import { gpuIcon } from '../common/icon';
+import { PoolPanel } from '../sidebar/panel';
+import { IGPUPool, ISidebarSections, ISlices } from '../tokens';
 
 export const panelPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:plugin',
-  description: 'The panel in the left sidebar that shows the pool, and where slices are asked for.',
+  description: 'The panel in the left sidebar that shows the pool and requests GPUs.',
   autoStart: true,
-  requires: [IGPUPool, ISlices],
+  requires: [IGPUPool, ISlices, ISidebarSections],
   optional: [ICommandPalette, ILayoutRestorer, ITranslator],
   activate
 };
@@ -22,12 +22,13 @@ function activate(
   app: JupyterFrontEnd,
   pool: IGPUPool,
   slices: ISlices,
+  sections: ISidebarSections,
   palette: ICommandPalette | null,
   restorer: ILayoutRestorer | null,
   translator: ITranslator | null
 ): void {
   const trans = (translator ?? nullTranslator).load('jupyter_gpupool');
-  const panel = new PoolPanel({ pool, slices, trans });
+  const panel = new PoolPanel({ pool, slices, trans }, sections);
   // 501 to 899 is where the sidebar expects extensions.
   app.shell.add(panel, 'left', { rank: 600, type: 'GPU Pool' });
   restorer?.add(panel, panel.id);

@@ -2,9 +2,9 @@
 
 import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 
-import { PoolAPI } from '../api';
-import { PoolModel } from '../model';
-import { ServerTransport } from '../server';
+import { PoolAPI } from '../pool/api';
+import { PoolModel } from '../pool/model';
+import { ServerTransport } from '../pool/servertransport';
 import { IGPUPool } from '../tokens';
 
 export const poolPlugin: JupyterFrontEndPlugin<IGPUPool> = {

@@ -5,12 +5,12 @@ import { Notification } from '@jupyterlab/apputils';
 import { IRunningSessionManagers, IRunningSessions } from '@jupyterlab/running';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { CommandIDs } from '../commandids';
-import { exactly } from '../format';
-import { gpuIcon } from '../icon';
-import { shares } from '../status';
+import { CommandIDs } from '../common/commandids';
+import { exactly } from '../common/format';
+import { gpuIcon } from '../common/icon';
+import { shares } from '../leases/statustext';
 import { ISlices } from '../tokens';
-import { ILease } from '../wire';
+import { ILease } from '../pool/apitypes';
 
 export const runningPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:running',
@@ -28,7 +28,7 @@ function activate(
   translator: ITranslator | null
 ): void {
   const trans = (translator ?? nullTranslator).load('jupyter_gpupool');
-  const { actions, holdings } = slices;
+  const { actions, myLeases } = slices;
   const tell = (trouble: string) => {
     if (trouble) {
       Notification.error(trouble);
@@ -58,15 +58,15 @@ function activate(
 
   managers?.add({
     name: trans.__('GPU Leases'),
-    running: () => holdings.held.map(item),
+    running: () => myLeases.held.map(item),
     // They have been asked whether they are sure.
-    shutdownAll: () => void actions.releaseAll(holdings.held, false).then(tell),
-    refreshRunning: () => void holdings.refresh(),
-    runningChanged: holdings.changed,
+    shutdownAll: () => void actions.releaseAll(myLeases.held, false).then(tell),
+    refreshRunning: () => void myLeases.refresh(),
+    runningChanged: myLeases.changed,
     shutdownLabel: trans.__('Release'),
     shutdownAllLabel: trans.__('Release All'),
     shutdownAllConfirmationText: trans.__(
-      'Release all of your GPUs? What is on them is lost where it cannot be moved.'
+      'Release all of your GPU slices? Data that cannot be moved to the CPU will be lost.'
     )
   });
 }

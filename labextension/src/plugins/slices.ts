@@ -4,17 +4,17 @@ import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application'
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { Actions } from '../actions';
-import { CommandIDs } from '../commandids';
-import { Front } from '../front';
-import { Holdings } from '../holdings';
-import { Kernels } from '../kernels';
-import { Preferences } from '../preferences';
+import { Actions } from '../leases/actions';
+import { CommandIDs } from '../common/commandids';
+import { ActiveNotebook } from '../leases/activenotebook';
+import { MyLeases } from '../leases/myleases';
+import { Kernels } from '../leases/kernels';
+import { Settings } from '../leases/settings';
 import { IGPUPool, ISlices } from '../tokens';
 
 export const slicesPlugin: JupyterFrontEndPlugin<ISlices> = {
   id: 'jupyter-gpupool:slices',
-  description: 'Asks for slices for notebooks, resizes them and gives them back.',
+  description: 'Requests GPU slices for notebooks, resizes and releases them.',
   provides: ISlices,
   requires: [IGPUPool],
   optional: [ISettingRegistry, ITranslator],
@@ -31,7 +31,7 @@ function activate(
   translator: ITranslator | null
 ): ISlices {
   const trans = (translator ?? nullTranslator).load('jupyter_gpupool');
-  const preferences = new Preferences();
+  const preferences = new Settings();
   preferences.changed.connect(() => {
     // The pool speaks each second: a pace of one would skip every other message.
     pool.pace = Math.max(0, preferences.choices.refresh - 0.5);
@@ -41,13 +41,13 @@ function activate(
     (reason: Error) =>
       console.error(`jupyter_gpupool: its settings cannot be read: ${reason.message}`)
   );
-  const holdings = new Holdings(pool, app.serviceManager.events);
-  void app.restored.then(() => holdings.start());
+  const myLeases = new MyLeases(pool, app.serviceManager.events);
+  void app.restored.then(() => myLeases.start());
   return {
-    front: new Front(app.shell),
+    activeNotebook: new ActiveNotebook(app.shell),
     actions: new Actions(pool, new Kernels(app.serviceManager), trans),
     preferences,
-    holdings,
+    myLeases,
     open: (path: string) => void app.commands.execute('docmanager:open', { path }),
     openConsole: () => void app.commands.execute(CommandIDs.console)
   };

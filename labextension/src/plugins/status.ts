@@ -4,8 +4,8 @@ import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application'
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
-import { CommandIDs } from '../commandids';
-import { StatusItem } from '../statusitem';
+import { CommandIDs } from '../common/commandids';
+import { StatusItem } from '../sidebar/statusitem';
 import { ISlices } from '../tokens';
 
 export const statusPlugin: JupyterFrontEndPlugin<void> = {

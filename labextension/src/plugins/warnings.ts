@@ -4,11 +4,11 @@ import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application'
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { IGPUPool, ISlices } from '../tokens';
-import { Warnings } from '../warnings';
+import { Warnings } from '../leases/warnings';
 
 export const warningsPlugin: JupyterFrontEndPlugin<void> = {
   id: 'jupyter-gpupool:warnings',
-  description: 'Warns of GPUs that do not compute, and tells who asks for them.',
+  description: 'Warns about idle GPU slices and shows who asks for them.',
   autoStart: true,
   requires: [IGPUPool, ISlices],
   optional: [ITranslator],

@@ -18,9 +18,9 @@ import ray
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jupyter_gpupool.pool.errors import ImpossibleRequest, LeaseEnded, PoolError
-from jupyter_gpupool.pool.models import Lease, LeaseState
-from jupyter_gpupool.remote.lifeline import Lifeline
+from jupyter_gpupool.core.errors import ImpossibleRequest, LeaseEnded, PoolError
+from jupyter_gpupool.core.models import Lease, LeaseState
+from jupyter_gpupool.transport.lifeline import Lifeline
 
 from ...conftest import often
 from .conftest import NAMES, Farm, Pool, ask, spec_of
@@ -109,14 +109,15 @@ def test_what_others_have_in_ray_is_not_granted(pool: Pool, farm: Farm, eventual
 
     pinned = NodeAffinitySchedulingStrategy(node_of(farm, "gamma"), soft=False)
     other = Other.options(scheduling_strategy=pinned).remote()
-    ray.get(other.gpus.remote(), timeout=120)
+    ray.get(other.gpus.remote(), timeout=300)
 
     def taken() -> int:
         return sum(gpu["taken_mib"] > 0 for gpu in pool.gpus() if gpu["server"] == "gamma")
 
     eventually(lambda: taken() == 1, "the pool knows")
     lease, line = pool.hold(ask(1.0, filters={"server": "gamma"}))
-    assert free_gpus(farm, "gamma") == 0.0 or len(shares()[lease.id]) == 1
+    assert shares()[lease.id] == [1.0]
+    eventually(lambda: free_gpus(farm, "gamma") == 0.0, "the other one and the lease have all of gamma")
     waiting = pool.client.request(ask(0.1, filters={"server": "gamma"}))
     assert waiting.state is LeaseState.QUEUED
     ray.kill(other)
@@ -165,12 +166,14 @@ def test_one_lease_on_several_servers(pool: Pool, farm: Farm, eventually: Callab
         pool.client.request(ask(0.5, 5))
     foreseen = [pool.client.forecast(ask(0.5, 5, spread=spread)) for spread in (False, True)]
     assert [one["outcome"] for one in foreseen] == ["impossible", "granted"]
-    assert {piece.server for piece in pool.hold(ask(0.1, 2, spread=True))[0].slices} == {"alpha"}
+    assert len({piece.server for piece in pool.hold(ask(0.1, 2, spread=True))[0].slices}) == 1
     pool.let_go()
 
     lease, line = pool.hold(ask(0.4, 5, spread=True))
     where = [(piece.server, piece.index) for piece in lease.slices]
-    assert where == [("alpha", 0), ("alpha", 1), ("beta", 0), ("beta", 1), ("gamma", 0)]
+    # Which of the six is left out is Ray's to say: a GPU that it is slow to give is passed over for a while.
+    assert where == sorted(set(where)) and len(where) == 5
+    assert {server for server, _ in where} == set(NAMES)
     assert lease.worker is not None and list(lease.worker.elsewhere) == ["beta", "gamma"]
     for name in NAMES:
         worker = lease.worker.on(name)
@@ -201,9 +204,7 @@ def test_a_program_on_several_servers(pool: Pool) -> None:
     assert pool.client.leases() == []
 
 
-def test_a_lease_on_several_servers_is_lost_with_one_of_its_workers(
-    pool: Pool, eventually: Callable
-) -> None:
+def test_a_lease_on_several_servers_is_lost_with_one_of_its_workers(pool: Pool, eventually: Callable) -> None:
     lease, line = pool.hold(ask(0.4, 6, spread=True))
     assert lease.worker is not None
     os.kill(lease.worker.on("beta").pid, signal.SIGKILL)
@@ -262,8 +263,8 @@ def test_a_node_dies_and_another_joins(pool: Pool, farm: Farm, eventually: Calla
     assert state(pool, other) is LeaseState.ACTIVE and other_line.alive
     other_line.release()
     farm.join("delta")
-    eventually(lambda: "delta" in pool.servers(), "the new node is there", 180)
-    _, line = pool.hold(ask(1.0, 2, filters={"server": "delta"}), wait_s=60)
+    eventually(lambda: "delta" in pool.servers(), "the new node is there")
+    _, line = pool.hold(ask(1.0, 2, filters={"server": "delta"}))
     line.release()
 
 
@@ -301,7 +302,7 @@ def test_the_network_to_a_node_is_cut_and_healed(pool: Pool, farm: Farm, eventua
     finally:
         for process in frozen:
             process.resume()
-    eventually(lambda: "beta" in pool.servers(), "it is there again", 180)
+    eventually(lambda: "beta" in pool.servers(), "it is there again")
     assert not psutil.pid_exists(cut.worker.pid), "first of all the worker of the lost lease is ended"
     eventually(lambda: line.lost, "its holder hears of it")
     _, again = pool.hold(ask(1.0, 2, filters={"server": "beta"}))
@@ -319,7 +320,7 @@ def test_leases_of_mixed_size_come_and_go(pool: Pool, farm: Farm, eventually: Ca
         request = ask(rnd.choice([0.05, 0.1, 0.25, 0.5, 0.8, 1.0]), count, spread=count > 2)
         try:
             lease = pool.client.request(request, wait_s=1)
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while lease.state in (LeaseState.QUEUED, LeaseState.GRANTED) and time.monotonic() < deadline:
                 pool.client.heartbeat(lease.id)
                 lease = pool.client.wait(lease.id, lease, 1)

@@ -1,0 +1,1 @@
+"""Writers of reference pages: each module has ``markdown()``."""

@@ -1,0 +1,476 @@
+"""The client of a pool: its HTTP interface as methods, its refusals as exceptions."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from jupyter_gpupool.core import errors
+from jupyter_gpupool.core.api import PREFIX
+from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Request, Slice, WorkerAddress
+from jupyter_gpupool.core.validation import check_memory
+
+#: How long calls are retried while a pool restarts, in seconds.
+PATIENCE_S = 5.0
+#: How long another of several servers may take to become the leader, in seconds.
+TAKEOVER_S = 12.0
+
+#: Message for calls about tokens to a pool that has none.
+NOT_OFFERED = (
+    "this pool serves a single user and has no tokens; `gpupool server init` creates a server that has them"
+)
+
+#: How often a client turns to another pool because the one that it used has ended.
+_MAX_SUCCESSORS = 2
+
+T = TypeVar("T")
+
+
+class Passed(NamedTuple):
+    """A pool's answer, to be passed on."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class PoolClient:
+    """A client of one pool. Several threads may use it at once; it is a context manager.
+
+    ``timeout_s``: longest time to wait for an answer. ``patience_s``: how long to retry while no server answers.
+    ``ca``: the certificate (PEM) of the only authority to trust (default: those that this system trusts).
+    ``also``: addresses of the pool's other servers. A server that does not answer, or is not the leader, is skipped;
+    ``patience_s`` is then at least the time until another one leads.
+    ``successor``: returns the address and token of a pool to use where this one has ended before a request reached it.
+    Every method raises a PoolError: the pool's refusal, or PoolUnreachable. Leases are returned as
+    :class:`.models.Lease`, other answers as the JSON that docs/reference/http.md describes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        timeout_s: float = 10.0,
+        patience_s: float = PATIENCE_S,
+        ca: str = "",
+        also: Sequence[str] = (),
+        successor: Callable[[], tuple[str, str]] | None = None,
+    ) -> None:
+        self._urls = list(dict.fromkeys(_checked(u) for u in (url, *also)))
+        self._at = 0  # index of the server that answered last
+        self.ca = ca
+        self._timeout_s = timeout_s
+        self._successor = successor
+        self._patience_s = patience_s if len(self._urls) == 1 else max(patience_s, TAKEOVER_S)
+        self.secure = all(u.startswith("https:") for u in self._urls)
+        self._token = token
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.context = _context(ca) if ca else None
+        # trust_env=False: the pool is reached directly, never through a web proxy.
+        self._http = httpx.Client(headers=self.headers, trust_env=False, verify=self.context or True)
+
+    @property
+    def url(self) -> str:
+        """The address at which the pool answered last."""
+        return self._urls[self._at]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, as JSON, that create the same client in another process. They contain the token."""
+        return {
+            "url": self.url,
+            "token": self._token,
+            "timeout_s": self._timeout_s,
+            "patience_s": self._patience_s,
+            "ca": self.ca,
+            "also": self._urls,
+        }
+
+    def close(self) -> None:
+        """Close all connections. Later calls raise RuntimeError."""
+        self._http.close()
+
+    def __enter__(self) -> PoolClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- calls
+
+    def pool(self) -> dict[str, Any]:
+        """Return the pool's servers, GPUs, slices and queue."""
+        return self._with_successor(lambda: self._call("GET", "/pool"))
+
+    def request(self, request: Request, wait_s: float = 0.0) -> Lease:
+        """Request GPUs. Return when the worker runs, at the latest after ``wait_s`` seconds. May be repeated."""
+        body: dict[str, Any] = {
+            "id": request.id,
+            "num_gpus": request.num_gpus,
+            "filters": dict(request.filters),
+            "namespace": request.namespace,
+            "wait": request.wait,
+            "secret_sha256": request.secret_sha256,
+            "label": request.label,
+            "client": request.client,
+        }
+        if request.partial is not None:
+            body["partial"] = request.partial
+        if request.memory_mib is not None:
+            body["memory_mib"] = request.memory_mib
+        if request.spread:  # older servers reject the field
+            body["spread"] = True
+        lease = _lease(
+            self._with_successor(lambda: self._call("POST", "/leases", {"wait": wait_s}, body, wait_s))
+        )
+        self._successor = None  # the lease is this pool's, and so are all calls that follow
+        return lease
+
+    def forecast(self, request: Request) -> dict[str, Any]:
+        """Return what would happen to the request now: outcome, position, reason, slices."""
+        query = {
+            "num_gpus": request.num_gpus,
+            "partial": request.partial,
+            "memory_mib": request.memory_mib,
+            "namespace": request.namespace,
+            "filter": [f"{key}={value}" for key, value in request.filters.items()],
+            "spread": "1" if request.spread else None,
+        }
+        return self._call("GET", "/forecast", {k: v for k, v in query.items() if v is not None})
+
+    def wait(self, lease_id: str, known: Lease | None = None, wait_s: float = 10.0) -> Lease:
+        """Return the lease as soon as it differs from ``known``, at the latest after ``wait_s`` (≤ 30) seconds."""
+        query: dict[str, Any] = {"wait": wait_s if known else 0}
+        if known is not None:
+            query["state"] = known.state.value
+            if known.position is not None:
+                query["position"] = known.position
+        return _lease(self._call("GET", f"/leases/{lease_id}", query, wait_s=wait_s))
+
+    def lease(self, lease_id: str) -> Lease:
+        """Return the lease as it is now."""
+        return self.wait(lease_id)
+
+    def leases(self, include_ended: bool = False, mine: bool = False) -> list[Lease]:
+        """Return the leases that the caller may see. ``mine``: only the caller's own, also for administrators."""
+        query = {name: "1" for name, wanted in (("all", include_ended), ("mine", mine)) if wanted}
+        found = self._call("GET", "/leases", query)
+        return [_lease(item) for item in found["leases"]]
+
+    def heartbeat(self, lease_id: str) -> Lease:
+        """Keep the lease or the queued request alive for another TTL."""
+        return _lease(self._call("POST", f"/leases/{lease_id}/heartbeat"))
+
+    def release(self, lease_id: str) -> Lease:
+        """Release the lease, or withdraw the queued request."""
+        return _lease(self._call("DELETE", f"/leases/{lease_id}"))
+
+    def history(
+        self, since: float | None = None, step: int | None = None, gpus: Sequence[str] | None = ()
+    ) -> dict[str, Any]:
+        """Return utilization over time.
+
+        ``since``: seconds since the epoch; ``step``: seconds; ``gpus``: also of GPUs with these uuids, None for all.
+        """
+        query = {"since": since, "step": step, "gpu": "all" if gpus is None else list(gpus)}
+        return self._call("GET", "/history", {k: v for k, v in query.items() if v is not None})
+
+    def resize(self, lease_id: str, partial: float | None = None, memory_mib: int | None = None) -> Lease:
+        """Change the memory of the lease's slices. When this returns, the worker enforces the new limits."""
+        check_memory(partial, memory_mib)
+        body = {"partial": partial} if memory_mib is None else {"memory_mib": memory_mib}
+        return _lease(self._call("PATCH", f"/leases/{lease_id}", None, body, wait_s=20.0))
+
+    def my_server(self) -> tuple[Lease | None, str]:
+        """Return the lease that a hub's pool acquired for the calling server, and its secret."""
+        answer = self._call("GET", "/hub/mine")
+        return (_lease(answer["lease"]) if answer["lease"] else None), answer["secret"]
+
+    def hold_my_server(self) -> None:
+        """Report that the calling server holds that lease from now on."""
+        self._call("POST", "/hub/mine")
+
+    def extend(self, lease_id: str, seconds: float) -> Lease:
+        """Extend the lease, as far as its namespace allows."""
+        return _lease(self._call("PATCH", f"/leases/{lease_id}", None, {"extend_s": seconds}))
+
+    def ask(self, lease_id: str, message: str = "") -> dict[str, Any]:
+        """Ask the holder, if the caller may know the holder's name, to release the lease: ``{"lease", "owner"}``."""
+        return self._call("POST", f"/leases/{lease_id}/ask", None, {"message": message})
+
+    def keep(self, lease_id: str) -> Lease:
+        """Keep an idle lease: its holder still needs it."""
+        return _lease(self._call("POST", f"/leases/{lease_id}/keep"))
+
+    def whoami(self) -> dict[str, Any]:
+        """Return ``{"owner", "administers", "namespace", "role", "namespaces": {name: role}}``."""
+        return self._call("GET", "/whoami")
+
+    def namespaces(self) -> list[dict[str, Any]]:
+        """Return the namespaces that the caller is a member of."""
+        return list(self._call("GET", "/namespaces")["namespaces"])
+
+    def create_namespace(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Create a namespace. For administrators. Raises NamespaceConflict if it exists, so do not repeat the call."""
+        return self._call("POST", "/namespaces", None, {"name": name, **fields})
+
+    def change_namespace(self, name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Change the given fields of a namespace."""
+        return self._call("PATCH", f"/namespaces/{quote(name, '')}", None, dict(fields))
+
+    def delete_namespace(self, name: str) -> dict[str, Any]:
+        """Delete a namespace. Raises NamespaceConflict while it has leases or tokens."""
+        return self._call("DELETE", f"/namespaces/{quote(name, '')}")
+
+    def set_member(self, name: str, user: str, role: str) -> dict[str, Any]:
+        """Add a member to a namespace, or change the member's role."""
+        path = f"/namespaces/{quote(name, '')}/members/{quote(user, '')}"
+        return self._call("PUT", path, None, {"role": role})
+
+    def remove_member(self, name: str, user: str) -> dict[str, Any]:
+        """Remove a member from a namespace."""
+        return self._call("DELETE", f"/namespaces/{quote(name, '')}/members/{quote(user, '')}")
+
+    def audit(self, since: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
+        """Return the newest ``limit`` entries of the audit log since ``since``, oldest first. For administrators."""
+        return list(self._call("GET", "/audit", {"since": since, "limit": limit})["entries"])
+
+    def drain(self, server: str, draining: bool = True) -> None:
+        """Grant nothing new on that server, or grant on it again. For administrators."""
+        self._call("PATCH", f"/servers/{quote(server, safe='')}", None, {"draining": draining})
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Return all tokens. For administrators, as are all calls about tokens."""
+        return list(self._token_call("GET", "/tokens")["tokens"])
+
+    def create_token(self, description: str, expires_s: float | None, **fields: Any) -> dict[str, Any]:
+        """Create a token: its listing, with ``token`` (its text) and ``files`` (the bundle).
+
+        The call is not retried once the pool may have created the token.
+        """
+        body = {"description": description, "expires_s": expires_s, **fields}
+        unsure = "the token may have been created; look for it with `gpupool token list` before you try again"
+        return self._token_call("POST", "/tokens", body, unsure=unsure)
+
+    def extend_token(self, token_id: str, expires_s: float | None) -> dict[str, Any]:
+        """Set a token's lifetime, in seconds from now; None for no end."""
+        return self._token_call("PATCH", f"/tokens/{token_id}", {"expires_s": expires_s})
+
+    def revoke_token(self, token_id: str, end_leases: bool = False) -> dict[str, Any]:
+        """Revoke a token; with ``end_leases``, also end its leases."""
+        return self._token_call("DELETE", f"/tokens/{token_id}?end_leases={int(end_leases)}", wait_s=20.0)
+
+    def _token_call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        wait_s: float = 0.0,
+        unsure: str = "",
+    ) -> dict[str, Any]:
+        response = self._send(method, path, None, body, wait_s, unsure=unsure)
+        answer = _json(response)
+        if response.status_code in (200, 201) and isinstance(answer, dict):
+            return answer
+        if response.status_code == 404 and isinstance(answer, dict) and answer.get("error") == "HTTPError":
+            raise errors.NotSupported(NOT_OFFERED)
+        raise self._refusal(response, answer)
+
+    def pass_on(
+        self, method: str, path: str, query: dict[str, list[str]], body: bytes, accept: str
+    ) -> Passed:
+        """Pass on a call and return the pool's own answer. Only a call that reads is retried."""
+        try:
+            content = json.loads(body) if body else None
+        except (ValueError, RecursionError):
+            raise errors.InvalidRequest("the body is not JSON") from None
+        patience = self._patience_s if method == "GET" else 0.0
+        response = self._send(method, path, query, content, 20.0, {"Accept": accept}, patience)
+        answer = _json(response)
+        if response.status_code == 404 and isinstance(answer, dict) and answer.get("error") == "HTTPError":
+            raise errors.NotSupported(NOT_OFFERED)
+        if response.status_code in (401, 403):
+            raise self._refusal(response, answer)
+        kept = ("Content-Type", "Content-Disposition")
+        headers = {name: response.headers[name] for name in kept if name in response.headers}
+        return Passed(response.status_code, headers, response.content)
+
+    def health(self) -> dict[str, Any]:
+        """Return the pool's health: ``{"status", "checks"}``; also of a pool that is failing."""
+        return self._with_successor(lambda: self._call("GET", "/health", expect=(200, 503)))
+
+    # -- how
+
+    def _with_successor(self, call: Callable[[], T]) -> T:
+        """Return the call's answer; make it again at another pool where this one has ended. Raises PoolError."""
+        for _ in range(_MAX_SUCCESSORS):
+            try:
+                return call()
+            except errors.PoolUnreachable:
+                if self._successor is None:
+                    raise
+                url, token = self._successor()
+                self._urls, self._at = [_checked(url)], 0
+                self.headers = {"Authorization": f"Bearer {token}"}
+                self._http.headers.update(self.headers)
+        return call()
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None = None,
+        body: dict[str, Any] | None = None,
+        wait_s: float = 0.0,
+        expect: tuple[int, ...] = (200, 201, 202),
+    ) -> dict[str, Any]:
+        response = self._send(method, path, query, body, wait_s)
+        answer = _json(response)
+        if response.status_code in expect and isinstance(answer, dict):
+            return answer
+        raise self._refusal(response, answer)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, Any] | None,
+        body: Any,
+        wait_s: float,
+        headers: dict[str, str] | None = None,
+        patience_s: float | None = None,
+        unsure: str = "",
+    ) -> httpx.Response:
+        """Send a call; retry until ``patience_s``, so that callers survive a restart or a change of leader.
+
+        Almost all calls are idempotent. For one that is not, ``unsure`` is the advice in the PoolUnreachable that is
+        raised when the first attempt may have succeeded.
+        """
+        timeout = httpx.Timeout(self._timeout_s, read=self._timeout_s + wait_s, connect=3.0)
+        deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
+        pause, tried = 0.05, 0
+        while True:
+            at = self._at
+            url = self._urls[at]
+            refusal: errors.PoolError | None
+            try:
+                response = self._http.request(
+                    method, f"{url}{PREFIX}{path}", params=query, json=body, headers=headers, timeout=timeout
+                )
+                refusal = self._not_leading(response)
+                if refusal is None:
+                    return response
+            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as e:
+                self._refuse_certificate(e)
+                self._refuse_repetition(e, url, unsure)
+                everywhere = " or ".join(self._urls)
+                refusal = errors.PoolUnreachable(f"no GPU pool answers at {everywhere} ({_why(e)})")
+            except httpx.TimeoutException as e:
+                self._refuse_repetition(e, url, unsure)
+                refusal = errors.PoolUnreachable(f"the GPU pool at {url} does not answer ({_why(e)})")
+                if len(self._urls) == 1:
+                    raise refusal from None
+            except httpx.HTTPError as e:
+                raise errors.PoolUnreachable(f"cannot reach the GPU pool at {url} ({_why(e)})") from None
+            tried += 1
+            # A server that does not lead has changed nothing, so it is safe to try the others.
+            has_untried = isinstance(refusal, errors.NotLeading) and tried < len(self._urls)
+            if time.monotonic() + pause > deadline and not has_untried:
+                raise refusal from None
+            if self._at == at:  # else another thread has switched already
+                self._at = (at + 1) % len(self._urls)
+            if tried % len(self._urls) == 0:
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+
+    def _not_leading(self, response: httpx.Response) -> errors.PoolError | None:
+        if response.status_code != errors.NotLeading.status:
+            return None
+        refusal = self._refusal(response, _json(response))
+        return refusal if isinstance(refusal, errors.NotLeading) else None
+
+    def _refuse_repetition(self, error: Exception, url: str, unsure: str) -> None:
+        """Raise PoolUnreachable where a call that must not be repeated may have reached the pool."""
+        if unsure and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            raise errors.PoolUnreachable(
+                f"the connection to the GPU pool at {url} broke before it answered ({_why(error)}); {unsure}"
+            ) from None
+
+    def _refuse_certificate(self, error: BaseException) -> None:
+        """Raise PoolUnreachable if TLS failed: retrying does not help then."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise errors.PoolUnreachable(
+                f"the certificate of the GPU pool at {self.url} is not trusted "
+                f"({cause.verify_message}); check the address, or get a new ca.crt from the pool's administrator"
+            ) from None
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
+            raise errors.PoolUnreachable(
+                f"no TLS 1.3 with the GPU pool at {self.url} ({cause.reason or cause}); is a `gpupool server` there?"
+            ) from None
+
+    def _refusal(self, response: httpx.Response, answer: Any) -> errors.PoolError:
+        if isinstance(answer, dict) and isinstance(answer.get("message"), str):
+            kind = getattr(errors, str(answer.get("error")), None)
+            message = answer["message"]
+            is_clear = kind is not errors.Unauthenticated or message.startswith("Token ")
+            if isinstance(kind, type) and issubclass(kind, errors.PoolError) and is_clear:
+                return kind(message)
+        else:
+            message = f"it answered with status {response.status_code}, so it is not a GPU pool"
+        if response.status_code in (401, 403):
+            return errors.Unauthenticated(f"the GPU pool at {self.url} does not admit this client: {message}")
+        return errors.PoolUnreachable(f"the GPU pool at {self.url}: {message}")
+
+
+def _checked(url: str) -> str:
+    try:
+        parsed = httpx.URL(url.rstrip("/"))
+    except httpx.InvalidURL as e:
+        raise errors.PoolUnreachable(f"{url!r} is no address of a GPU pool: {e}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise errors.PoolUnreachable(f"{url!r} is no address of a GPU pool; write it as https://host:56001")
+    return url.rstrip("/")
+
+
+def _context(ca: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cadata=ca)
+    except ssl.SSLError:
+        raise errors.InvalidRequest("ca.crt contains no certificate; copy it from the bundle again") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _lease(data: dict[str, Any]) -> Lease:
+    """Return the lease that :meth:`Lease.to_json` wrote, without fields that this version does not have."""
+    fields = {k: v for k, v in data.items() if k in Lease.__dataclass_fields__}
+    request = {k: v for k, v in data["request"].items() if k in Request.__dataclass_fields__}
+    fields["request"] = Request(**request)
+    fields["state"] = LeaseState(data["state"])
+    fields["slices"] = tuple(Slice(**piece) for piece in data["slices"])
+    if data.get("worker"):
+        here = data["slices"][0]["server"] if data["slices"] else ""
+        others = {name: one for name, one in data.get("workers", {}).items() if name != here}
+        elsewhere = {name: WorkerAddress(**one) for name, one in others.items()}
+        fields["worker"] = WorkerAddress(**data["worker"], elsewhere=elsewhere)
+    fields["asked_back"] = tuple(AskedBack(**one) for one in data.get("asked_back", ()))
+    return Lease(**fields)

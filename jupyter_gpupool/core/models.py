@@ -1,0 +1,287 @@
+"""The values that the pool works with: frozen dataclasses that only describe themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+MIB = 1024 * 1024
+
+
+class LeaseState(str, Enum):
+    """The state of a lease; see the diagram in docs/explanation/life-of-a-lease.md."""
+
+    QUEUED = "QUEUED"
+    GRANTED = "GRANTED"
+    ACTIVE = "ACTIVE"
+    PARKED = "PARKED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+    LOST = "LOST"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def holds(self) -> bool:
+        """Whether a lease in this state occupies its slices."""
+        return self in _HOLDING
+
+    @property
+    def ended(self) -> bool:
+        """Whether a lease in this state has ended."""
+        return self in _ENDED
+
+
+_HOLDING = (LeaseState.GRANTED, LeaseState.ACTIVE)
+_ENDED = (LeaseState.RELEASED, LeaseState.EXPIRED, LeaseState.LOST, LeaseState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One physical device of one GPU server.
+
+    The pool may grant ``memory_mib`` less ``taken_mib``, which programs outside this pool use now. A GPU that is not
+    ``healthy`` gets no new slices; ``trouble`` is the reason.
+    """
+
+    uuid: str
+    server: str
+    index: int
+    name: str
+    memory_mib: int
+    emulated: bool = False
+    healthy: bool = True
+    taken_mib: int = 0
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A machine with GPUs that runs workers; ``host`` is the address at which clients reach them.
+
+    ``draining``: its leases stay, but nothing new is granted on it.
+    """
+
+    name: str
+    host: str
+    gpus: tuple[GPU, ...]
+    draining: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on what all leases of a namespace hold together; None is no limit.
+
+    ``memory_mib`` and ``gpus`` (in whole GPUs) are sums over all slices; ``leases`` counts leases that hold slices.
+    ``user_share`` (0 < share <= 1): the fraction of these three that one user may hold. ``lease_s``: the longest
+    lease; ``idle_s``: how long a lease may be idle. Both in seconds.
+    """
+
+    memory_mib: int | None = None
+    gpus: float | None = None
+    leases: int | None = None
+    user_share: float | None = None
+    lease_s: float | None = None
+    idle_s: float | None = None
+
+
+class Role(str, Enum):
+    """What a member of a namespace may do there. Each role includes the ones before it."""
+
+    VIEW = "view"
+    USE = "use"
+    ADMINISTER = "administer"
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A tenant of the pool. ``limits`` apply; the pool's administrator sets ``ceiling``, which they never exceed.
+
+    ``weight``: its weight, relative to other namespaces, when requests queue. ``names_holders``: members see which
+    member holds which GPUs.
+    """
+
+    name: str
+    description: str = ""
+    limits: Limits = Limits()
+    ceiling: Limits = Limits()
+    weight: float = 1.0
+    names_holders: bool = False
+    members: Mapping[str, Role] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AskedBack:
+    """A request by another user that a lease be released. ``at``: seconds since the epoch."""
+
+    by: str
+    at: float
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request for GPUs, checked by :func:`.validation.validate`.
+
+    Exactly one of ``partial`` (0 < p <= 1, of each GPU's memory) and ``memory_mib`` (MiB per GPU)
+    is set. ``spread``: the GPUs may be of several servers. ``id`` is a uuid that the client chooses, so that the
+    request may be repeated.
+    ``secret_sha256`` is the hex digest of a secret that only the client has. The worker admits clients that present
+    the secret; the pool never sees it.
+    """
+
+    id: str
+    owner: str
+    num_gpus: int = 1
+    partial: float | None = None
+    memory_mib: int | None = None
+    filters: Mapping[str, str] = field(default_factory=dict)
+    spread: bool = False
+    namespace: str = "default"
+    wait: bool = True
+    secret_sha256: str = ""
+    label: str = ""
+    client: str = ""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A share of one GPU's memory that one lease holds."""
+
+    gpu_uuid: str
+    server: str
+    index: int
+    name: str
+    memory_mib: int
+    total_mib: int
+    emulated: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerAddress:
+    """The address and the process of a lease's worker; ``created`` tells it from a later process with the same pid.
+
+    A lease that spans servers has a worker on each. This one is that of the first slice; ``elsewhere`` has the
+    others, by server.
+    """
+
+    host: str
+    port: int
+    pid: int
+    created: float
+    elsewhere: Mapping[str, WorkerAddress] = field(default_factory=dict)
+
+    def on(self, server: str) -> WorkerAddress:
+        """Return the worker of the slices on that server."""
+        return self.elsewhere.get(server, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without ``elsewhere``."""
+        return {"host": self.host, "port": self.port, "pid": self.pid, "created": self.created}
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A request and its state. Times are seconds since the epoch, None if not yet.
+
+    The lease ends at ``expires_at``, if that is set. ``idle_since``: since when the worker has been idle, None while
+    it computes or has paused only briefly. ``waits_for``: the limit that blocks a queued request, or
+    that what is free is kept for an earlier one; empty while it waits for free memory.
+    """
+
+    request: Request
+    state: LeaseState
+    slices: tuple[Slice, ...] = ()
+    worker: WorkerAddress | None = None
+    reason: str = ""
+    created_at: float = 0.0
+    granted_at: float | None = None
+    ended_at: float | None = None
+    heartbeat_at: float = 0.0
+    ttl_s: float = 15.0
+    position: int | None = None
+    waits_for: str = ""
+    expires_at: float | None = None
+    idle_since: float | None = None
+    asked_back: tuple[AskedBack, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The request's id, which is the lease's too."""
+        return self.request.id
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without any secret or digest of one."""
+        # dataclasses.asdict takes ten times as long: it copies even text and numbers.
+        data = dict(vars(self))
+        data["state"] = self.state.value
+        data["request"] = request = dict(vars(self.request))
+        request["filters"] = dict(self.request.filters)
+        del request["secret_sha256"]
+        data["slices"] = tuple(dict(vars(piece)) for piece in self.slices)
+        data["worker"] = worker = self.worker.to_json() if self.worker else None
+        if self.worker and self.worker.elsewhere:
+            others = {server: one.to_json() for server, one in self.worker.elsewhere.items()}
+            data["workers"] = {self.slices[0].server: worker, **others}
+        data["asked_back"] = tuple(dict(vars(one)) for one in self.asked_back)
+        data["id"] = self.id
+        return data
+
+
+@dataclass(frozen=True)
+class WorkerUsage:
+    """A worker's report of its usage, by GPU uuid: bytes allocated, and the recent fraction of time busy (0 to 1).
+
+    ``held_at``: since when it has had a holder, in seconds since the epoch.
+    """
+
+    allocated_bytes: Mapping[str, int] = field(default_factory=dict)
+    busy: Mapping[str, float] = field(default_factory=dict)
+    sessions: int = 0
+    held_at: float | None = None
+
+
+@dataclass(frozen=True)
+class StartWorker:
+    """Action after a change: start the worker of this granted lease."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True)
+class StopWorker:
+    """Action after a change: end the worker of this lease, if it has one."""
+
+    lease_id: str
+
+
+Action = StartWorker | StopWorker
+
+
+@dataclass(frozen=True)
+class Change:
+    """The result of a call to the manager: its lease, and the actions that must follow.
+
+    ``actions`` are carried out in this order: a freed worker is stopped before the one that replaces it is started.
+    ``changed`` has every lease whose state changed, ``lease`` included. ``positions``: positions of the queued
+    requests by id; None if they have not changed.
+    """
+
+    lease: Lease | None = None
+    actions: tuple[Action, ...] = ()
+    changed: tuple[Lease, ...] = ()
+    positions: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The pool at one instant. ``granted_mib`` has every GPU of ``servers``, by uuid.
+
+    ``leases``: those that hold slices; ``queue``: queued requests in the order of ``position``.
+    """
+
+    servers: tuple[Server, ...] = ()
+    granted_mib: Mapping[str, int] = field(default_factory=dict)
+    leases: tuple[Lease, ...] = ()
+    queue: tuple[Lease, ...] = ()

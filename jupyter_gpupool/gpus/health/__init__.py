@@ -1,0 +1,1 @@
+"""Health of the GPUs and their machine: readers, the diagnosis, and the thread that reads."""

@@ -1,0 +1,153 @@
+"""What a user chooses on the spawn page. The fields are declared here once, for the form and for the checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from jupyter_gpupool.core.errors import ImpossibleRequest, InvalidRequest
+from jupyter_gpupool.core.request_schema import FIELDS as REQUEST_FIELDS
+
+#: The key of the choice in JupyterHub's ``user_options``, and the prefix of the form's field names.
+KEY = "gpupool"
+MODES = ("server", "kernel")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What users may choose.
+
+    ``least``, ``most`` and ``step`` are shares of a GPU's memory, from 0 to 1.
+    ``models`` are names of GPU models; if empty, any model may be chosen.
+    Raises InvalidRequest for limits that contradict each other.
+    """
+
+    max_gpus: int = 2
+    least: float = 0.05
+    most: float = 1.0
+    step: float = 0.05
+    default_gpus: int = 0
+    default_partial: float = 0.5
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.max_gpus, int) and self.max_gpus >= 1):
+            raise InvalidRequest(f"max_gpus must be 1 or more, not {self.max_gpus!r}")
+        if not 0 < self.least <= self.default_partial <= self.most <= 1:
+            raise InvalidRequest("0 < least <= default_partial <= most <= 1 must hold")
+        if not 0 <= self.default_gpus <= self.max_gpus:
+            raise InvalidRequest("default_gpus must be between 0 and max_gpus")
+
+
+@dataclass(frozen=True)
+class GPUOptions:
+    """A choice: ``num_gpus`` GPU slices, each with the share ``partial`` of a GPU's memory.
+
+    ``model`` is the name of a GPU model; empty for any.
+    Each field's metadata contains its label on the form.
+    """
+
+    num_gpus: int = field(metadata={"label": "GPU slices"})
+    partial: float = field(default=1.0, metadata={"label": "Share of each GPU's memory"})
+    model: str = field(default="", metadata={"label": "GPU model"})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the choice as JSON."""
+        return asdict(self)
+
+    def request_fields(self) -> dict[str, Any]:
+        """Return the choice as the fields of a request."""
+        filters = {"name": self.model} if self.model else {}
+        return {"num_gpus": self.num_gpus, "partial": self.partial, "filters": filters}
+
+    def to_text(self) -> str:
+        """Return the choice as one word. It has no braces, which KubeSpawner would expand."""
+        return urlencode(self.to_json())
+
+    @classmethod
+    def from_text(cls, text: str) -> GPUOptions:
+        """Read what :meth:`to_text` wrote. Raises ValueError for any other text."""
+        said = dict(parse_qsl(text, strict_parsing=True, keep_blank_values=True))
+        try:
+            return cls(int(said["num_gpus"]), float(said["partial"]), said["model"])
+        except KeyError:
+            raise ValueError("this is not a choice of GPUs") from None
+
+    def __str__(self) -> str:
+        return f"{self.num_gpus} × {self.partial:g}" + (f" {self.model}" if self.model else "")
+
+
+FIELDS = tuple(f.name for f in fields(GPUOptions))
+
+
+def name_of(field_name: str) -> str:
+    """Return the name of a field in the form."""
+    return f"{KEY}_{field_name}"
+
+
+def from_form(data: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Read the GPU fields of a form or a query, numbers as numbers. :func:`parse` checks them."""
+    said: dict[str, Any] = {}
+    for name in FIELDS:
+        values = data.get(name_of(name)) or []
+        if values and values[0] != "":
+            said[name] = _number(values[0]) if name != "model" else values[0]
+    return said
+
+
+def _number(text: str) -> Any:
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if math.isfinite(value) and value == int(value) and "." not in text else value
+
+
+def parse(said: Any, limits: Limits) -> GPUOptions | None:
+    """Return the choice that a user made by form or by REST; None for no GPU.
+
+    Raises InvalidRequest for a malformed choice, ImpossibleRequest for one that ``limits`` do not allow.
+    """
+    if said is None or said == {}:
+        said = {"num_gpus": limits.default_gpus, "partial": limits.default_partial}
+    if not isinstance(said, Mapping):
+        raise InvalidRequest(f'{KEY} must look like {{"num_gpus": 1, "partial": 0.5}}')
+    unknown = sorted(str(k) for k in set(said) - set(FIELDS))
+    if unknown:
+        raise InvalidRequest(f"{KEY}: unknown field {unknown[0][:40]!r}; the fields are {', '.join(FIELDS)}")
+    count, partial, model = said.get("num_gpus", 0), said.get("partial", limits.most), said.get("model", "")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise InvalidRequest(f"the number of GPUs must be a whole number from 0 up, not {_shown(count)}")
+    if count == 0:
+        return None
+    if (
+        isinstance(partial, bool)
+        or not isinstance(partial, (int, float))
+        or not REQUEST_FIELDS["partial"].allows(partial)
+    ):
+        raise InvalidRequest(
+            f"the share of a GPU's memory must be a number above 0 and at most 1, not {_shown(partial)}"
+        )
+    if not isinstance(model, str) or len(model) > 200 or not model.isprintable():
+        raise InvalidRequest("the GPU model must be a name of at most 200 printable characters")
+    if count > limits.max_gpus:
+        raise ImpossibleRequest(
+            f"{count} GPUs were chosen; this hub lends at most {limits.max_gpus}: choose fewer"
+        )
+    if not limits.least <= partial <= limits.most:
+        raise ImpossibleRequest(
+            f"{partial:g} of each GPU's memory was chosen; choose a share from {limits.least:g} to {limits.most:g}"
+        )
+    if model and limits.models and model not in limits.models:
+        raise ImpossibleRequest(
+            f"this hub does not lend {_shown(model)}; choose one of {', '.join(limits.models)}"
+        )
+    return GPUOptions(count, float(partial), model)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…"

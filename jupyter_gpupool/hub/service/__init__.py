@@ -1,0 +1,1 @@
+"""The hub's service: one pool for all users of a JupyterHub."""

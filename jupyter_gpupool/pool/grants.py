@@ -1,0 +1,111 @@
+"""Grants: admit requests, order the queue, and grant what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jupyter_gpupool.core.errors import ImpossibleRequest
+from jupyter_gpupool.core.models import Lease, LeaseState, Namespace, Request, Server
+from jupyter_gpupool.core.tracing import span
+
+from .ledger.ledger import Transaction
+from .liveness import Liveness
+from .pending_change import PendingChange
+from .scheduling import placement, quotas
+from .scheduling.admission import GrantPlan, plan_grants
+from .scheduling.fair_queue import fair_order
+from .scheduling.placement_index import PlacementIndex
+from .tenancy.namespaces import Namespaces
+
+
+class Grants:
+    """Decides which requests are granted, and records it in a :class:`~.pending_change.PendingChange`.
+
+    ``are_open``: False until it is known which workers survived a restart; then nothing is granted.
+    """
+
+    def __init__(
+        self, namespaces: Namespaces, liveness: Liveness, clock: Callable[[], float], ttl_s: float
+    ) -> None:
+        self._namespaces = namespaces
+        self._liveness = liveness
+        self._clock = clock
+        self._ttl_s = ttl_s
+        self.are_open = False
+
+    def admit(self, change: PendingChange, request: Request, index: PlacementIndex) -> Lease:
+        """Queue a new request, and grant it if it fits now. Raises ImpossibleRequest and UnknownNamespace."""
+        namespace = self._namespaces.of_request(request.namespace)
+        reason = quotas.impossible(request, index, namespace, request.owner)
+        if reason:
+            raise ImpossibleRequest(reason)
+        lease = Lease(request, LeaseState.QUEUED, created_at=self._clock(), ttl_s=self._ttl_s)
+        change.add(lease, wanted(request))
+        with span("placement"):
+            self.grant_waiting(change, index)
+        return lease
+
+    def grant_waiting(self, change: PendingChange, index: PlacementIndex) -> None:
+        """Grant what fits, in fair order. Behind a request that does not fit, grant only what it does not need."""
+        while True:
+            queue = self.queue(change.tx, index.servers)
+            plan = self._plan(change, queue, index) if self.are_open else GrantPlan(waiting=queue)
+            at = self._clock()
+            for lease, slices in plan.granted:
+                longest = self._namespaces.of_lease(lease.request.namespace).limits.lease_s
+                change.grant(lease, slices, at, None if longest is None else at + longest)
+            # A grant may have made it another namespace's turn, and what was kept from that one is then its own.
+            if not plan.granted or len({lease.request.namespace for lease in plan.waiting}) < 2:
+                break
+        change.positions, change.waits_for = places(plan.waiting), plan.waits_for
+
+    def _plan(self, change: PendingChange, queue: Sequence[Lease], index: PlacementIndex) -> GrantPlan:
+        if not queue:
+            return GrantPlan()
+        limited = any(is_limited(self._namespaces.of_lease(lease.request.namespace)) for lease in queue)
+        return plan_grants(
+            queue,
+            index,
+            change.tx.granted_mib(),
+            change.tx.held() if limited else {},
+            self._namespaces.of_lease,
+            # The next tick cancels a request whose holder is silent; until then it must not be granted.
+            lambda lease: lease.id not in change.changed and self._liveness.silent(lease) is not None,
+            change.tx.leases_on,
+        )
+
+    def queue(self, tx: Transaction, servers: Sequence[Server]) -> list[Lease]:
+        """The queued leases, in the order in which they are granted."""
+        queue = tx.leases((LeaseState.QUEUED,))
+        if len({lease.request.namespace for lease in queue}) < 2:
+            return queue
+        held: dict[str, float] = {}
+        for (name, _), holding in tx.held().items():
+            held[name] = held.get(name, 0.0) + holding.gpus
+        weights = self._namespaces.weights()
+        return fair_order(queue, held, lambda request: placement.equivalents(request, servers), weights)
+
+    def why_not_now(self, request: Request, waits_for: Mapping[str, str] | None) -> str:
+        """Why a request that does not wait is refused. ``waits_for``: the blocking limits, by lease id."""
+        if not self.are_open:
+            return "the pool is restarting; try again in a moment, or let the request wait"
+        limit = (waits_for or {}).get(request.id, "")
+        why = f": {limit}" if limit else ""
+        return f"{wanted(request)} cannot be granted now, and the request does not wait{why}"
+
+
+def places(queue: Sequence[Lease]) -> dict[str, int]:
+    """The position of each queued lease, from 1."""
+    return {lease.id: place for place, lease in enumerate(queue, start=1)}
+
+
+def is_limited(namespace: Namespace) -> bool:
+    """Whether the namespace limits what its leases hold together."""
+    limits = namespace.limits
+    return (limits.memory_mib, limits.gpus, limits.leases) != (None, None, None)
+
+
+def wanted(request: Request) -> str:
+    """The request in words: ``2 GPUs with 0.5 of the memory each``."""
+    share = f"{request.memory_mib} MiB" if request.memory_mib else f"{request.partial:g} of the memory"
+    return f"{'1 GPU' if request.num_gpus == 1 else f'{request.num_gpus} GPUs'} with {share} each"

@@ -1,0 +1,1 @@
+"""Who is granted what: pure functions of values."""

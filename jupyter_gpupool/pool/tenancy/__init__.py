@@ -1,0 +1,1 @@
+"""Who may use the pool: namespaces, tokens, and the audit log."""

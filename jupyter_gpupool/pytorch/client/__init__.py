@@ -1,0 +1,1 @@
+"""The holder's process: tensors whose data is on a GPU server."""

@@ -1,0 +1,1 @@
+"""``torch.cuda`` for the slices of the lease."""

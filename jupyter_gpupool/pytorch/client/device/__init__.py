@@ -1,0 +1,1 @@
+"""``torch.gpupool`` and the hooks of PyTorch's out-of-tree backend."""

@@ -1,0 +1,1 @@
+"""Turns the program's calls of operators into commands."""

@@ -1,0 +1,1 @@
+"""Remote tensors, and the stream of commands to their worker."""

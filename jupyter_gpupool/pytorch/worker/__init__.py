@@ -1,0 +1,1 @@
+"""The GPU server's process: executes one lease's operators."""

@@ -1,0 +1,553 @@
+"""Executes one client's commands: a table of storages, a table of templates, and a loop over commands."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from jupyter_gpupool.pytorch.protocol import commands as codes
+from jupyter_gpupool.pytorch.protocol.recurrent import OPAQUE
+from jupyter_gpupool.pytorch.protocol.sizes import host_bytes, rounded
+
+from . import handles
+from .device import Device, HostCopy
+from .device_errors import DeviceFailure
+from .error_reports import report_call, report_of
+from .graph_calls import Graphs
+from .recurrent import Saved
+from .residence import Residence
+from .schemas import differing
+from .shared_storages import SharedStorages
+from .storages import Poisoned, Slot, StaleTensorError, within
+from .templates import BadRecord, Geometry, Template, dtype_named, nbytes_of, numel, pair
+
+#: The most calls whose times a session keeps.
+MAX_TRACED = 100_000
+#: Of so many frames the calls may still be under way when a device fails, and so many of them are reported.
+_MAX_UNFINISHED_FRAMES = 8
+_MAX_UNDER_WAY = 20
+
+
+class WorkerSession:
+    """Executes one client's commands. ``answer(header, payload)`` and ``complain(report)`` reach the client."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        answer: Callable[[Any, HostCopy | None], None],
+        complain: Callable[[dict[str, Any]], None],
+        shared: SharedStorages | None = None,
+        numbers: Mapping[int, Device] | None = None,
+        residence: Residence | None = None,
+        on_failure: Callable[[DeviceFailure], None] = lambda failure: None,
+    ) -> None:
+        self._residence = residence
+        #: whether memory of this session has been copied, so that writes are noted
+        self.has_copies = False
+        self._shared = shared or SharedStorages()
+        #: stands for this session where its storages are shared
+        self.sender = object()
+        self._devices = devices
+        #: the devices, by the numbers that the client has for them
+        self.numbered = dict(numbers or {d.spec.index: d for d in devices})
+        self.number = {d: index for index, d in self.numbered.items()}
+        self.home = devices[0]
+        self._answer = answer
+        self._send_report = complain
+        self._on_failure = on_failure
+        self._unfinished: deque[list[Any]] = deque(maxlen=_MAX_UNFINISHED_FRAMES)
+        self.storages: dict[int, Slot] = {}
+        self._templates: dict[int, Template] = {}
+        self._previous: dict[int, Template] = {}
+        self._geometries: dict[tuple[Any, ...], Geometry] = {}
+        self.handles = handles.Handles(self.device)
+        self.generator = self.handles.generator
+        self.graphs = Graphs(self, self._complain)
+        #: the times of calls, while a client's profiler runs
+        self._trace: deque[list[Any]] | None = None
+        self._began = 0.0
+        self._commands = self._control_commands()
+        if residence is not None:
+            residence.join(self)
+
+    def close(self) -> None:
+        """Free every storage of the session."""
+        if self._residence is not None:
+            self._residence.leave(self)
+        for id in list(self.storages):
+            self._free(id)
+        self._shared.end(self.sender)
+
+    # -- decoding
+
+    def device(self, index: Any) -> Device:
+        """The slice ``index`` of the lease. Raises :class:`BadRecord`."""
+        found = self.numbered.get(index) if isinstance(index, int) else None
+        if found is None:
+            raise BadRecord(f"device {index!r} of {len(self._devices)}")
+        return found
+
+    def geometry(self, wire: Any) -> Geometry:
+        """The layout that a command carries. Raises :class:`BadRecord`."""
+        try:
+            size, stride, offset, dtype, index = wire
+            geom = (tuple(size), tuple(stride), int(offset), dtype_named(dtype), index)
+            if len(geom[0]) != len(geom[1]) or min((*geom[0], *geom[1], geom[2]), default=0) < 0:
+                raise ValueError("negative")
+        except (TypeError, ValueError) as e:
+            raise BadRecord(f"a geometry of {wire!r}: {e}") from None
+        self.device(index)
+        return self._geometries.setdefault(geom, geom)
+
+    def _slot(self, id: Any) -> Slot:
+        if not isinstance(id, int):
+            raise BadRecord(f"a storage numbered {id!r}")
+        try:
+            return self.storages[id]
+        except KeyError:
+            raise StaleTensorError() from None
+
+    # -- the loop
+
+    def run(self, records: Any) -> None:
+        """Execute the commands of a RECORDS frame. Errors of operators are reported to the client.
+
+        Raises :class:`BadRecord` for what is no command.
+        """
+        if self._residence is None:
+            self._run(records)
+            return
+        gate = self._residence.gate
+        gate.enter(records)
+        try:
+            self._run(records)
+        finally:
+            gate.leave()
+
+    def _run(self, records: Any) -> None:
+        if not isinstance(records, list):
+            raise BadRecord("commands that are no list")
+        self._began = time.perf_counter()
+        self._unfinished.append(records)
+        i, n = 0, len(records)
+        while i < n:
+            code = records[i]
+            i += 1
+            if not isinstance(code, int):
+                raise BadRecord(f"a command that starts with {code!r}")
+            if code >= 0:
+                template = self._templates.get(code) or self._previous.get(code)
+                if template is None:
+                    raise BadRecord(f"template {code} is not defined")
+                end = i + template.size
+                if end > n:
+                    raise BadRecord("a command that is cut off")
+                self._call(template, records[i:end])
+                i = end
+            else:
+                width = codes.FIELDS.get(code)
+                if width is None or i + width > n:
+                    raise BadRecord(f"command code {code}, or its fields are missing")
+                self._commands[code](*records[i : i + width])
+                i += width
+        self._submitted()
+
+    def _control_commands(self) -> dict[int, Callable[..., Any]]:
+        """What executes each control command: code → function of the command's fields."""
+        commands: dict[int, Callable[..., Any]] = {
+            codes.FREE: self._free,
+            codes.DEFINE: self._define,
+            codes.ALLOCATE: self._allocate,
+            codes.WRITE: self._write,
+            codes.READ: functools.partial(self._reply, self._read),
+            codes.RUN: functools.partial(self._reply, self._run_now),
+            codes.WAIT: functools.partial(self._reply, self._wait),
+            codes.TRACE: functools.partial(self._reply, self._trace_calls),
+            codes.SCHEMAS: functools.partial(self._reply, differing),
+            codes.SEND_STORAGE: functools.partial(self._reply, self._send_storage),
+            codes.OPEN_STORAGE: functools.partial(self._reply, self._open_storage),
+            codes.SEED: self._seed,
+            codes.RESET: self._reset,
+            **self.graphs.records,
+        }
+        for code, answer in handles.ANSWERS.items():
+            commands[code] = functools.partial(self._reply, answer, self.handles)
+        for code, act in handles.ACTS.items():
+            commands[code] = functools.partial(self._guarded, act.__name__, act, self.handles)
+        return commands
+
+    def _seed(self, seed: int, index: Any) -> None:
+        for device in self._devices if index == -1 else [self.device(index)]:
+            device.generator.manual_seed(seed)
+
+    def _reset(self) -> None:
+        """Forget the templates before the previous reset, and every layout and view that was built."""
+        self._previous, self._templates = self._templates, {}
+        self._geometries.clear()
+        for slot in self.storages.values():
+            slot.views.clear()
+
+    # -- storages
+
+    def add(self, id: int, slot: Slot) -> None:
+        """Enter a new storage. Raises :class:`BadRecord` if there is one of that id."""
+        if id in self.storages:
+            raise BadRecord(f"storage {id} exists")
+        self.storages[id] = slot
+
+    def _free(self, id: int) -> None:
+        slot = self.storages.pop(id, None)
+        if slot is not None:
+            slot.copy = None
+            if self._shared.leave(slot):
+                slot.device.give_storage(slot.nbytes)
+        else:
+            self.handles.free(id)
+
+    def _allocate(self, id: int, nbytes: int, index: int) -> None:
+        device = self.device(index)
+        if not isinstance(nbytes, int) or nbytes < 0:
+            raise BadRecord(f"an allocation of {nbytes!r} bytes")
+
+        def allocate() -> Slot:
+            device.take(rounded(nbytes))
+            blank = functools.partial(torch.empty, nbytes, dtype=torch.uint8, device=device.torch_device)
+            try:
+                try:
+                    memory = blank()
+                except torch.OutOfMemoryError as e:
+                    memory = device.call_again(e, blank)
+                return Slot(memory, device, nbytes)
+            except BaseException:
+                device.give(rounded(nbytes))
+                raise
+
+        slot = self._guarded("empty", allocate)
+        self.add(id, slot if isinstance(slot, Slot) else Slot(None, device, 0, slot))
+
+    def target(self, id: int, wire: Any) -> torch.Tensor:
+        """The tensor that a host-to-device copy fills. Raises :class:`Poisoned` and :class:`BadRecord`."""
+        geom = self.geometry(wire)
+        slot = self._slot(id)
+        within(slot, geom)
+        if slot.copy is not None:
+            slot.copy.valid = False
+        return slot.view(geom)
+
+    def note_writes(self, ids: Iterable[int]) -> None:
+        """Storages are written to, so that copies of their memory are out of date."""
+        for id in ids:
+            copy = self.storages[id].copy
+            if copy is not None:
+                copy.valid = False
+
+    def upload(self, id: int, wire: Any, length: int, receive: Callable[[memoryview], None]) -> None:
+        """Execute an UPLOAD frame of ``length`` bytes; ``receive`` fills a buffer with the next of them."""
+        if self._residence is None:
+            self._upload(id, wire, length, receive)
+            return
+        gate = self._residence.gate
+        gate.enter()
+        try:
+            self._upload(id, wire, length, receive)
+        finally:
+            gate.leave()
+
+    def _upload(self, id: int, wire: Any, length: int, receive: Callable[[memoryview], None]) -> None:
+        geom = self.geometry(wire)
+        if length != numel(geom) * geom[3].itemsize:
+            raise BadRecord("a copy whose size is not its tensor's")
+        try:
+            target = self.target(id, wire)
+        except Poisoned:
+            receive(host_bytes(torch.empty(length, dtype=torch.uint8)))
+            return
+        try:
+            self._slot(id).device.upload(target, receive)
+        except OSError:
+            raise  # the connection has broken
+        except Exception as e:
+            self._complain(report_of("aten::copy_", e, self.number), e)
+
+    def _write(self, id: int, wire: Any, content: Any) -> None:
+        elements = memoryview(content)
+        geom = self.geometry(wire)
+        if elements.nbytes != numel(geom) * geom[3].itemsize:
+            raise BadRecord("a copy whose size is not its tensor's")
+        try:
+            target = self.target(id, wire)
+        except Poisoned:
+            return
+        self._guarded("copy_", self._slot(id).device.copy_from_host, target, memoryview(bytearray(elements)))
+
+    def _read(self, id: int, wire: Any) -> tuple[None, HostCopy | None]:
+        geom = self.geometry(wire)
+        slot = self._slot(id)
+        within(slot, geom)
+        copy = slot.device.download(slot.view(geom))
+        copy.start()
+        self._unfinished.clear()  # it came after everything before
+        return None, copy if copy.nbytes else None
+
+    def _send_storage(self, id: int, name: Any) -> tuple[None, None]:
+        self._shared.send(self._slot(id), name, self.sender)
+        return None, None
+
+    def _open_storage(self, name: Any, id: int) -> tuple[dict[str, int], None]:
+        if not isinstance(id, int) or id in self.storages:
+            raise BadRecord(f"a new storage numbered {id!r}")
+        slot = self._shared.open(name)
+        self.add(id, slot)
+        return {"nbytes": slot.nbytes}, None
+
+    # -- operators
+
+    def _define(self, id: int, definition: Any) -> None:
+        if not isinstance(id, int) or id < 0 or id in self._templates:
+            raise BadRecord(f"template number {id!r}")
+        self._templates[id] = self._template(definition)
+
+    def _template(self, definition: Any) -> Template:
+        try:
+            return Template(self, definition)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+            raise BadRecord(f"an invalid definition: {e}") from None
+
+    def _call(self, t: Template, fields: list[Any]) -> None:
+        n, m = t.n_tensors, t.n_tensors + t.n_scalars
+        device = t.device
+        started = time.perf_counter()
+        taken = 0
+        try:
+            tensors = [self.input(fields[k], t.geometries[k]) for k in range(n)]
+            if t.writes and self.has_copies:
+                self.note_writes([fields[k] for k in t.writes])
+            args, kwargs = t.fill(tensors, fields[n:m])
+            for geom in t.new:
+                nbytes = rounded(nbytes_of(geom))
+                device.take(nbytes)
+                taken += nbytes
+            try:
+                got = t.op(*args, **kwargs)
+            except torch.OutOfMemoryError as e:
+                got = device.call_again(e, t.repeatable, *args, **kwargs)
+            self._keep_results(t, fields[m:], got, tensors)
+        except BadRecord:
+            device.give(taken)
+            raise
+        except Exception as e:
+            device.give(taken)
+            report = e.report if isinstance(e, Poisoned) else report_call(t, fields, e, self.number)
+            for id, geom in zip(fields[m:], t.new):
+                self.storages.pop(id, None)
+                self.add(id, Slot(None, self.device(geom[4]), 0, report))
+            if not isinstance(e, Poisoned):
+                self._complain(report, e)
+        finally:
+            if self._trace is not None:
+                self._wait(-1)
+                self._trace.append([t.name, device.spec.index, started, time.perf_counter() - started])
+            device.busy_s += time.perf_counter() - started
+
+    def input(self, id: Any, geom: Geometry) -> Any:
+        """The tensor of that layout on storage ``id``, or what a forward pass saved there.
+
+        Raises :class:`Poisoned` and :class:`BadRecord`.
+        """
+        slot = self._slot(id)
+        found = slot.views.get(geom)
+        if found is None:
+            if slot.saved is not None and geom[3] is OPAQUE:
+                return slot.saved
+            within(slot, geom)
+            found = slot.view(geom)
+        return found
+
+    def _keep_results(self, t: Template, ids: list[Any], got: Any, inputs: list[torch.Tensor]) -> None:
+        if not t.new:
+            return
+        pairs = [(t.results, got)] if isinstance(t.results, tuple) else pair(t.results, got)
+        for id, (geom, value) in zip(ids, pairs):
+            self.add(id, self._as_predicted(t, geom, value, inputs))
+
+    def _as_predicted(self, t: Template, geom: Geometry, value: Any, inputs: list[Any]) -> Slot:
+        """A result as it was predicted: the client addresses its memory by the predicted layout."""
+        size, stride, _, dtype, index = geom
+        device = self.device(index)
+        if value.shape != size or value.dtype != dtype:
+            # Often nothing reads such a result. If something does, it must get an error, not wrong elements.
+            given = f"{tuple(value.shape)} {value.dtype}"
+            message = f"the result is {given}, but {size} {dtype} was predicted; please report this"
+            poison = {"operator": t.name, "type": "RuntimeError", "message": message}
+            return Slot(None, device, nbytes_of(geom), poison)
+        if type(value) is Saved:
+            return Slot(None, device, nbytes_of(geom), saved=value)
+        if (
+            value.stride() != stride
+            or value.storage_offset()
+            or value.is_conj()
+            or value.is_neg()
+            or any(value is x or value.untyped_storage()._cdata == x.untyped_storage()._cdata for x in inputs)
+        ):
+            value = torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
+        slot = Slot(value, device, nbytes_of(geom))
+        slot.views[geom] = value
+        return slot
+
+    def _run_now(self, definition: Any, ids: Any, scalars: Any, number: Any) -> tuple[Any, None]:
+        """Run an operator whose results the client cannot predict, and describe them:
+        None, ["value", scalar], ["same", input], ["view", input, geometry], ["new", id, geometry,
+        bytes] or ["list", [descriptions]]."""
+        t = self._template(definition)
+        if len(ids) != t.n_tensors or len(scalars) != t.n_scalars:
+            raise BadRecord("a call with too few or too many inputs")
+        tensors = [self.input(id, t.geometries[k]) for k, id in enumerate(ids)]
+        self.note_writes([ids[k] for k in t.writes])
+        args, kwargs = t.fill(tensors, scalars)
+        try:
+            got = t.op(*args, **kwargs)
+        except torch.OutOfMemoryError as e:
+            got = t.device.call_again(e, t.repeatable, *args, **kwargs)
+        return {"results": self._describe(got, t, tensors, itertools.count(4096 * number))}, None
+
+    def _describe(self, value: Any, t: Template, inputs: list[torch.Tensor], numbers: Iterator[int]) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return ["list", [self._describe(v, t, inputs, numbers) for v in value]]
+        if isinstance(value, Saved):
+            raise BadRecord(f"{t.name}, whose results are to be predicted")
+        if not isinstance(value, torch.Tensor):
+            return ["value", value]
+        index = self.number[t.device]
+        for k, x in enumerate(inputs):
+            if value is x:
+                return ["same", k]
+            if value.untyped_storage()._cdata == x.untyped_storage()._cdata and value.numel():
+                return ["view", k, _wire(value, index)]
+        value = value.resolve_conj().resolve_neg()
+        if value.storage_offset() or value.untyped_storage().nbytes() > value.numel() * value.itemsize:
+            value = value.clone(memory_format=torch.contiguous_format)
+        nbytes = value.untyped_storage().nbytes()
+        t.device.take(rounded(nbytes))
+        id = -next(numbers)
+        self.add(id, Slot(value, t.device, nbytes))
+        return ["new", id, _wire(value, index), nbytes]
+
+    def _trace_calls(self, on: Any) -> tuple[dict[str, Any], None]:
+        """Answer TRACE. A call then waits until the GPU is done, so that its time is the GPU's."""
+        calls, self._trace = self._trace or (), deque(maxlen=MAX_TRACED) if on else None
+        return {"now": time.perf_counter(), "calls": list(calls)}, None
+
+    def _wait(self, index: int) -> tuple[None, None]:
+        for number, d in self.numbered.items():
+            if index in (-1, number):
+                d.synchronize()
+        return None, None
+
+    # -- its state, see lease_state.py
+
+    def templates(self) -> Iterator[tuple[int, bool, Template]]:
+        """Each template: its number, whether it is from before the last RESET, and the template."""
+        for id, t in self._previous.items():
+            yield id, True, t
+        for id, t in self._templates.items():
+            yield id, False, t
+
+    def define_again(self, templates: Iterable[tuple[int, bool, Any]]) -> None:
+        """Define templates as another session had them. Raises BadRecord."""
+        for id, previous, definition in templates:
+            (self._previous if previous else self._templates)[id] = self._template(definition)
+
+    def traced(self) -> list[list[Any]] | None:
+        """The calls since TRACE was switched on: operator, device's number, start, duration; None while it is off."""
+        return None if self._trace is None else list(self._trace)
+
+    def trace_again(self, calls: Iterable[list[Any]]) -> None:
+        """Go on with TRACE, from these calls."""
+        self._trace = deque(calls, maxlen=MAX_TRACED)
+
+    def _submitted(self) -> None:
+        for device in self._devices:
+            device.submitted(self._began)
+
+    # -- errors
+
+    def _complain(self, report: dict[str, Any], error: BaseException) -> None:
+        """Send the client the report of an error that it does not wait for."""
+        failure = self._failure(report, error)
+        self._send_report(report)
+        if failure is not None:
+            self._on_failure(failure)
+
+    def _failure(self, report: dict[str, Any], error: BaseException) -> DeviceFailure | None:
+        """Why a device is lost, if that is the error. Its report then names the calls that were under way."""
+        failure = next(filter(None, (d.failure(error) for d in self._devices)), None)
+        if failure is not None:
+            first = report["message"].splitlines()[0]
+            report["message"] = f"the GPU cannot be used any more, because {failure.reason} ({first})"
+            report["under_way"] = self._under_way()
+        return failure
+
+    def _under_way(self) -> list[dict[str, Any]]:
+        """The last calls, newest first: what a device works at when it fails is known no better."""
+        calls: deque[dict[str, Any]] = deque(maxlen=_MAX_UNDER_WAY)
+        for records in self._unfinished:
+            i = 0
+            while i < len(records):
+                code = records[i]
+                t = self._templates.get(code) or self._previous.get(code)
+                if code < 0:
+                    if code == codes.RUN:
+                        calls.append({"operator": str(records[i + 1]["op"])})
+                    i += 1 + codes.FIELDS[code]
+                    continue
+                if t is None:
+                    break  # defined later in the frame that fails now
+                fields = records[i + 1 : i + 1 + t.size]
+                new = t.n_tensors + t.n_scalars
+                made = {"made": fields[new]} if t.new else {"changed": fields[: t.n_tensors]}
+                calls.append({"operator": t.name, **made})
+                i += 1 + t.size
+        return list(calls)[::-1]
+
+    def _reply(self, function: Callable[..., Any], *args: Any) -> None:
+        failure = None
+        try:
+            header, payload = function(*args)
+        except BadRecord:
+            raise
+        except Poisoned as e:
+            header, payload = {"failed": e.report}, None
+        except Exception as e:
+            operator = args[0].get("op") if args and isinstance(args[0], dict) else None
+            report = report_of(operator, e, self.number)
+            failure = self._failure(report, e)
+            header, payload = {"failed": report}, None
+        # What follows waits for the network, not for a device.
+        self._submitted()
+        self._answer(header, payload)
+        if failure is not None:
+            self._on_failure(failure)
+        self._began = time.perf_counter()
+
+    def _guarded(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+        """The function's value. If it fails, the report of that, which is also sent to the client."""
+        try:
+            return function(*args)
+        except BadRecord:
+            raise
+        except Exception as e:
+            report = report_of(f"aten::{name}", e, self.number)
+            self._complain(report, e)
+            return report
+
+
+def _wire(t: torch.Tensor, index: int) -> list[Any]:
+    return [list(t.shape), list(t.stride()), t.storage_offset(), str(t.dtype)[6:], index]

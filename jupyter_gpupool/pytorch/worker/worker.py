@@ -1,0 +1,558 @@
+"""The process on a GPU server that executes the operators of one lease, until the lease ends."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from jupyter_gpupool.transport import frames, handshake, tls
+from jupyter_gpupool.transport.resumption import BadNumbers, number, session_id
+from jupyter_gpupool.transport.specs import (
+    EXIT_FENCED,
+    EXIT_GPU_FAILED,
+    EXIT_HOLDER_LOST,
+    EXIT_KERNEL_FAILED,
+    EXIT_NEVER_ATTACHED,
+    EXIT_RELEASED,
+    EXIT_STOPPED,
+    DeviceSpec,
+    WorkerSpec,
+)
+
+from . import devices
+from .control import WorkerControl
+from .device import Device
+from .device_errors import DeviceFailure
+from .executor import WorkerSession
+from .read_ahead import Frame, Incoming, SessionOver
+from .residence import Residence
+from .served_session import ServedSession, patience_s
+from .shared_storages import SharedStorages
+from .software import software
+from .templates import BadRecord
+
+#: Seconds between two checks of the lease.
+_CHECK_INTERVAL_S = 0.25
+#: A connection must authenticate itself within so many seconds, and so many may be about to at once.
+_AUTHENTICATION_TIMEOUT_S = 10.0
+_MAX_UNAUTHENTICATED = 64
+#: The most processes that may use a lease at once.
+_MAX_SESSIONS = 256
+#: Seconds between two questions whether a process lives whose connection is lost.
+_PROBE_INTERVAL_S = 1.0
+#: The largest number that a process may give a device.
+_MAX_DEVICE = 4095
+
+
+#: Limits the worker to so many MiB for each GPU uuid. Returns the MiB in use where they exceed their limit; then
+#: nothing changes.
+Limit = Callable[[Mapping[str, int]], dict[str, int]]
+
+
+def serve(
+    spec: WorkerSpec,
+    listener: socket.socket,
+    report: Callable[[dict[str, Any]], None],
+    look: Callable[[Limit], None] = lambda limit: None,
+    asked_at: socket.socket | None = None,
+) -> int:
+    """Serve one lease until it ends, and return one of the EXIT_* codes.
+
+    ``listener`` listens on TCP, or is a datagram socket of the Unix domain that receives accepted connections
+    (SCM_RIGHTS). ``report`` is called with what the lease uses, at most once a second and only when it has
+    changed: ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n, "held_at": seconds
+    since the epoch, or None}``. ``look`` is called a few times a second with the function that resizes the
+    lease. ``asked_at``: the socket at which an engine asks for parking, see transport/control.py.
+
+    Afterwards a thread may still be inside an operator: leave the process by ``os._exit``.
+    """
+    devices.prepare_process(spec.devices)
+    worker = Worker(spec, report, look)
+    if asked_at is not None:
+        answers = WorkerControl(asked_at, worker.residence, worker.place)
+        threading.Thread(target=answers.run, name="control", daemon=True).start()
+    return worker.run(listener)
+
+
+class _Holder:
+    """A holder of the lease, and its newest connection."""
+
+    def __init__(self, sock: tls.Connection) -> None:
+        self._sock = sock
+        self._saying = threading.Lock()
+        #: when something was last heard of it, and since when its connection is lost, on a monotonic clock
+        self.heard = time.monotonic()
+        self.away_at: float | None = None
+        #: whether that connection was closed in order
+        self.closed = False
+
+    def say(self, kind: frames.Kind, header: Any) -> None:
+        with self._saying, contextlib.suppress(OSError):  # closed already
+            if kind is frames.Kind.BYE:
+                self._sock.settimeout(0.2)
+            frames.send(self._sock, kind, header)
+
+    def hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+
+class Worker:
+    """Admits connections, and decides when the lease ends."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        report: Callable[[dict[str, Any]], None],
+        look: Callable[[Limit], None] = lambda limit: None,
+    ) -> None:
+        self.spec = spec
+        self._report = report
+        self._look = look
+        self._devices: list[Device] | None = None
+        self._shared = SharedStorages()
+        self.residence = Residence(self.devices, self._shared)
+        #: the GPUs that the lease had before it was parked, with their positions
+        self._former: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._over = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._code = EXIT_RELEASED
+        #: why a device cannot be used any more
+        self._failure = ""
+        self._unauthenticated: dict[socket.socket, float] = {}
+        self._holders: dict[str, _Holder] = {}
+        self._held_at: float | None = None
+        self._sessions: dict[str, ServedSession] = {}
+        self._reported: dict[str, Any] = {}
+
+    def run(self, listener: socket.socket) -> int:
+        """Serve the lease until it ends, and return one of the EXIT_* codes."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda *_: self.end(EXIT_STOPPED))
+        threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
+        born = beat = time.monotonic()
+        while not self._over:
+            if select.select([self._wake], [], [], _CHECK_INTERVAL_S)[0]:
+                os.eventfd_read(self._wake)
+            now = time.monotonic()
+            if self._held_at is not None:
+                self._expire_holders(now)
+            elif now - born > self.spec.attach_timeout_s:
+                self.end(EXIT_NEVER_ATTACHED)
+            self._turn_away(now - _AUTHENTICATION_TIMEOUT_S)
+            self._expire_sessions(now)
+            self._look(self.limit)
+            if now - beat >= 1.0:
+                self._report_usage(now - beat)
+                beat = now
+        self._say_goodbye()
+        return self._code
+
+    def end(self, code: int) -> None:
+        """End the lease with that EXIT_* code. A signal handler calls this, so it takes no lock."""
+        if not self._over:
+            self._code = code
+            self._over = True
+            os.eventfd_write(self._wake, 1)
+
+    def _fail(self, failure: DeviceFailure) -> None:
+        """End the lease: this process cannot use its GPU any more. The thread of the session goes no further."""
+        if not self._failure:
+            self._failure = failure.reason
+        self.end(EXIT_KERNEL_FAILED if failure.is_programs else EXIT_GPU_FAILED)
+        threading.Event().wait()
+
+    def devices(self) -> list[Device]:
+        """The slices. The first session creates them, so CUDA is not used before."""
+        with self._lock:
+            if self._devices is None:
+                self._devices = devices.create_devices(self.spec.devices)
+                for d in self._devices:
+                    d.reclaim = functools.partial(self._shared.reclaim, d)
+            return self._devices
+
+    def limit(self, limits: Mapping[str, int]) -> dict[str, int]:
+        """Limit each GPU, by uuid, to so many MiB.
+
+        Where more is in use, change nothing and return the MiB in use by uuid.
+        """
+        with self._lock, contextlib.ExitStack() as locked:
+            created = self._devices or []
+            for d in created:
+                locked.enter_context(d.lock)
+            in_use = {
+                d.spec.uuid: -(-d.in_use >> 20)
+                for d in created
+                if d.in_use > limits.get(d.spec.uuid, d.spec.limit_mib) << 20
+            }
+            if not in_use:
+                resized = tuple(
+                    replace(d, limit_mib=limits.get(d.uuid, d.limit_mib)) for d in self.spec.devices
+                )
+                self.spec = replace(self.spec, devices=resized)
+                for device, spec in zip(created, resized):
+                    device.resize(spec)
+            return in_use
+
+    def place(self, specs: Sequence[DeviceSpec]) -> None:
+        """Go on with these slices, in the order of the lease, while everything is parked. Raises ValueError."""
+        placed = self.devices()
+        if len(specs) != len(placed):
+            raise ValueError(f"{len(specs)} slices for a lease of {len(placed)}")
+        with self._lock, contextlib.ExitStack() as locked:
+            for device, spec in zip(placed, specs):
+                locked.enter_context(device.lock)
+                if not devices.can_become(device, spec):
+                    raise ValueError(f"this process cannot go on with another GPU than {device.spec.uuid}")
+                if device.allocated > spec.limit_mib << 20:
+                    raise ValueError(f"{device.allocated} bytes do not fit into {spec.limit_mib} MiB")
+            for k, (device, spec) in enumerate(zip(placed, specs)):
+                self._former.setdefault(device.spec.uuid, k)
+                device.resize(replace(spec, index=device.spec.index))
+            self.spec = replace(self.spec, devices=tuple(device.spec for device in placed))
+
+    # -- connections
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._over:
+            try:
+                sock = _arrival(listener)
+            except OSError:
+                return
+            if sock is None:
+                continue
+            with self._lock:
+                self._unauthenticated[sock] = time.monotonic()
+                before = (
+                    next(iter(self._unauthenticated.values()))
+                    if len(self._unauthenticated) > _MAX_UNAUTHENTICATED
+                    else 0.0
+                )
+            self._turn_away(before)
+            threading.Thread(target=self._serve, args=(sock,), name="client", daemon=True).start()
+
+    def _turn_away(self, before: float) -> None:
+        """Close connections that were accepted at ``before`` or earlier and are not authenticated."""
+        with self._lock:
+            late = [sock for sock, came in self._unauthenticated.items() if came <= before]
+        for sock in late:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _expire_sessions(self, now: float) -> None:
+        """End the sessions to which nobody comes back, and ask holders whether somebody could."""
+        with self._lock:
+            lost = [served for served in self._sessions.values() if served.lost_at is not None]
+            holders = [holder for holder in self._holders.values() if holder.away_at is None]
+        for served in lost:
+            if served.expired(now, self.spec.resume_s):
+                served.expire()
+            elif served.process is not None and now - served.probed_at >= _PROBE_INTERVAL_S:
+                # Not at once: where a holder dies in this moment, its system must be able to close the connection in
+                # order, and would reset it for bytes that nobody has read.
+                served.probed_at = now
+                for holder in holders:
+                    holder.say(frames.Kind.PROBE, served.process)
+
+    def _note_verdict(self, header: Any) -> None:
+        """A holder has answered whether a process lives."""
+        if isinstance(header, dict) and isinstance(header.get("lives"), bool):
+            with self._lock:
+                for served in self._sessions.values():
+                    if served.process is not None and served.process == header.get("process"):
+                        served.lives = header["lives"]
+            os.eventfd_write(self._wake, 1)
+
+    def _expire_holders(self, now: float) -> None:
+        """End the lease when no holder is left, or all are silent."""
+        with self._lock:
+            for id, holder in list(self._holders.items()):
+                if holder.away_at is None:
+                    continue
+                if now - holder.away_at > patience_s(holder.closed, None, self.spec.resume_s):
+                    del self._holders[id]
+                    # A wire that was cut lets nobody's system close a connection: who is gone was killed with it.
+                    if all(other.away_at is not None for other in self._holders.values()):
+                        self._holders.clear()
+                        break
+            holders = list(self._holders.values())
+        if not holders:
+            self.end(EXIT_HOLDER_LOST)
+        heard = max((holder.heard for holder in holders if holder.away_at is None), default=now)
+        if now - heard > max(self.spec.ttl_s, self.spec.resume_s):
+            self.end(EXIT_FENCED)
+
+    def _serve(self, sock: socket.socket) -> None:
+        opened: list[ServedSession] = []
+        with contextlib.ExitStack() as closing:
+            # With a second descriptor, the connection can be closed while its thread is in TLS.
+            accepted = closing.enter_context(sock)
+            try:
+                twin = sock.dup()
+                conn = handshake.secured(twin, self.spec) if self.spec.certfile else twin
+                closing.enter_context(conn)
+                hello = handshake.admit(
+                    conn, self.spec, self._facts(), resume=lambda hello: self._resume(hello, opened)
+                )
+            except (handshake.Refused, ConnectionError, frames.WireError, OSError):
+                for served in opened:  # its client never heard of it
+                    self._close(served)
+                return
+            finally:
+                with self._lock:
+                    del self._unauthenticated[accepted]
+                accepted.close()
+            if hello["role"] == "holder":
+                self._hold(conn, hello)
+                return
+            closing.pop_all()  # the session closes its connections
+        with self._lock:
+            known = self._sessions.get(hello.get("session", ""))
+        if opened or known is None:
+            self._work(conn, opened[0] if opened else self._open("", hello), hello)
+        elif not known.attach(conn, hello["generation"]):
+            conn.close()
+
+    def _resume(self, hello: dict[str, Any], opened: list[ServedSession]) -> dict[str, Any]:
+        """Let a client resume its session, or open one, which is added to ``opened``. Raises BadNumbers.
+
+        Returns more fields of the welcome. The session is known before its client hears of it, because the connection
+        may be lost in that moment.
+        """
+        if hello["role"] != "session" or "session" not in hello:
+            return {}
+        id, generation = session_id(hello["session"]), hello.get("generation")
+        with self._lock:
+            served = self._sessions.get(id)
+        if served is None:
+            if number(generation, "generation") > 1:
+                raise BadNumbers("it has ended")
+            served = self._open(id, hello)
+            opened.append(served)
+        return served.resume(generation, hello.get("received"))
+
+    def _open(self, id: str, hello: dict[str, Any]) -> ServedSession:
+        served = ServedSession(
+            id,
+            _process(hello.get("process")),
+            max(d.limit_mib for d in self.spec.devices) << 20,
+            on_change=lambda: os.eventfd_write(self._wake, 1),
+        )
+        with self._lock:
+            self._sessions[served.key] = served
+        return served
+
+    def _close(self, served: ServedSession) -> None:
+        served.close()
+        with self._lock:
+            self._sessions.pop(served.key, None)
+
+    def _facts(self) -> dict[str, Any]:
+        facts = devices.facts(self.spec.devices)
+        return {"torch": torch.__version__, "devices": facts, "software": software()}
+
+    def _hold(self, sock: tls.Connection, hello: dict[str, Any]) -> None:
+        """Serve a connection of a holder. The holder may come back, unless it gave itself no id."""
+        given = hello.get("holder")
+        id = given if isinstance(given, str) else uuid.uuid4().hex
+        holder = _Holder(sock)
+        with self._lock:
+            before = self._holders.get(id)
+            self._holders[id] = holder
+            self._held_at = self._held_at or time.time()
+        if before is not None:
+            before.hang_up()
+        code: int | None = None if isinstance(given, str) else EXIT_HOLDER_LOST
+        died = False
+        try:
+            while True:
+                kind, header, length = frames.receive(sock, frames.MAX_HELLO)
+                if length:
+                    break
+                holder.heard = time.monotonic()
+                if kind is frames.Kind.BYE:
+                    died = isinstance(header, dict) and header.get("died") is True
+                    code = EXIT_HOLDER_LOST if died else EXIT_RELEASED
+                    break
+                if kind is frames.Kind.PING:
+                    holder.say(kind, None)
+                elif kind is frames.Kind.PROBE:
+                    self._note_verdict(header)
+        except frames.ConnectionClosed:
+            holder.closed = True
+        except (ConnectionError, frames.WireError, OSError):
+            pass  # it may come back
+        with self._lock:
+            if self._holders.get(id) is not holder:
+                return  # it has come back
+            if code is None:
+                holder.away_at = time.monotonic()
+            else:
+                del self._holders[id]
+            if died:  # the others that have gone are of the same program
+                self._holders = {k: h for k, h in self._holders.items() if h.away_at is None}
+            if code is not None and not self._holders:
+                self.end(code)
+
+    def _work(self, sock: tls.Connection, served: ServedSession, hello: dict[str, Any]) -> None:
+        """Serve a new session until it ends, through all its connections."""
+        with self._lock:
+            full = len(self._sessions) > _MAX_SESSIONS
+        session = None
+        try:
+            if not served.attach(sock, hello["generation"] if served.id else 0):
+                sock.close()  # its client has made another one already
+            if full:
+                served.say(f"{_MAX_SESSIONS} processes use this lease already, and no more are allowed")
+                return
+            threads = hello.get("threads")
+            if isinstance(threads, int) and 0 < threads <= 1024:
+                for device in self.devices():
+                    device.match_threads(threads)
+            numbers = self._numbers(hello.get("devices"))
+            if numbers is None:
+                served.say("this client numbers devices that the lease does not have")
+                return
+            session = WorkerSession(
+                list(numbers.values()),
+                answer=lambda header, copy: served.answer(header, None if copy is None else copy.wait()),
+                complain=served.complain,
+                shared=self._shared,
+                numbers=numbers,
+                residence=self.residence,
+                on_failure=self._fail,
+            )
+            with torch.inference_mode():
+                self._loop(served, session)
+        except (BadRecord, frames.WireError) as e:
+            served.say(f"the worker ended this session, because the client sent something invalid: {e}")
+        except (SessionOver, OSError):
+            pass  # nobody has come back
+        finally:
+            self._close(served)
+            if session is not None:
+                session.close()
+
+    def _numbers(self, wanted: Any) -> dict[int, Device] | None:
+        """The devices by the numbers that a client's hello has for them; None if those make no sense.
+
+        ``wanted``: the number of each device that its CUDA_VISIBLE_DEVICES leaves, by UUID; None: those of the lease.
+        """
+        if wanted is None:
+            return {d.spec.index: d for d in self.devices()}
+        # A client may have the GPUs from before the lease was parked.
+        devices = self.devices()
+        known = {uuid: devices[k] for uuid, k in self._former.items()} | {d.spec.uuid: d for d in devices}
+        if (
+            not isinstance(wanted, dict)
+            or not wanted
+            or not all(
+                uuid in known and type(number) is int and 0 <= number <= _MAX_DEVICE
+                for uuid, number in wanted.items()
+            )
+        ):
+            return None
+        numbers = {number: known[uuid] for uuid, number in wanted.items()}
+        return numbers if len(numbers) == len(wanted) else None
+
+    def _loop(self, served: ServedSession, session: WorkerSession) -> None:
+        incoming = served.incoming
+        while True:
+            frame = incoming.next()
+            if frame.kind is frames.Kind.RECORDS and not frame.length:
+                with incoming.meanwhile():
+                    session.run(frame.header)
+            elif frame.kind is frames.Kind.UPLOAD:
+                try:
+                    self._upload(incoming, session, frame)
+                except ConnectionError:
+                    continue  # the rest of the frame is lost, so all of it is sent again
+            elif frame.kind is frames.Kind.BYE:
+                return
+            else:
+                raise frames.WireError(f"unexpected {frame.kind.name}")
+            served.finish(frame.nbytes)
+
+    def _upload(self, incoming: Incoming, session: WorkerSession, frame: Frame) -> None:
+        """Execute an UPLOAD frame. A payload that was not read ahead goes directly into the tensor."""
+        try:
+            id, geom = frame.header
+        except (TypeError, ValueError):
+            raise BadRecord("an upload that names no tensor") from None
+        payload, start = frame.payload, 0
+
+        def receive(view: memoryview) -> None:
+            nonlocal start
+            if not len(view):
+                return
+            end = start + len(view)
+            if payload is None:
+                incoming.read_payload(frame, view, is_last=end == frame.length)
+            else:
+                torch.frombuffer(view, dtype=torch.uint8).copy_(payload[start:end])
+            start = end
+
+        session.upload(id, geom, frame.length, receive)
+
+    # -- reports
+
+    def _report_usage(self, elapsed: float) -> None:
+        created = self._devices or []
+        busy = {}
+        for d in created:
+            busy[d.spec.uuid] = d.measure_busy(elapsed)
+        state = {
+            "allocated_bytes": {d.spec.uuid: d.in_use for d in created},
+            "busy": busy,
+            "sessions": len(self._sessions),
+            "held_at": self._held_at,
+        }
+        if state != self._reported:
+            self._reported = state
+            self._report(state)
+
+    def _say_goodbye(self) -> None:
+        reason = {
+            EXIT_FENCED: "nothing was heard of its holder",
+            EXIT_HOLDER_LOST: "its holder went away",
+            EXIT_RELEASED: "the lease was released",
+            EXIT_STOPPED: "the pool ended the lease",
+            EXIT_KERNEL_FAILED: self._failure,
+            EXIT_GPU_FAILED: self._failure,
+        }.get(self._code, "the lease ended")
+        with self._lock:
+            holders, sessions = list(self._holders.values()), list(self._sessions.values())
+        for holder in holders:
+            holder.say(frames.Kind.BYE, {"message": reason})
+        for served in sessions:
+            served.say(reason)
+
+
+def _process(given: Any) -> dict[str, Any] | None:
+    """The identity of a client's process, as its hello has it; None if that is none."""
+    kinds = {"machine": str, "pid": int, "born": float}
+    if not isinstance(given, dict) or given.keys() != kinds.keys():
+        return None
+    named = all(isinstance(given[name], kind) for name, kind in kinds.items())
+    return given if named and len(given["machine"]) <= 200 else None
+
+
+def _arrival(listener: socket.socket) -> socket.socket | None:
+    """The next connection, or None if a message came without one. Raises OSError when the listener is closed."""
+    if listener.family != socket.AF_UNIX:
+        return listener.accept()[0]
+    _, descriptors, _, _ = socket.recv_fds(listener, 16, 1)
+    return socket.socket(fileno=descriptors[0]) if descriptors else None

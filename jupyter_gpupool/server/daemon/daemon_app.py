@@ -1,0 +1,235 @@
+"""The pool as a daemon for many: control over HTTPS, data over TLS, and callers with tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+from traitlets import Enum, List, Unicode, default
+
+from jupyter_gpupool.client import bundle
+from jupyter_gpupool.core.durations import format_time
+from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.engines.ray.engine import RayEngine
+from jupyter_gpupool.pool.tenancy.tokens import Token
+from jupyter_gpupool.server.access.token_service import Administration
+from jupyter_gpupool.server.http.console import console_handlers
+from jupyter_gpupool.server.http.handlers import MAX_BODY, standalone_application
+from jupyter_gpupool.server.http.metrics import METRICS
+from jupyter_gpupool.server.http.servers import SERVERS
+from jupyter_gpupool.server.http.tokens import token_routes
+from jupyter_gpupool.server.service.service import PoolService
+
+from . import directory as folder
+from . import json_logs
+from .https import Certificate, SecureServer
+from .pool_app import GPUPoolServer
+
+#: How often the certificate's files are looked at, in seconds.
+_CERTIFICATE_CHECK_INTERVAL_S = 5.0
+#: How long a connection of somebody who is known may lie idle, in seconds; heartbeats come every few.
+_IDLE_S = 300.0
+#: What this process has open besides connections, at most: the ledger, and two files for each worker.
+_OTHER_FILES = 512
+
+
+class GPUPoolDaemon(GPUPoolServer):
+    """Hosts the pool of a directory that `gpupool server init` wrote."""
+
+    former_class = "Daemon"
+    former_traits = {"log_lines": "log_style"}
+
+    directory = Unicode(help="The directory of this server.").tag(config=True)
+    addresses = List(
+        Unicode(), help="Names and addresses that clients know this server by; new bundles carry them."
+    ).tag(config=True)
+    host = Unicode("", help="Address that control listens on. Default: all of this machine.").tag(config=True)
+    certfile = Unicode(help="This server's certificate (PEM).").tag(config=True)
+    keyfile = Unicode(help="Its private key (PEM).").tag(config=True)
+    ca_file = Unicode(help="The certificate of the authority that clients are to trust (PEM).").tag(
+        config=True
+    )
+    log_style = Enum(["json", "text"], "json", help="Log lines for programs, or for people.").tag(config=True)
+
+    @default("certfile")
+    def _default_certfile(self) -> str:
+        return str(Path(self.directory) / folder.SERVER_CERTIFICATE)
+
+    @default("keyfile")
+    def _default_keyfile(self) -> str:
+        return str(Path(self.directory) / folder.SERVER_KEY)
+
+    @default("ca_file")
+    def _default_ca_file(self) -> str:
+        return str(Path(self.directory) / folder.CA_CERTIFICATE)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._administration: Administration | None = None
+        self._bound = self.port
+        self._refusals = json_logs.Damper()
+
+    def prepare(self) -> None:
+        """Set the defaults that follow from the directory."""
+        for name, value in (
+            ("certfile", self.certfile),
+            ("keyfile", self.keyfile),
+            ("data_port", folder.DATA_PORT),
+            ("host", self.addresses[0] if self.addresses else socket.gethostname()),
+            ("run_dir", str(Path(self.directory) / "run")),
+            ("persistent", True),
+        ):
+            self.config.LocalEngine.setdefault(name, value)
+            if name in RayEngine.class_trait_names(config=True):
+                self.config.RayEngine.setdefault(
+                    name, value
+                )  # files of these names are on each GPU server, too
+        self.config.PoolService.setdefault("db_url", f"sqlite:///{Path(self.directory) / folder.LEDGER}")
+        if self.log_style == "json":
+            json_logs.use_json(self.log)
+        # Every connection without TLS writes a line, and anybody can open thousands.
+        logging.getLogger("tornado.general").addFilter(json_logs.Damper())
+        with contextlib.suppress(ValueError, OSError):
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        os.umask(0o077)  # the ledger, its journal, the workers' files: nobody else's to read
+
+    def own_address(self, port: int) -> str:
+        name = bundle.with_port(self.addresses[0] if self.addresses else socket.gethostname())
+        return f"https://{name.rpartition(':')[0]}:{port}"
+
+    async def open(self, service: PoolService, sockets: list[socket.socket]) -> None:
+        self._certificate = Certificate(self.certfile, self.keyfile)
+        self._ca = self._read_ca()
+        self._bound = sockets[0].getsockname()[1]
+        self._administration = administration = Administration(service, self._bundle)
+        await administration.start()
+        application = standalone_application(
+            service,
+            administration.authenticator,
+            [*SERVERS, *token_routes(administration)],
+            beside=METRICS,
+            log_function=self.answered,
+            figures=self.figures,
+            websocket_max_message_size=4096,
+            admitted=lambda request: server.admit(request),
+        )
+        application.add_handlers(".*", console_handlers())
+        server: SecureServer = SecureServer(
+            application,
+            ssl_options=self._certificate.context,
+            max_body_size=4 * MAX_BODY,
+            max_header_size=16 * 1024,
+            idle_connection_timeout=_IDLE_S,
+            body_timeout=30.0,
+            most=_connections(),
+        )
+        self._server = server
+        server.add_sockets(sockets)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._tasks = [
+            asyncio.create_task(server.turn_away_the_late()),
+            asyncio.create_task(self._watch_certificate()),
+        ]
+        self.log.info(
+            "GPU pool on HTTPS port %d and data port %d (process %d)",
+            self._bound,
+            service.engine.listens_on,
+            os.getpid(),
+            extra={
+                "port": self._bound,
+                "data_port": service.engine.listens_on,
+                "pid": os.getpid(),
+                "directory": self.directory,
+            },
+        )
+        _notify(b"READY=1")
+
+    async def close(self, service: PoolService) -> None:
+        _notify(b"STOPPING=1")
+        for task in self._tasks:
+            task.cancel()
+        if self._server is not None:
+            self._server.stop()
+        if self._administration is not None:
+            await self._administration.stop()
+        await service.stop()
+        if self._server is not None:
+            await self._server.close_all_connections()
+
+    def _read_ca(self) -> str:
+        try:
+            return Path(self.ca_file).read_text()
+        except (OSError, UnicodeDecodeError) as e:
+            raise PoolError(f"cannot read {self.ca_file}: {getattr(e, 'strerror', None) or e}") from None
+
+    def _bundle(self, token: Token, shown: str) -> dict[str, str]:
+        until = f"until {format_time(token.expires_at)}" if token.expires_at is not None else "for good"
+        addresses = [
+            f"{bundle.with_port(a).rpartition(':')[0]}:{self._bound}"
+            for a in self.addresses or [socket.gethostname()]
+        ]
+        return bundle.files(self._ca, shown, f"Token {token.id} {until}: {token.description}", addresses)
+
+    # -- certificates
+
+    def _reload(self) -> None:
+        try:
+            self._certificate.reload()
+            self._ca = self._read_ca()
+        except PoolError as e:
+            self.log.error("Kept the former certificate: %s", e)
+        else:
+            self.log.info("Read the certificate again", extra={"certfile": self.certfile})
+
+    async def _watch_certificate(self) -> None:
+        while True:
+            await asyncio.sleep(_CERTIFICATE_CHECK_INTERVAL_S)
+            if self._certificate.changed():
+                self._reload()
+
+    def _log_request(self, handler: Any) -> None:
+        status = handler.get_status()
+        refused = status in (401, 403, 429)
+        held_back = self._refusals.passes() if refused else 0
+        if held_back is None:
+            return
+        caller = getattr(handler, "caller", None)
+        log = self.log.error if status >= 500 else self.log.warning if refused else self.log.debug
+        log(
+            "%d %s %s",
+            status,
+            handler.request.method,
+            handler.request.path,
+            extra={
+                "status": status,
+                "address": handler.request.remote_ip,
+                "token": caller.token if caller else None,
+                "seconds": round(handler.request.request_time(), 4),
+                **({"held_back": held_back} if held_back else {}),
+            },
+        )
+
+
+def _connections() -> int:
+    """Return the number of connections that this process's limit of open files allows."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(64, min(files, 1 << 16) - _OTHER_FILES)
+
+
+def _notify(word: bytes) -> None:
+    """Notify systemd, if it started this process."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(address.replace("@", "\0", 1))
+            sock.send(word)

@@ -1,0 +1,1 @@
+"""The running pool: a manager, its engine and those who wait for them."""

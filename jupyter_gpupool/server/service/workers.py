@@ -1,0 +1,89 @@
+"""Starts and stops the workers that a change of the ledger calls for, and records how workers end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from jupyter_gpupool.core.engine import Engine
+from jupyter_gpupool.core.errors import EngineError, NotLeading, PoolError
+from jupyter_gpupool.core.models import Change, Lease, LeaseState, StartWorker, StopWorker
+from jupyter_gpupool.pool.manager import Manager
+
+from . import traces
+
+#: After a failed write to the ledger, seconds until the next attempt.
+_RETRY_S = 1.0
+
+
+class Workers:
+    """The workers of one pool.
+
+    ``run`` makes a change on the manager's thread and carries out its actions; ``manager`` returns the manager, or
+    None while there is none; ``spawn`` runs a coroutine in the background.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run: Callable[..., Awaitable[Change]],
+        manager: Callable[[], Manager | None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        log: Any,
+    ) -> None:
+        self._engine = engine
+        self._run = run
+        self._manager = manager
+        self._spawn = spawn
+        self._log = log
+
+    def carry_out(self, change: Change) -> None:
+        """Stop and start workers in the background, in that order."""
+        if change.actions:
+            self._spawn(self._carry_out(change))
+
+    def ended(self, lease_id: str, state: LeaseState, reason: str) -> None:
+        """Record, in the background, that a worker ended by itself."""
+        manager = self._manager()
+        if manager is not None:
+            self._spawn(self._record_end(manager, lease_id, state, reason))
+
+    async def _carry_out(self, change: Change) -> None:
+        for action in change.actions:
+            if isinstance(action, StopWorker):
+                await self._engine.stop_worker(action.lease_id)
+        starts = [action.lease for action in change.actions if isinstance(action, StartWorker)]
+        if len(starts) == 1:  # nearly always, and a task less for each grant
+            await self._start(starts[0])
+        else:
+            await asyncio.gather(*map(self._start, starts))
+
+    async def _start(self, lease: Lease) -> None:
+        manager = self._manager()
+        if manager is None:
+            raise PoolError("the pool is not running")
+        try:
+            with traces.current.starting(lease):
+                worker = await self._engine.start_worker(lease)
+        except EngineError as e:
+            await self._run(manager.worker_failed, lease.id, str(e))
+            return
+        try:
+            await self._run(manager.worker_started, lease.id, worker)
+        except PoolError as e:
+            # A worker that is not in the ledger must not compute.
+            self._log.error("The worker of lease %s cannot be recorded, so it is stopped: %s", lease.id, e)
+            await self._engine.stop_worker(lease.id)
+
+    async def _record_end(self, manager: Manager, lease_id: str, state: LeaseState, reason: str) -> None:
+        while True:
+            try:
+                await self._run(manager.worker_exited, lease_id, state, reason)
+            except NotLeading:
+                return  # the leader sees it, too
+            except PoolError as e:
+                self._log.error("The end of lease %s cannot be recorded yet: %s", lease_id, e)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return

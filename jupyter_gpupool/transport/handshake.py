@@ -1,0 +1,157 @@
+"""The handshake between a client and a worker: one connection, one role, one secret."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from . import frames, tls
+from .resumption import BadNumbers
+from .specs import PROTOCOL, AttachSpec, WorkerSpec
+
+#: A session sends operators; a holder keeps the lease alive and sends only pings.
+ROLES = ("session", "holder")
+
+
+class Refused(Exception):
+    """The worker refused this client; the message is the reason."""
+
+
+def connect(
+    spec: AttachSpec, role: str, facts: dict[str, Any], timeout_s: float = 10.0
+) -> tuple[tls.Connection, dict[str, Any]]:
+    """Connect to the lease's worker; return the connection and the worker's welcome.
+
+    Raises :class:`Refused`, or :class:`~.frames.ConnectionLost` if no worker answers; :class:`~.frames.NoWorker` if
+    its GPU server says that there is none.
+    """
+    try:
+        sock = socket.create_connection((spec.host, spec.port), timeout=timeout_s)
+    except OSError as e:
+        failure = frames.NoWorker if isinstance(e, ConnectionRefusedError) else frames.ConnectionLost
+        raise failure(
+            f"no worker answers for lease {spec.lease_id} at {spec.host}:{spec.port} ({e}); has the lease ended?"
+        ) from e
+    frames.tune(sock, spec.ttl_s)
+    conn = _secured(sock, spec) if spec.secure else sock
+    try:
+        hello = {"protocol": PROTOCOL, "secret": spec.secret, "role": role, "pid": os.getpid(), **facts}
+        frames.send(conn, frames.Kind.HELLO, hello)
+        kind, welcome, _ = frames.receive(conn)
+        if kind is frames.Kind.REFUSED:
+            raise Refused(welcome["message"])
+        if kind is not frames.Kind.WELCOME or not isinstance(welcome, dict):
+            raise frames.WireError(f"expected a welcome, got {kind.name}")
+        conn.settimeout(None)
+        return conn, welcome
+    except BaseException:
+        conn.close()
+        raise
+
+
+def _secured(sock: socket.socket, spec: AttachSpec) -> tls.SecureSocket:
+    where = f"{spec.host}:{spec.port}"
+    try:
+        context = tls.client_context(spec.ca)
+        context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
+        conn = tls.SecureSocket(sock, context, spec.host)
+        try:
+            conn.handshake()
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+    except ssl.SSLCertVerificationError as e:
+        raise Refused(
+            f"the certificate of the GPU server at {where} is not trusted ({e.verify_message}); check the address, or "
+            "get a new ca.crt from the pool's administrator"
+        ) from None
+    except ssl.SSLError as e:
+        # Not all of OpenSSL's errors have a reason.
+        if "no application protocol" in str(e).lower().replace("_", " "):
+            raise frames.NoWorker(
+                f"no worker answers for lease {spec.lease_id} at {where}; has the lease ended?"
+            ) from None
+        raise frames.ConnectionLost(f"no TLS 1.3 with the GPU server at {where} ({e.reason or e})") from None
+    except OSError as e:
+        raise frames.ConnectionLost(
+            f"the GPU server at {where} closed the connection ({e}); has the lease ended?"
+        ) from None
+    finally:
+        sock.close()  # a wrapped socket has handed its connection over
+
+
+def secured(sock: socket.socket, spec: WorkerSpec, timeout_s: float = 5.0) -> tls.SecureSocket:
+    """Run the worker's side of TLS, with the certificate as it is on disk now. Raises OSError."""
+    try:
+        context = tls.server_context(spec.certfile, spec.keyfile)
+        context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
+        sock.settimeout(timeout_s)
+        conn = tls.SecureSocket(sock, context)
+    finally:
+        sock.close()
+    try:
+        conn.handshake()
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+def admit(
+    sock: tls.Connection,
+    spec: WorkerSpec,
+    facts: dict[str, Any],
+    timeout_s: float = 5.0,
+    resume: Callable[[dict[str, Any]], dict[str, Any]] = lambda hello: {},
+) -> dict[str, Any]:
+    """Run the worker's side: authenticate the client, answer, and return its hello.
+
+    ``resume`` is called with the hello of an authenticated client. It returns more fields of the welcome, or raises
+    BadNumbers. Raises :class:`Refused` after notifying the client, and :class:`~.frames.WireError` or
+    :class:`~.frames.ConnectionLost` if the other end is not a client.
+    """
+    sock.settimeout(timeout_s)
+    frames.tune(sock, spec.ttl_s)
+    try:
+        kind, hello, payload = frames.receive(sock, frames.MAX_HELLO)
+    except TimeoutError as e:
+        raise frames.ConnectionLost("no hello arrived") from e
+    if kind is not frames.Kind.HELLO or payload or not isinstance(hello, dict):
+        raise frames.WireError("expected a hello")
+    reason = _objection(hello, spec)
+    more: dict[str, Any] = {}
+    if not reason:
+        try:
+            more = resume(hello)
+        except BadNumbers as e:
+            reason = f"the session cannot be resumed: {e}"
+    if reason:
+        frames.send(sock, frames.Kind.REFUSED, {"message": reason})
+        raise Refused(reason)
+    limits = {"resume_s": spec.resume_s, "window_mib": spec.window_mib}
+    frames.send(sock, frames.Kind.WELCOME, {"protocol": PROTOCOL, **facts, **limits, **more})
+    sock.settimeout(None)
+    return hello
+
+
+def _objection(hello: dict[str, Any], spec: WorkerSpec) -> str:
+    secret = hello.get("secret")
+    digest = hashlib.sha256(secret.encode()).hexdigest() if isinstance(secret, str) else ""
+    if not hmac.compare_digest(digest, spec.secret_sha256):
+        return "the secret is not this lease's"
+    if hello.get("protocol") != PROTOCOL:
+        return (
+            f"this client speaks protocol {hello.get('protocol')!r}, the worker {PROTOCOL}; "
+            "install the same version of jupyter-gpupool on both"
+        )
+    if hello.get("role") not in ROLES:
+        return f"unknown role {hello.get('role')!r}"
+    if hello["role"] == "session" and not isinstance(hello.get("torch"), str):
+        return "this client does not name its release of PyTorch"
+    return ""

@@ -1,0 +1,50 @@
+/** Bundles the Console's page into what is installed: node labextension/standalone/build.mjs [--development] */
+import { copyFileSync, mkdirSync } from 'node:fs';
+import { resolve } from 'node:path';
+
+import { rspack } from '@rspack/core';
+
+const here = import.meta.dirname;
+const lib = resolve(here, '../lib');
+const output = resolve(here, '../../jupyter_gpupool/labextension/page');
+const development = process.argv.includes('--development');
+
+const compiler = rspack({
+  mode: development ? 'development' : 'production',
+  devtool: false, // one would need `eval`, which the page's policy forbids
+  context: resolve(here, '../..'),
+  entry: {
+    page: [
+      resolve(here, 'page.css'),
+      ...['base', 'chart', 'console', 'console-table', 'console-dialog'].map(name =>
+        resolve(here, `../style/${name}.css`)
+      ),
+      resolve(lib, 'standalone/index.js')
+    ]
+  },
+  output: {
+    path: output,
+    filename: '[name].js',
+    cssFilename: '[name].css',
+    publicPath: '',
+    clean: true
+  },
+  resolve: { alias: { '@jupyterlab/ui-components': resolve(lib, 'standalone/components.js') } },
+  // One file: no piece of it is loaded later, so nothing has to know where it came from.
+  module: {
+    parser: { javascript: { dynamicImportMode: 'eager' } },
+    rules: [{ test: /\.css$/, type: 'css' }]
+  },
+  performance: { hints: false }
+});
+
+compiler.run((error, stats) => {
+  if (error || stats.hasErrors()) {
+    console.error(error ?? stats.toString({ all: false, errors: true }));
+    process.exit(1);
+  }
+  mkdirSync(output, { recursive: true });
+  copyFileSync(resolve(here, 'index.html'), resolve(output, 'index.html'));
+  console.log(`The Console's page is in ${output}`);
+  compiler.close(() => undefined);
+});

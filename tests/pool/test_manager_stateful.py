@@ -1,0 +1,400 @@
+"""The pool against chance: random requests, heartbeats, deaths and restarts, its promises checked after each.
+
+The machine keeps a model of its own: what it was told about each lease, and which workers live. It
+never asks the manager what to expect.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from jupyter_gpupool.core.errors import ImpossibleRequest, LeaseEnded, NoCapacity, PoolError, RequestConflict
+from jupyter_gpupool.core.models import (
+    Change,
+    Lease,
+    LeaseState,
+    Request,
+    Server,
+    Snapshot,
+    StartWorker,
+    StopWorker,
+    WorkerAddress,
+)
+from jupyter_gpupool.gpus import emulated_gpus
+from jupyter_gpupool.pool.lease_transitions import find_transition
+from jupyter_gpupool.pool.ledger.ledger import Ledger
+from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.scheduling.placement import impossible, place
+
+from ..conftest import often
+
+TTL = 15.0
+ATTACH = 40.0
+SERVERS = [
+    Server("one", "127.0.0.1", emulated_gpus("one", count=2, memory_mib=1000)),
+    Server("two", "127.0.0.1", emulated_gpus("two", count=1, memory_mib=700)),
+]
+MEMORY = {gpu.uuid: gpu.memory_mib for server in SERVERS for gpu in server.gpus}
+
+
+def wish(size: dict[str, Any], **others: Any) -> dict[str, Any]:
+    return {**others, **size}
+
+
+# Few sizes, large ones among them: a pool is interesting when it is full.
+wishes = st.builds(
+    wish,
+    st.one_of(
+        st.sampled_from([0.3, 0.5, 0.8, 1.0]).map(lambda p: {"partial": p}),
+        st.sampled_from([1, 250, 701]).map(lambda m: {"memory_mib": m}),
+    ),
+    num_gpus=st.sampled_from([1, 1, 1, 2, 3]),
+    filters=st.sampled_from([{}, {}, {"server": "one"}, {"server": "two"}, {"index": "1"}]),
+    spread=st.sampled_from([False, True]),
+    namespace=st.sampled_from(["a", "b"]),
+    wait=st.sampled_from([True, True, True, False]),
+)
+
+
+class RecordedManager:
+    """A manager; each lease that a call changes must make a transition of the table. ``states``: by lease id."""
+
+    def __init__(self, manager: Manager, states: dict[str, LeaseState]) -> None:
+        self._manager = manager
+        self._states = states
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._manager, name)
+        if not callable(method):
+            return method
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            for lease in result.changed if isinstance(result, Change) else ():
+                before = self._states.get(lease.id)
+                self._states[lease.id] = lease.state
+                if before is not lease.state:
+                    transition = find_transition(before, lease.state)
+                    assert transition is not None, f"{before} -> {lease.state} by {name}"
+                    assert name in transition.calls, f"{before} -> {lease.state} by {name}"
+            return result
+
+        return recorded
+
+
+class Life(RuleBasedStateMachine):
+    ids = Bundle("ids")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="gpupool-life-")
+        self.url = f"sqlite:///{Path(self.folder.name) / 'ledger.sqlite'}"
+        self.now = 1000.0
+        self.requests: dict[str, Request] = {}
+        self.beats: dict[str, float] = {}
+        self.ended: dict[str, Lease] = {}
+        self.slices: dict[str, Any] = {}
+        self.starting: set[str] = set()
+        self.workers: dict[str, WorkerAddress] = {}
+        self.order: dict[str, list[str]] = defaultdict(list)
+        self.port = 0
+        self.ledger = Ledger(self.url)
+        self.states: dict[str, LeaseState] = {}
+        self.manager = self.new_manager()
+        self.carry_out(self.manager.set_servers(SERVERS))
+
+    def new_manager(self) -> Any:
+        manager = Manager(self.ledger, lambda: self.now, TTL, attach_timeout_s=ATTACH)
+        return RecordedManager(manager, self.states)
+
+    def teardown(self) -> None:
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+            self.folder.cleanup()
+
+    def carry_out(self, change: Change) -> None:
+        """What a service does with a change: worker processes come and go."""
+        stopped = False
+        for action in change.actions:
+            if isinstance(action, StopWorker):
+                assert not stopped, "stops come before starts"
+                self.workers.pop(action.lease_id, None)
+                self.starting.discard(action.lease_id)
+            if isinstance(action, StartWorker):
+                stopped = True
+                assert action.lease.state is LeaseState.GRANTED and action.lease.slices
+                assert action.lease.id not in self.workers, "a lease never has two workers"
+                self.starting.add(action.lease.id)
+
+    # -- what other machines have otherwise --------------------------------------------------------
+
+    def owner_of(self, namespace: str) -> str:
+        return f"user-{namespace}"
+
+    def never(self, request: Request) -> str | None:
+        return impossible(request, SERVERS)
+
+    def limited(self, lease: Lease, wanted: list[int]) -> bool:
+        """Whether a limit forbids that much of each of its GPUs."""
+        return False
+
+    # -- users ------------------------------------------------------------------------------------
+
+    @rule(target=ids, wanted=st.lists(wishes, min_size=1, max_size=6))
+    def request(self, wanted: list[dict[str, Any]]) -> Any:
+        return multiple(*(self.request_one(**wish) for wish in wanted))
+
+    def request_one(self, namespace: str, **wish: Any) -> str:
+        request = Request(
+            id=str(uuid.uuid5(uuid.NAMESPACE_OID, str(len(self.requests)))),
+            owner=self.owner_of(namespace),
+            namespace=namespace,
+            secret_sha256="0" * 64,
+            **wish,
+        )
+        self.requests[request.id] = request
+        before = self.manager.snapshot()
+        try:
+            change = self.manager.request(request)
+        except (NoCapacity, ImpossibleRequest) as error:
+            assert (self.never(request) is not None) == isinstance(error, ImpossibleRequest)
+            assert request.wait is False or isinstance(error, ImpossibleRequest)
+            assert self.manager.snapshot() == before, "a refused request leaves nothing"
+            return request.id
+        assert change.lease is not None
+        assert request.wait or change.lease.state is LeaseState.GRANTED, "who would not wait does not queue"
+        self.beats[request.id] = self.now
+        self.order[namespace].append(request.id)
+        self.carry_out(change)
+        self.promises()
+        return request.id
+
+    @rule(lease=ids)
+    def repeat(self, lease: str) -> None:
+        if lease not in self.beats:
+            return
+        before = self.manager.snapshot()
+        change = self.manager.request(self.requests[lease])
+        assert change.lease == self.manager.lease(lease) and not change.actions
+        with pytest.raises(RequestConflict):
+            self.manager.request(replace(self.requests[lease], owner="eve"))
+        assert self.manager.snapshot() == before
+
+    @rule(lease=ids)
+    def heartbeat(self, lease: str) -> None:
+        if lease not in self.beats:
+            return
+        try:
+            self.manager.heartbeat(lease, self.requests[lease].owner)
+        except LeaseEnded:
+            assert lease in self.ended or self.now - self.beats[lease] > TTL, "a living lease was refused"
+        else:
+            assert lease not in self.ended and self.now - self.beats[lease] <= TTL, "revived"
+            self.beats[lease] = self.now
+
+    @precondition(lambda self: self.beats.keys() - self.ended.keys())
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.beats.keys() - self.ended.keys())))
+        self.carry_out(self.manager.release(lease, self.requests[lease].owner))
+        assert self.manager.lease(lease).state.ended
+
+    @precondition(lambda self: self.slices)
+    @rule(data=st.data(), size=st.sampled_from([{"partial": 0.2}, {"partial": 1.0}, {"memory_mib": 300}]))
+    def resize(self, data: st.DataObject, size: dict[str, Any]) -> None:
+        id = data.draw(st.sampled_from(sorted(self.slices)))
+        before, snapshot = self.manager.lease(id), self.manager.snapshot()
+        wanted = [
+            size.get("memory_mib") or int(size["partial"] * piece.total_mib + 1e-6) for piece in before.slices
+        ]
+        free = {gpu: MEMORY[gpu] - mib for gpu, mib in snapshot.granted_mib.items()}
+        try:
+            change = self.manager.resize(id, size.get("partial"), size.get("memory_mib"))
+        except PoolError as error:
+            assert not isinstance(error, LeaseEnded) or before.state.ended
+            if before.state is LeaseState.ACTIVE:
+                assert self.limited(before, wanted) or any(
+                    mib > piece.total_mib or mib - piece.memory_mib > free[piece.gpu_uuid]
+                    for mib, piece in zip(wanted, before.slices)
+                ), "what fits was refused"
+            assert self.manager.snapshot() == snapshot, "a refusal changes nothing"
+            return
+        assert before.state is LeaseState.ACTIVE and change.lease is not None
+        assert [piece.memory_mib for piece in change.lease.slices] == wanted
+        assert [piece.gpu_uuid for piece in change.lease.slices] == [p.gpu_uuid for p in before.slices]
+        self.slices[id] = change.lease.slices
+        self.carry_out(change)
+
+    @rule(lease=ids)
+    def release_again(self, lease: str) -> None:
+        if lease in self.ended:
+            assert self.manager.release(lease).lease == self.ended[lease]
+
+    # -- time -------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 14.0]), silent=st.sampled_from([0, 0, 0, 2, 3]))
+    def wait(self, seconds: float, silent: int) -> None:
+        """Time passes while holders show up: all of them, or all but each second or third."""
+        self.now += seconds
+        for number, lease in enumerate(list(self.beats)):
+            if not silent or number % silent:
+                self.heartbeat(lease)
+
+    @rule()
+    def long_silence(self) -> None:
+        self.now += TTL + 1.0
+
+    @rule()
+    def tick(self) -> None:
+        self.carry_out(self.manager.tick())
+        for lease in self.manager.leases():
+            assert self.now - self.beats[lease.id] <= TTL, "a silent lease outlived a tick"
+
+    def new_worker(self, lease: str) -> WorkerAddress:
+        """On each server of which the lease has slices."""
+
+        def one() -> WorkerAddress:
+            self.port += 1
+            return WorkerAddress("127.0.0.1", self.port, 100 + self.port, self.now)
+
+        first, *others = dict.fromkeys(piece.server for piece in self.slices[lease])
+        return replace(one(), elsewhere={server: one() for server in others})
+
+    # -- workers ----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data())
+    def worker_starts(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.starting)))
+        self.starting.discard(lease)
+        self.workers[lease] = self.new_worker(lease)
+        self.carry_out(self.manager.worker_started(lease, self.workers[lease]))
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data())
+    def worker_does_not_start(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.starting)))
+        self.starting.discard(lease)
+        self.carry_out(self.manager.worker_failed(lease, "it did not start"))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), state=st.sampled_from([LeaseState.LOST, LeaseState.RELEASED, LeaseState.EXPIRED]))
+    def worker_ends(self, data: st.DataObject, state: LeaseState) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.workers)))
+        self.workers.pop(lease)
+        self.carry_out(self.manager.worker_exited(lease, state, "it ended"))
+        assert self.manager.lease(lease).state.ended
+
+    @rule(lease=ids)
+    def a_late_worker_must_go(self, lease: str) -> None:
+        if lease in self.ended:
+            change = self.manager.worker_started(lease, WorkerAddress("127.0.0.1", 1, 1, 1.0))
+            assert change.actions == (StopWorker(lease),)
+
+    # -- the pool dies ----------------------------------------------------------------------------
+
+    @rule(data=st.data(), servers_first=st.booleans())
+    def restart(self, data: st.DataObject, servers_first: bool) -> None:
+        """Workers may or may not outlive it, and may have come up without anybody writing it down."""
+        for lease in sorted(self.starting):
+            if data.draw(st.booleans()):
+                self.workers[lease] = self.new_worker(lease)
+        self.starting.clear()
+        self.workers = {lease: worker for lease, worker in self.workers.items() if data.draw(st.booleans())}
+        self.ledger.close()
+        self.ledger = Ledger(self.url)
+        self.manager = self.new_manager()
+        if servers_first:
+            self.carry_out(self.manager.set_servers(SERVERS))
+        before = {lease.id: lease for lease in self.manager.leases()}
+        self.carry_out(self.manager.recover(dict(self.workers)))
+        if not servers_first:
+            self.carry_out(self.manager.set_servers(SERVERS))
+        for lease in before.values():
+            if lease.id in self.workers and lease.state.holds:
+                assert self.manager.lease(lease.id).state is LeaseState.ACTIVE, "its worker lives"
+            elif lease.state is LeaseState.ACTIVE:
+                assert self.manager.lease(lease.id).state is LeaseState.LOST
+        for lease in self.beats:
+            self.beats[lease] = self.now  # one TTL of grace
+
+    # -- what must always be true -----------------------------------------------------------------
+
+    @invariant()
+    def promises(self) -> None:
+        if not hasattr(self, "manager"):
+            return
+        everything = {lease.id: lease for lease in self.manager.leases(include_ended=True)}
+        assert set(everything) == set(self.beats), "no request is lost, none appears"
+        snapshot = self.manager.snapshot()
+        sums: dict[str, int] = dict.fromkeys(MEMORY, 0)
+        for lease in everything.values():
+            if lease.state.holds:
+                assert len({piece.gpu_uuid for piece in lease.slices}) == lease.request.num_gpus
+                assert lease.request.spread or len({piece.server for piece in lease.slices}) == 1
+                if lease.state is LeaseState.ACTIVE:
+                    assert lease.worker == self.workers[lease.id], "every one of its workers is known"
+                for piece in lease.slices:
+                    sums[piece.gpu_uuid] += piece.memory_mib
+        for gpu, total in sums.items():
+            assert total <= MEMORY[gpu], "more was granted than there is"
+        assert dict(snapshot.granted_mib) == sums, "what is counted is what is held"
+
+        for lease in everything.values():
+            if lease.id in self.ended:
+                assert lease == self.ended[lease.id], "what has ended stays as it was"
+            elif lease.state.ended:
+                assert lease.ended_at == self.now and lease.reason
+                self.ended[lease.id] = lease
+            if lease.id in self.slices:
+                assert lease.slices == self.slices[lease.id], "a grant is never moved or granted again"
+            elif lease.slices:
+                self.slices[lease.id] = lease.slices
+
+        holding = {lease.id for lease in everything.values() if lease.state.holds}
+        assert set(self.workers) | self.starting <= holding, "no worker without its lease"
+        assert holding <= set(self.workers) | self.starting, "a share is granted, but nothing will use it"
+        for lease in everything.values():
+            assert (lease.state is LeaseState.ACTIVE) == (lease.id in self.workers and lease.id in holding)
+
+        assert [lease.position for lease in snapshot.queue] == list(range(1, len(snapshot.queue) + 1))
+        self.fair(everything, snapshot)
+
+    def fair(self, everything: dict[str, Lease], snapshot: Snapshot) -> None:
+        for namespace, order in self.order.items():
+            live = [everything[i] for i in order if not everything[i].state.ended]
+            queued = [lease.id for lease in live if lease.state is LeaseState.QUEUED]
+            seen = [lease.id for lease in snapshot.queue if lease.request.namespace == namespace]
+            assert seen == queued, "first come, first served"
+        heard = [lease for lease in snapshot.queue if self.now - self.beats[lease.id] <= TTL]
+        if heard and heard[0] == snapshot.queue[0]:  # behind a silent one it may take a tick
+            assert place(heard[0].request, SERVERS, snapshot.granted_mib) is None, (
+                "what fits is not left waiting"
+            )
+
+
+Life.TestCase.settings = settings(
+    max_examples=often(40, 1000),
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestLife = pytest.mark.soak(Life.TestCase)

@@ -1,0 +1,109 @@
+"""Starts a real worker process, without a pool, for each test that needs one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec, WorkerSpec
+
+torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
+
+NAME = "Tesla V100-PCIE-32GB (emulated)"
+SECRET = "a secret that only this test knows"
+
+# Workers fork from a process that has imported PyTorch already, as those of a pool do.
+_warm = multiprocessing.get_context("forkserver")
+_warm.set_forkserver_preload(["jupyter_gpupool.pytorch.worker.worker"])
+
+
+def _serve(listener: socket.socket, spec: WorkerSpec) -> None:
+    from jupyter_gpupool.pytorch.worker import worker
+
+    os._exit(worker.serve(spec, listener, lambda usage: None))
+
+
+@dataclasses.dataclass
+class Running:
+    """A worker, and what a client needs to reach it."""
+
+    process: Any
+    spec: AttachSpec
+
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def exit_code(self, timeout: float = 60) -> int:
+        self.process.join(timeout)
+        return self.process.exitcode
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Callable[..., Running]]:
+    started: list[Any] = []
+
+    def start(
+        num_gpus: int = 2,
+        memory_mib: int = 26008,
+        first: int = 0,
+        serve: Callable[..., None] = _serve,
+        devices: tuple[DeviceSpec, ...] = (),
+        **fields: float,
+    ) -> Running:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(64)
+            devices = devices or tuple(
+                DeviceSpec(i, f"GPU-{i}", NAME, memory_mib, 32510, True)
+                for i in range(first, first + num_gpus)
+            )
+            digest = hashlib.sha256(SECRET.encode()).hexdigest()
+            spec = WorkerSpec("lease-of-a-test", digest, devices, **{"attach_timeout_s": 900.0, **fields})
+            process = _warm.Process(target=serve, args=(listener, spec), daemon=True)
+            process.start()
+            started.append(process)
+            port = listener.getsockname()[1]
+        return Running(process, AttachSpec(spec.lease_id, "127.0.0.1", port, SECRET, devices, spec.ttl_s))
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def worker(start_worker: Callable[..., Running]) -> Running:
+    return start_worker()
+
+
+@pytest.fixture
+def attached(worker: Running) -> Iterator[Running]:
+    """A worker with two slices of 26008 MiB, attached to this process."""
+    from jupyter_gpupool.pytorch.client import session
+
+    session.activate(worker.spec)
+    yield worker
+    session.deactivate()
+
+
+@pytest.fixture
+def spread(start_worker: Callable[..., Running]) -> Iterator[tuple[Running, Running]]:
+    """A lease of three slices, attached to this process: ``cuda:0`` of one worker, the others of another."""
+    from jupyter_gpupool.pytorch.client import session
+
+    workers = start_worker(1), start_worker(2, first=1)
+    one, two = (worker.spec for worker in workers)
+    addresses = tuple((part.host, part.port) for part in (one, two, two))
+    session.activate(dataclasses.replace(one, devices=(*one.devices, *two.devices), addresses=addresses))
+    yield workers
+    session.deactivate()
