@@ -137,13 +137,14 @@ def attach(
             if connection == "direct":
                 refuse_direct(pool)
             keeper = Keeper()
+            keeper.expect(client, request.id)
         except BaseException:
             client.close()
             raise
         children = ChildrensLease()
 
         def update(lease: models.Lease) -> None:
-            keeper.beat(client, lease.id, lease.ttl_s)
+            keeper.beat(lease.ttl_s)
             if on_update is not None:
                 on_update(lease)
 

@@ -26,7 +26,7 @@ _LEAVE_TIMEOUT_S = 5.0
 
 
 class Keeper:
-    """The keeper of this process. Use :meth:`beat` and :meth:`hold` once each, and :meth:`leave` in any case.
+    """The keeper of this process: :meth:`expect`, then :meth:`beat` and :meth:`hold`, and :meth:`leave` in any case.
 
     Raises PoolError if the process cannot be started.
     """
@@ -50,11 +50,15 @@ class Keeper:
             raise PoolError(f"the process that keeps the lease cannot be started: {e}") from e
         self._beats = False
 
-    def beat(self, client: PoolClient, lease_id: str, ttl_s: float) -> None:
+    def expect(self, client: PoolClient, lease_id: str) -> None:
+        """Note the request that this process is about to send: it is withdrawn if the process dies."""
+        self._tell({"pool": client.settings(), "lease": lease_id})
+
+    def beat(self, ttl_s: float) -> None:
         """Send heartbeats from now on, also while the request is queued. Later calls do nothing."""
         if not self._beats:
             self._beats = True
-            self._tell({"pool": client.settings(), "lease": lease_id, "ttl_s": ttl_s})
+            self._tell({"ttl_s": ttl_s})
 
     def hold(self, spec: AttachSpec, config: Path | None = None) -> None:
         """Hold the workers of the lease, which this process holds already.

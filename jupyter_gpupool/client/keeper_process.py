@@ -38,13 +38,11 @@ class _Kept:
 
     def obey(self, message: dict[str, Any]) -> None:
         """Act on a message of the program."""
-        if "pool" in message:
-            self._client = PoolClient(**message["pool"])
-            self._lease_id = message["lease"]
+        self.remember(message)
+        if "ttl_s" in message:
             beats = threading.Thread(target=self._send_heartbeats, args=(message["ttl_s"],), daemon=True)
             beats.start()
         if "spec" in message:
-            self.remember(message)
             # The program holds the lease too, and is who is told why it ends.
             with contextlib.suppress(Refused, OSError, WireError):
                 spec = AttachSpec.from_json(message["spec"])
@@ -55,11 +53,14 @@ class _Kept:
             self.over.set()
 
     def remember(self, message: dict[str, Any]) -> None:
-        """Note the lease's file, which is removed when the program is dead."""
+        """Note what is undone when the program is dead: its request, and the lease's file."""
+        if "pool" in message:
+            self._client = PoolClient(**message["pool"])
+            self._lease_id = message["lease"]
         self._config = message.get("config", self._config)
 
     def abandon(self) -> None:
-        """The program is dead: leave the queue, or report it to the workers, which end."""
+        """The program is dead: report it to the workers, which end, or end what it has requested."""
         if self._config:
             with contextlib.suppress(OSError):
                 os.unlink(self._config)

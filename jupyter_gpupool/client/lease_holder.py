@@ -33,7 +33,8 @@ class LeaseHolder:
     It takes over ``client`` and closes it on release. ``on_lost`` is called once, from another thread, with one line
     for people, when the lease ends without being released here. ``on_resized`` is called, from another thread too,
     with the new limits when somebody else resizes the lease.
-    Raises LeaseEnded, after releasing the lease, when its worker cannot be reached.
+    Raises LeaseEnded when its worker cannot be reached. On any exception, KeyboardInterrupt included, the lease is
+    released and ``client`` closed.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class LeaseHolder:
         self._over = threading.Event()
         self._released = False
         self._pid = os.getpid()
+        self._lifeline: Lifeline | None = None
         try:
             with _signals_blocked():
                 self._lifeline = Lifeline(spec, self._lose, processes.vouched)
@@ -63,9 +65,12 @@ class LeaseHolder:
                 )
                 self._heartbeats.start()
         except (Refused, OSError, WireError) as e:
-            with contextlib.suppress(PoolError):
-                client.release(lease.id)
+            self.release()
             raise LeaseEnded(f"the worker of lease {lease.id} cannot be reached: {e}") from None
+        except BaseException:
+            # A signal that came meanwhile is acted on as soon as it may be, when the lifeline is connected already.
+            self.release()
+            raise
 
     @property
     def lost(self) -> str:
@@ -85,7 +90,8 @@ class LeaseHolder:
                 return
             self._released = True
             self._over.set()
-        self._lifeline.release()
+        if self._lifeline is not None:
+            self._lifeline.release()
         with contextlib.suppress(PoolError):
             self._client.release(self.lease.id)
         self._client.close()
@@ -181,18 +187,17 @@ def acquired(
     holder: LeaseHolder | None = None
     try:
         lease = acquire(client, request, on_update=on_update, timeout_s=timeout_s)
-        try:
-            spec = attach_spec(client, lease, secret, choose_connection(connection, lease))
-        except BaseException:
-            with contextlib.suppress(PoolError):
-                client.release(lease.id)
-            raise
+        spec = attach_spec(client, lease, secret, choose_connection(connection, lease))
         holder = LeaseHolder(client, lease, spec, on_lost, on_resized)
         yield holder
     except BaseException:
         if holder is not None:
             holder.release()
-        client.close()
+        else:
+            # Nothing of it is left, whatever was interrupted. RuntimeError: the client is closed, for it was released.
+            with contextlib.suppress(PoolError, RuntimeError):
+                client.release(request.id)
+            client.close()
         raise
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+import jupyter_gpupool
+from jupyter_gpupool.client import lease_holder
 from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.core.models import Lease, LeaseState
 
@@ -138,6 +140,36 @@ def test_a_program_that_is_killed_leaves_the_queue(
     waiting.kill()
     lease = eventually(lambda: ended(pool, queued.id), "it leaves the queue")
     assert lease.state is LeaseState.CANCELLED
+
+
+def test_a_program_that_is_killed_before_its_keeper_runs(
+    pool: PoolClient, program: Callable, eventually: Callable
+) -> None:
+    before = {lease.id for lease in pool.leases(include_ended=True)}
+    program("on_update=lambda lease: __import__('os').kill(__import__('os').getpid(), 9)").wait()
+    (lease,) = (lease for lease in pool.leases(include_ended=True) if lease.id not in before)
+    ending = eventually(lambda: ended(pool, lease.id), "what it has requested ends")
+    assert ending.state in (LeaseState.RELEASED, LeaseState.CANCELLED), ending.reason
+
+
+@pytest.mark.parametrize("within", ["acquire", "Lifeline", "choose_connection"])
+def test_a_program_that_is_interrupted_while_it_attaches(
+    pool: PoolClient, monkeypatch: pytest.MonkeyPatch, within: str
+) -> None:
+    does = getattr(lease_holder, within)
+
+    def interrupted(*words: Any, **options: Any) -> Any:
+        done = does(*words, **options)
+        signal.raise_signal(signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(lease_holder, within, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        jupyter_gpupool.attach(memory_fraction=0.5)
+    assert pool.leases() == []
+    monkeypatch.undo()
+    with jupyter_gpupool.attach(memory_fraction=1.0):
+        pass
 
 
 def test_a_program_goes_on_when_its_keeper_is_killed(
