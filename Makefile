@@ -73,7 +73,7 @@ lint: $(VENV)/.test $(VENV)/.extension
 	lint-imports --no-logo
 	mypy
 	jlpm lint
-	jlpm tsc --noEmit -p labextension
+	jlpm tsc -p labextension/tsconfig.test.json
 
 # The libraries of the extra `programs` come with everything they need; PyTorch stays as it is.
 conformance: programs
