@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.websocket import WebSocketClientConnection
-from traitlets import Bool, Enum, Unicode, default
+from traitlets import Bool, Enum, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from jupyter_gpupool.client import bundle, discovery, event_stream
@@ -134,7 +134,10 @@ class GPUPool(LoggingConfigurable):
                 self.log.info("Joining the GPU pool of process %d", address.pid)
                 return self._join(address)
             await asyncio.to_thread(discovery.wait_for_ending)
-            service = PoolService(parent=self)
+            try:
+                service = PoolService(parent=self)
+            except TraitError as e:
+                raise InvalidRequest(f"the pool's configuration is wrong: {e}") from None
             service.listen(self._notify)
             host = _Host(service, self.share)
             await host.start()

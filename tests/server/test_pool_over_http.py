@@ -67,6 +67,37 @@ def test_a_forecast_is_what_a_request_would_come_to(pool: Pool) -> None:
     pool.client.release(held.id)
 
 
+def test_the_configured_policy_chooses_the_gpus(start_pool: Callable[..., Pool], tmp_path: Path) -> None:
+    configuration = tmp_path / "jupyter_gpupool_config.py"
+    configuration.write_text("c.PoolService.placement_policy = 'spread'\n")
+    pool = start_pool(f"--JupyterApp.config_file={configuration}")
+    first = pool.client.request(ask(0.3))
+    then = pool.client.forecast(ask(0.3))
+    # By the default policy, both would be on one GPU.
+    assert [first.slices[0].index, then["slices"][0]["index"]] == [0, 1]
+    pool.client.release(first.id)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ["jupyter_gpupool", "server", "--config"],
+        ["jupyter_gpupool.server.daemon.pool_app", "--JupyterApp.config_file"],
+    ],
+)
+def test_a_policy_that_does_not_exist_gets_one_line(tmp_path: Path, program: list[str]) -> None:
+    configuration = tmp_path / "jupyter_gpupool_config.py"
+    configuration.write_text("c.PoolService.placement_policy = 'wide'\n")
+    done = subprocess.run(
+        [sys.executable, "-m", *program, configuration, "--emulate", "--port=0"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert all(word in line for word in ("placement_policy", "few_servers", "spread", "wide"))
+
+
 def test_repeating_a_request_is_harmless(pool: Pool) -> None:
     request = ask(0.25)
     first = pool.client.request(request, wait_s=30)

@@ -15,7 +15,7 @@ from jupyter_core.application import JupyterApp
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
-from traitlets import Int, Unicode
+from traitlets import Int, TraitError, Unicode
 
 from jupyter_gpupool.client import discovery
 from jupyter_gpupool.core.errors import PoolError
@@ -77,6 +77,14 @@ class GPUPoolServer(FormerNames, JupyterApp):
     service_class: type[PoolService] = PoolService
     _server: HTTPServer | None = None
     figures: ServerFigures
+
+    @classmethod
+    def launch_instance(cls, argv: Any = None, **kwargs: Any) -> None:
+        try:
+            super().launch_instance(argv, **kwargs)
+        except TraitError as e:  # of a part that is created after the configuration was read
+            print(f"{cls.name}: the configuration is wrong: {e}", file=sys.stderr)
+            sys.exit(1)
 
     def start(self) -> None:
         super().start()

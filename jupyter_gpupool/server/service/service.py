@@ -23,6 +23,7 @@ from jupyter_gpupool.pool.ledger.file_lock import LedgerLock, ledger_file
 from jupyter_gpupool.pool.ledger.leader_lock import Leadership
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.scheduling.policy import FEW_SERVERS, POLICIES
 from jupyter_gpupool.pool.tenancy.namespaces import Namespaces
 from jupyter_gpupool.pool.usage_history import History
 from jupyter_gpupool.server.watch.snapshot import forecast_json, pool_snapshot, uses
@@ -69,6 +70,13 @@ class PoolService(FormerNames, LoggingConfigurable):
     engine_name = Enum(
         list(ENGINES),
         help="Where workers run: on this machine, or (`ray`) on a Ray cluster. Default: GPUPool.engine, else `local`.",
+    ).tag(config=True)
+    placement_policy = Enum(
+        list(POLICIES),
+        default_value=FEW_SERVERS.name,
+        help="Which GPUs a request gets among those that have room. `few_servers`: those that are left with the least "
+        "memory, on as few servers as possible, so that large requests find room. `spread`: those that are left with "
+        "the most memory, on as many servers as the request allows, so that leases disturb each other least.",
     ).tag(config=True)
     engine: Any = AnyTrait(help="A jupyter_gpupool.core.engine.Engine.")
 
@@ -197,7 +205,8 @@ class PoolService(FormerNames, LoggingConfigurable):
         # An engine of another package may know nothing of lost connections.
         resume_s = float(getattr(self.engine, "resume_s", 0.0))
         audit_s = self.audit_retention_days * 86400.0
-        return Manager(self._ledger, ttl_s=self.ttl_s, resume_s=resume_s, audit_s=audit_s)
+        policy = POLICIES[self.placement_policy]
+        return Manager(self._ledger, ttl_s=self.ttl_s, resume_s=resume_s, audit_s=audit_s, policy=policy)
 
     async def _close(self) -> None:
         await self.engine.stop()
