@@ -1,6 +1,6 @@
 /**
- * Writes the types of the pool's JSON, from the schemas of its OpenAPI document: `jlpm generate`. With a path, it
- * writes them there. The project's Python has to be the first on the PATH.
+ * Writes the types of the pool's JSON, and the fields of a request, from the schemas of its OpenAPI document:
+ * `jlpm generate`. With a path, it writes them there. The project's Python has to be the first on the PATH.
  */
 
 import { execFileSync } from 'node:child_process';
@@ -33,8 +33,12 @@ const nodes = await openapiTS(
   { ...document, paths: {} },
   { exportType: true, defaultNonNullable: false, alphabetize: true }
 );
+const wanted = `
+/** The fields that say which GPUs are wanted, and what each may be. */
+export const WANTED_GPUS = ${JSON.stringify(document.components.schemas.WantedGPUs.properties)} as const;
+`;
 const options = await prettier.resolveConfig(TYPES);
 writeFileSync(
   process.argv[2] ?? TYPES,
-  await prettier.format(HEADER + astToString(nodes), { ...options, filepath: TYPES })
+  await prettier.format(HEADER + astToString(nodes) + wanted, { ...options, filepath: TYPES })
 );

@@ -14,6 +14,7 @@ import httpx
 from jupyter_gpupool.core import errors
 from jupyter_gpupool.core.api import PREFIX
 from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Request, Slice, WorkerAddress
+from jupyter_gpupool.core.request_schema import FORECAST, body_of, query_of
 from jupyter_gpupool.core.validation import check_memory
 
 #: How long calls are retried while a pool restarts, in seconds.
@@ -109,22 +110,7 @@ class PoolClient:
 
     def request(self, request: Request, wait_s: float = 0.0) -> Lease:
         """Request GPUs. Return when the worker runs, at the latest after ``wait_s`` seconds. May be repeated."""
-        body: dict[str, Any] = {
-            "id": request.id,
-            "num_gpus": request.num_gpus,
-            "filters": dict(request.filters),
-            "namespace": request.namespace,
-            "wait": request.wait,
-            "secret_sha256": request.secret_sha256,
-            "label": request.label,
-            "client": request.client,
-        }
-        if request.partial is not None:
-            body["partial"] = request.partial
-        if request.memory_mib is not None:
-            body["memory_mib"] = request.memory_mib
-        if request.spread:  # older servers reject the field
-            body["spread"] = True
+        body = body_of(request)
         lease = _lease(
             self._with_successor(lambda: self._call("POST", "/leases", {"wait": wait_s}, body, wait_s))
         )
@@ -133,15 +119,7 @@ class PoolClient:
 
     def forecast(self, request: Request) -> dict[str, Any]:
         """Return what would happen to the request now: outcome, position, reason, slices."""
-        query = {
-            "num_gpus": request.num_gpus,
-            "partial": request.partial,
-            "memory_mib": request.memory_mib,
-            "namespace": request.namespace,
-            "filter": [f"{key}={value}" for key, value in request.filters.items()],
-            "spread": "1" if request.spread else None,
-        }
-        return self._call("GET", "/forecast", {k: v for k, v in query.items() if v is not None})
+        return self._call("GET", "/forecast", query_of(request, FORECAST))
 
     def wait(self, lease_id: str, known: Lease | None = None, wait_s: float = 10.0) -> Lease:
         """Return the lease as soon as it differs from ``known``, at the latest after ``wait_s`` (≤ 30) seconds."""

@@ -7,13 +7,30 @@ notebooks may ask for are derived from :data:`FIELDS`. What a value means is che
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InvalidRequest
 
-__all__ = ["FIELDS", "SIZE", "WANTED", "Option", "RequestField", "check_types", "named", "schema", "types"]
+__all__ = [
+    "FIELDS",
+    "FORECAST",
+    "RECORDED",
+    "SIZE",
+    "WANTED",
+    "Option",
+    "RequestField",
+    "body_of",
+    "check_types",
+    "from_query",
+    "named",
+    "query_of",
+    "query_parameters",
+    "schema",
+    "types",
+]
 
 _JSON_NAMES: dict[type, str] = {
     bool: "boolean",
@@ -40,7 +57,7 @@ class RequestField:
     """One field of a request.
 
     ``minimum``, ``exclusive_minimum`` and ``maximum`` bound a number. ``default`` None: the field has none. ``items``:
-    the type of an object's values.
+    the type of an object's values. ``query``: its name in a query, if that is another one.
     """
 
     name: str
@@ -54,6 +71,7 @@ class RequestField:
     format: str = ""
     pattern: str = ""
     items: type | None = None
+    query: str = ""
     option: Option | None = field(default=None, compare=False)
 
     @property
@@ -77,6 +95,70 @@ class RequestField:
             "description": self.description or None,
         }
         return {key: value for key, value in given.items() if value is not None}
+
+    @property
+    def query_name(self) -> str:
+        """Its name in a query."""
+        return self.query or self.name
+
+    def query_parameter(self) -> dict[str, Any]:
+        """Return its description as a parameter of a query, for the OpenAPI document."""
+        schema = self.schema()
+        text = schema.pop("description", "")
+        if self.kind is dict:
+            schema = {"type": "array", "items": {"type": "string"}}
+        elif self.kind is bool:
+            schema = {"type": "string", "enum": ["0", "1"]}
+            text = f"1: {text[0].lower()}{text[1:]}"
+        else:
+            schema["type"] = _JSON_NAMES[self.kind]
+        return {
+            "name": self.query_name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            "description": text,
+        }
+
+    def from_query(self, texts: Sequence[str]) -> Any:
+        """Return the value that a query's texts stand for. Raises InvalidRequest."""
+        if self.kind is dict:
+            return dict(self._pair(text) for text in texts)
+        text = texts[-1]
+        if self.kind is bool:
+            return text in ("1", "true")
+        if self.kind is str:
+            return text
+        wanted = "a whole number" if self.kind is int else "a number"
+        try:
+            if self.kind is int and not re.fullmatch(r"[0-9]{1,9}", text):
+                raise ValueError(text)
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) < 1e12:
+            raise InvalidRequest(f"{self.query_name}={text[:40]}: give {wanted}")
+        return value
+
+    def _pair(self, text: str) -> tuple[str, str]:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise InvalidRequest(
+                f"{self.query_name}={text[:40]}: write it as {self.query_name}=NAME=VALUE, such as name=V100"
+            )
+        return key, value
+
+    def to_query(self, value: Any) -> str | list[str]:
+        """Return what a query has for a value; the inverse of :meth:`from_query`."""
+        if self.kind is dict:
+            return [f"{key}={item}" for key, item in value.items()]
+        return str(int(value)) if self.kind is bool else str(value)
+
+    def is_default(self, value: Any) -> bool:
+        """Whether a request that lacks the field means the same."""
+        if value is None or (self.kind is dict and not value):
+            return True
+        return type(value) is type(self.default) and value == self.default
 
     def from_text(self, text: str) -> int | float:
         """Return the number that an option's text stands for. Raises ValueError with one line."""
@@ -147,7 +229,9 @@ FIELDS: Mapping[str, RequestField] = {
         RequestField(
             "filters",
             dict,
+            "Only GPUs that match, such as `name=V100`.",
             items=str,
+            query="filter",
             option=Option(("--filter",), "request only GPUs that match; may be repeated", "NAME=VALUE"),
         ),
         RequestField(
@@ -159,7 +243,7 @@ FIELDS: Mapping[str, RequestField] = {
                 ("--spread",), "allow GPUs of several servers if no single server has room for all"
             ),
         ),
-        RequestField("namespace", str),
+        RequestField("namespace", str, "Whose limits count; default: `default`."),
         RequestField(
             "wait",
             bool,
@@ -177,6 +261,10 @@ FIELDS: Mapping[str, RequestField] = {
 SIZE = ("num_gpus", "partial", "memory_mib")
 #: The fields that say which GPUs are wanted; kernelspecs, notebooks and frontends give these.
 WANTED = (*SIZE, "filters", "spread")
+#: The fields that decide what becomes of a request; a forecast takes these.
+FORECAST = (*WANTED, "namespace")
+#: The fields of a request that its lease shows, besides its owner.
+RECORDED = tuple(name for name in FIELDS if name != "secret_sha256")
 
 
 def named(names: Collection[str]) -> dict[str, RequestField]:
@@ -192,6 +280,32 @@ def schema(names: Collection[str] = tuple(FIELDS)) -> dict[str, Any]:
 def types(names: Collection[str] = tuple(FIELDS)) -> dict[str, tuple[type, ...]]:
     """Return the Python types that those fields may have in JSON, by name."""
     return {name: f.json_types for name, f in named(names).items()}
+
+
+def query_parameters(names: Collection[str]) -> list[dict[str, Any]]:
+    """Return the descriptions of those fields as parameters of a query, for the OpenAPI document."""
+    return [f.query_parameter() for f in named(names).values()]
+
+
+def from_query(query: Mapping[str, Sequence[str]], names: Collection[str]) -> dict[str, Any]:
+    """Return the values of those fields that a query has, by name. Raises InvalidRequest."""
+    given = ((f, [text for text in query.get(f.query_name, ()) if text]) for f in named(names).values())
+    return {f.name: f.from_query(texts) for f, texts in given if texts}
+
+
+def query_of(request: object, names: Collection[str]) -> dict[str, str | list[str]]:
+    """Return those fields of a request as a query, without those that mean the same if they are missing."""
+    values = ((f, getattr(request, f.name)) for f in named(names).values())
+    return {f.query_name: f.to_query(value) for f, value in values if not f.is_default(value)}
+
+
+def body_of(request: object, names: Collection[str] = tuple(FIELDS)) -> dict[str, Any]:
+    """Return those fields of a request as JSON, without those that mean the same if they are missing.
+
+    So a field that is newer than a server reaches that server only where it matters.
+    """
+    values = ((f, getattr(request, f.name)) for f in named(names).values())
+    return {f.name: dict(v) if f.kind is dict else v for f, v in values if not f.is_default(v)}
 
 
 def check_types(body: Mapping[str, Any], fields: Mapping[str, tuple[type, ...]]) -> None:

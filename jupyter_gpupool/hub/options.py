@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from jupyter_gpupool.core.errors import ImpossibleRequest, InvalidRequest
 from jupyter_gpupool.core.request_schema import FIELDS as REQUEST_FIELDS
+from jupyter_gpupool.core.request_schema import check_types
 
 #: The key of the choice in JupyterHub's ``user_options``, and the prefix of the form's field names.
 KEY = "gpupool"
@@ -58,6 +59,14 @@ class GPUOptions:
         """Return the choice as JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> GPUOptions:
+        """Read what :meth:`to_json` returned. Raises InvalidRequest if a field is unknown or of another type."""
+        check_types(said, KINDS)
+        if "num_gpus" not in said:
+            raise InvalidRequest("the choice has no num_gpus")
+        return cls(**said)
+
     def request_fields(self) -> dict[str, Any]:
         """Return the choice as the fields of a request."""
         filters = {"name": self.model} if self.model else {}
@@ -72,7 +81,8 @@ class GPUOptions:
         """Read what :meth:`to_text` wrote. Raises ValueError for any other text."""
         said = dict(parse_qsl(text, strict_parsing=True, keep_blank_values=True))
         try:
-            return cls(int(said["num_gpus"]), float(said["partial"]), said["model"])
+            # Of a number's types, the last one reads every text of it.
+            return cls(**{name: KINDS[name][-1](said[name]) for name in FIELDS})
         except KeyError:
             raise ValueError("this is not a choice of GPUs") from None
 
@@ -81,6 +91,42 @@ class GPUOptions:
 
 
 FIELDS = tuple(f.name for f in fields(GPUOptions))
+#: The types that the fields may have in JSON. Those that a request has, too, are declared there.
+KINDS: dict[str, tuple[type, ...]] = {
+    name: tuple(kind for kind in REQUEST_FIELDS[name].json_types if kind is not type(None))
+    if name in REQUEST_FIELDS
+    else (str,)
+    for name in FIELDS
+}
+
+
+@dataclass(frozen=True)
+class ServerStart:
+    """What the hub tells its service of a server that starts: the body of ``PUT hub/server``.
+
+    ``groups`` are its user's groups at the hub, ``lease`` is a UUID of this start, and ``mode`` one of :data:`MODES`.
+    """
+
+    groups: list[str]
+    lease: str
+    mode: str
+    choice: GPUOptions
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the body."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> ServerStart:
+        """Read the body. Raises InvalidRequest."""
+        check_types(body, {"groups": (list,), "lease": (str,), "mode": (str,), "choice": (dict,)})
+        names = [f.name for f in fields(cls)]
+        if set(body) != set(names) or body["mode"] not in MODES:
+            raise InvalidRequest(
+                f"the body must have {', '.join(names)}, and mode must be one of {', '.join(MODES)}"
+            )
+        groups = [str(group) for group in body["groups"]]
+        return cls(**{**body, "groups": groups, "choice": GPUOptions.from_json(body["choice"])})
 
 
 def name_of(field_name: str) -> str:

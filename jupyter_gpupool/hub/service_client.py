@@ -10,6 +10,8 @@ import httpx
 
 from jupyter_gpupool.core import errors
 
+from .options import ServerStart
+
 #: How long a call retries while the service restarts, in seconds.
 PATIENCE_S = 30.0
 #: How long one call waits for news, in seconds. These calls also keep a queued request alive.
@@ -29,12 +31,9 @@ class Service:
         """Return the pool's GPUs and how much of each is granted."""
         return await self._call("GET", "/offer", {"group": groups}, patience_s=0.0)
 
-    async def begin(
-        self, user: str, server: str, groups: list[str], lease: str, mode: str, choice: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Announce that a user's server starts. Repeatable. ``lease`` is a UUID of this start."""
-        body = {"groups": groups, "lease": lease, "mode": mode, "choice": choice}
-        return await self._call("PUT", "/server", {"user": user, "server": server}, body)
+    async def begin(self, user: str, server: str, start: ServerStart) -> dict[str, Any]:
+        """Announce that a user's server starts. Repeatable."""
+        return await self._call("PUT", "/server", {"user": user, "server": server}, start.to_json())
 
     async def news(self, user: str, server: str, known: dict[str, Any]) -> dict[str, Any]:
         """Return the start's status as soon as it differs from ``known``, or after a few seconds."""

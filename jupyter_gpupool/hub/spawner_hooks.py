@@ -13,7 +13,7 @@ from typing import Any
 from jupyter_gpupool.core.errors import NoCapacity, PoolError
 
 from . import options
-from .options import KEY, GPUOptions, Limits, parse
+from .options import KEY, GPUOptions, Limits, ServerStart, parse
 from .service_client import Service
 from .spawn_form import merged
 
@@ -185,14 +185,8 @@ class Hooks:
         return {**environment, CA: self._ca} if self._ca else environment
 
     async def _begin(self, spawner: Any, start: _Start) -> dict[str, Any]:
-        return await self._service.begin(
-            spawner.user.name,
-            spawner.name,
-            _groups(spawner),
-            start.lease,
-            self._mode,
-            start.choice.to_json(),
-        )
+        told = ServerStart(_groups(spawner), start.lease, self._mode, start.choice)
+        return await self._service.begin(spawner.user.name, spawner.name, told)
 
     async def _granted(self, key: tuple[str, str], start: _Start) -> None:
         loop = asyncio.get_running_loop()

@@ -40,13 +40,7 @@ class GPURequest:
 
     def arguments(self) -> dict[str, Any]:
         """Return the request as arguments of requests.new_request."""
-        return {
-            "num_gpus": self.num_gpus,
-            "partial": self.partial,
-            "memory_mib": self.memory_mib,
-            "filters": dict(self.filters),
-            "spread": self.spread,
-        }
+        return {name: getattr(self, name) for name in WANTED}
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON that :func:`parse` reads."""

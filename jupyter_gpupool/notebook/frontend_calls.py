@@ -115,11 +115,8 @@ class _BackgroundRequest:
     def _run(self) -> None:
         try:
             self._attached = attach(
-                self._fields.get("num_gpus", 1),
-                self._fields.get("partial"),
-                memory_mib=self._fields.get("memory_mib"),
-                filters=self._fields.get("filters"),
-                spread=self._fields.get("spread", False),
+                memory_fraction=self._fields.get("partial"),
+                **{name: value for name, value in self._fields.items() if name != "partial"},
                 label=kernel_lease.label(),
                 on_update=self._on_update,
             )

@@ -8,8 +8,8 @@ import type { ReactNode } from 'react';
 
 import type { Range } from './chart/data';
 import type { Unit } from './common/format';
-import type { IGPURequest, PoolAPI } from './pool/api';
-import type { ILease } from './pool/apitypes';
+import type { PoolAPI } from './pool/api';
+import type { IGPURequest, ILease } from './pool/apitypes';
 import type { IConnection } from './pool/feed';
 import type { IPoolState, IUse } from './pool/state';
 

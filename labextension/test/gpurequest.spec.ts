@@ -1,4 +1,4 @@
-import { IGPURequest } from '../src/pool/api';
+import { IGPURequest } from '../src/pool/apitypes';
 import {
   filtersAsText,
   filtersFromText,

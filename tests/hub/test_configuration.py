@@ -15,7 +15,7 @@ from traitlets.config import Config
 
 from jupyter_gpupool.core.errors import ImpossibleRequest, InvalidRequest
 from jupyter_gpupool.hub import Limits, configure
-from jupyter_gpupool.hub.options import GPUOptions, from_form, parse
+from jupyter_gpupool.hub.options import GPUOptions, ServerStart, from_form, parse
 from jupyter_gpupool.hub.service.identity import HubTokens, mark, marked
 from jupyter_gpupool.hub.service.pool import mark_of
 from jupyter_gpupool.hub.spawn_form import ours
@@ -132,7 +132,8 @@ def test_hooks_that_were_there_go_on(service: list[tuple[Any, ...]]) -> None:
     assert environment["THEIRS"] == "1"
     assert environment["GPUPOOL_TOKEN"] == "hers"
     begun = next(words for words in service if words[0] == "begin")
-    assert begun[1:4] == ("alice", "", ["vision"])
+    assert begun[1:3] == ("alice", "")
+    assert begun[3].groups == ["vision"]
 
 
 def test_options_that_name_attributes_still_do() -> None:
@@ -182,6 +183,14 @@ def test_all_copies_of_a_configuration_share_what_has_begun() -> None:
     first, second = (x.Spawner.pre_spawn_hook.func.__self__ for x in (c, copied))
     assert isinstance(first, Hooks)
     assert first is second
+
+
+def test_the_service_reads_what_the_hub_tells_it_of_a_start() -> None:
+    start = ServerStart(["vision"], "an-id", "kernel", GPUOptions(2, 0.5, "V100"))
+    assert ServerStart.from_json(start.to_json()) == start
+    for wrong in ({"num_gpus": True}, {"num_gpus": 1, "partial": None}, {"num_gpus": 1, "gpus": 2}, {}):
+        with pytest.raises(InvalidRequest):
+            ServerStart.from_json({**start.to_json(), "choice": wrong})
 
 
 def test_form_and_checks_agree_on_the_limits() -> None:

@@ -8,9 +8,8 @@ from typing import Any
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
-from jupyter_gpupool.core.errors import InvalidRequest, PermissionDenied, PoolError, Unauthenticated
-from jupyter_gpupool.core.request_schema import check_types
-from jupyter_gpupool.hub.options import MODES, GPUOptions
+from jupyter_gpupool.core.errors import PermissionDenied, PoolError, Unauthenticated
+from jupyter_gpupool.hub.options import ServerStart
 from jupyter_gpupool.server.access.authentication import Caller
 from jupyter_gpupool.server.http.console import console_handlers
 from jupyter_gpupool.server.http.events import EventsWithToken
@@ -28,9 +27,6 @@ from .identity import HubCaller, HubTokens
 from .page import HubConsoleFiles, PageHandler
 from .pool import HubPool
 from .user_servers import Servers
-
-_BODY: dict[str, tuple[type, ...]] = {"groups": (list,), "lease": (str,), "mode": (str,), "choice": (dict,)}
-_CHOICE: dict[str, tuple[type, ...]] = {"num_gpus": (int,), "partial": (int, float), "model": (str,)}
 
 
 class _HubHandler(BaseHandler):
@@ -73,16 +69,9 @@ class ServerHandler(_HubHandler):
     @web.authenticated
     async def put(self) -> None:
         self.check()
-        body = self.body()
-        check_types(body, _BODY)
-        if set(body) != set(_BODY) or body["mode"] not in MODES:
-            raise InvalidRequest(
-                f"the body must have {', '.join(_BODY)}, and mode must be one of {', '.join(MODES)}"
-            )
-        check_types(body["choice"], _CHOICE)
-        namespace = self.authenticator.namespace([str(group) for group in body["groups"]])
-        choice = GPUOptions(**body["choice"])
-        self.reply(await self.servers.begin(*self.server(), namespace, body["lease"], body["mode"], choice))
+        start = ServerStart.from_json(self.body())
+        namespace = self.authenticator.namespace(start.groups)
+        self.reply(await self.servers.begin(*self.server(), namespace, start.lease, start.mode, start.choice))
 
     @web.authenticated
     async def get(self) -> None:

@@ -105,7 +105,7 @@ class Servers:
     async def start(self) -> None:
         """Read the servers from the file. Their leases are in the ledger."""
         for said in self._read():
-            server = Server(**{**said, "choice": GPUOptions(**said["choice"])})
+            server = Server(**{**said, "choice": GPUOptions.from_json(said["choice"])})
             self._servers[server.user, server.name] = server
             self._enforce(server)
         self._pool.listen(self._on_change)

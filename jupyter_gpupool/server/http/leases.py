@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from typing import Any
 
 from tornado import web
 
 from jupyter_gpupool.core.errors import InvalidRequest
-from jupyter_gpupool.core.request_schema import SIZE, check_types, types
+from jupyter_gpupool.core.request_schema import FORECAST, SIZE, check_types, from_query, types
 from jupyter_gpupool.server.service import traces
 
 from .base import BaseHandler, Route, parse_request
@@ -118,32 +117,11 @@ class ForecastHandler(BaseHandler):
 
     @web.authenticated
     async def get(self) -> None:
-        request = await self.check_request(parse_request(self._body_of_query(), self.owner()))
+        query = {name: self.get_query_arguments(name) for name in self.request.query_arguments}
+        # An id and a secret that are never used.
+        body = {**from_query(query, FORECAST), "id": str(uuid.uuid4()), "secret_sha256": "0" * 64}
+        request = await self.check_request(parse_request(body, self.owner()))
         self.reply(await self.service.forecast(request))
-
-    def _body_of_query(self) -> dict[str, Any]:
-        """Return the query as the body of a request, with an id and a secret that are never used."""
-        filters = {}
-        for text in self.get_query_arguments("filter"):
-            key, sign, value = text.partition("=")
-            if not sign:
-                raise InvalidRequest(f"filter={text[:40]}: write it as filter=name=V100")
-            filters[key] = value
-        body: dict[str, Any] = {
-            "id": str(uuid.uuid4()),
-            "secret_sha256": "0" * 64,
-            "partial": self.number("partial"),
-            "filters": filters,
-            "spread": self.flag("spread"),
-            "namespace": self.get_query_argument("namespace", "default"),
-        }
-        for name in ("num_gpus", "memory_mib"):
-            text = self.get_query_argument(name, "")
-            if text:
-                if not re.fullmatch(r"[0-9]{1,9}", text):
-                    raise InvalidRequest(f"{name}={text[:40]}: give a whole number")
-                body[name] = int(text)
-        return body
 
 
 _LEASE_ID = r"([0-9A-Za-z-]{1,64})"

@@ -45,7 +45,7 @@ export class AdminAPI {
   }
 
   async tokens(): Promise<IToken[]> {
-    return (await this._api.other<{ tokens: IToken[] }>('tokens')).tokens;
+    return (await this._api.other<Schemas['Tokens']>('tokens')).tokens;
   }
 
   /** Create a token and return its bundle, a tar. Only this answer contains the token itself. */
@@ -62,7 +62,7 @@ export class AdminAPI {
   }
 
   async namespaces(): Promise<INamespace[]> {
-    return (await this._api.other<{ namespaces: INamespace[] }>('namespaces')).namespaces;
+    return (await this._api.other<Schemas['Namespaces']>('namespaces')).namespaces;
   }
 
   createNamespace(namespace: Partial<INamespace>): Promise<INamespace> {
@@ -73,12 +73,12 @@ export class AdminAPI {
     return this._api.other<INamespace>(`namespaces/${at(name)}`, 'PATCH', changes);
   }
 
-  removeNamespace(name: string): Promise<unknown> {
+  removeNamespace(name: string): Promise<Schemas['Deleted']> {
     return this._api.other(`namespaces/${at(name)}`, 'DELETE');
   }
 
   async audit(): Promise<IAuditEntry[]> {
-    return (await this._api.other<{ entries: IAuditEntry[] }>('audit')).entries;
+    return (await this._api.other<Schemas['Audit']>('audit')).entries;
   }
 
   release(id: string): Promise<ILease> {
@@ -95,7 +95,7 @@ export class AdminAPI {
   }
 
   /** Drain a server, or grant on it again. */
-  drain(server: string, draining: boolean): Promise<unknown> {
+  drain(server: string, draining: boolean): Promise<Schemas['Drained']> {
     return this._api.other(`servers/${at(server)}`, 'PATCH', { draining });
   }
 }

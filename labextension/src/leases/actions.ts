@@ -4,11 +4,10 @@ import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apput
 import { PathExt } from '@jupyterlab/coreutils';
 import { TranslationBundle } from '@jupyterlab/translation';
 
-import { IGPURequest } from '../pool/api';
 import { errorLine, IAnswer } from './kernelanswer';
 import { kernelOf, Kernels } from './kernels';
 import type { IActions, IGPUPool } from '../tokens';
-import { ILease } from '../pool/apitypes';
+import { IGPURequest, ILease } from '../pool/apitypes';
 
 export class Actions implements IActions {
   constructor(

@@ -7,7 +7,7 @@ import { DocumentRegistry } from '@jupyterlab/docregistry';
 import { ISignal, Signal } from '@lumino/signaling';
 import { Widget } from '@lumino/widgets';
 
-import { IGPURequest } from '../pool/api';
+import { IGPURequest } from '../pool/apitypes';
 import type { IActiveNotebook } from '../tokens';
 import { metadataWith, requestFromMetadata } from './gpurequest';
 

@@ -1,9 +1,12 @@
 /** The request that a notebook keeps in its metadata, and how the form's choices change it. Pure. */
 
-import { IGPURequest } from '../pool/api';
+import { IGPURequest } from '../pool/apitypes';
+import { WANTED_GPUS } from '../pool/openapi';
 
-/** The fields that the form replaces as a whole; every other field of the metadata stays. */
-const REPLACED = ['num_gpus', 'partial', 'memory_mib', 'filters', 'spread'] as const;
+type Field = keyof IGPURequest;
+
+/** Every field of a request; one that is undefined is not asked for. */
+type Choice = { [K in Field]-?: IGPURequest[K] | undefined };
 
 /** The memory of each GPU: a fraction of it, or so many MiB. */
 export type Memory = { partial: number } | { memory_mib: number };
@@ -25,39 +28,54 @@ export function requestFromMetadata(metadata: unknown): IGPURequest | null {
   if (!isRecord(metadata) || Object.keys(metadata).length === 0) {
     return null;
   }
-  const { num_gpus = 1, partial, memory_mib, filters, spread } = metadata;
-  if (!Number.isInteger(num_gpus) || (num_gpus as number) < 1) {
+  const request: Record<string, unknown> = { num_gpus: WANTED_GPUS.num_gpus.default };
+  for (const name of Object.keys(WANTED_GPUS) as Field[]) {
+    const value = read(name, metadata[name]);
+    if (value !== undefined) {
+      request[name] = value;
+    }
+  }
+  const count = metadata['num_gpus'] ?? WANTED_GPUS.num_gpus.default;
+  if (!Number.isInteger(count) || (count as number) < WANTED_GPUS.num_gpus.minimum) {
     return null;
   }
-  const request: IGPURequest = { num_gpus: num_gpus as number };
-  if (typeof memory_mib === 'number') {
-    request.memory_mib = memory_mib;
-  } else if (typeof partial === 'number') {
-    request.partial = partial;
+  if (request['memory_mib'] !== undefined) {
+    delete request['partial'];
   }
-  const texts = Object.entries(isRecord(filters) ? filters : {})
-    .filter(([, value]) => ['string', 'number', 'boolean'].includes(typeof value))
-    .map(([name, value]) => [name, String(value)]);
-  if (texts.length > 0) {
-    request.filters = Object.fromEntries(texts);
+  return request as IGPURequest;
+}
+
+/** A field's value as a request has it; undefined where it is of another type or says nothing. */
+function read(name: Field, value: unknown): unknown {
+  switch (WANTED_GPUS[name].type) {
+    case 'boolean':
+      return value === true ? true : undefined;
+    case 'object': {
+      const texts = Object.entries(isRecord(value) ? value : {})
+        .filter(([, item]) => ['string', 'number', 'boolean'].includes(typeof item))
+        .map(([key, item]) => [key, String(item)]);
+      return texts.length > 0 ? Object.fromEntries(texts) : undefined;
+    }
+    default:
+      return typeof value === 'number' ? value : undefined;
   }
-  if (spread === true) {
-    request.spread = true;
-  }
-  return request;
 }
 
 /** The request that a choice makes. */
 export function requestFromChoice(choice: IFormChoice): IGPURequest {
-  const request: IGPURequest = { num_gpus: choice.numGpus, ...choice.memory };
   const filters = { ...choice.filters, ...(choice.model ? { name: choice.model } : {}) };
-  if (Object.keys(filters).length > 0) {
-    request.filters = filters;
-  }
-  if (choice.spread) {
-    request.spread = true;
-  }
-  return request;
+  const { partial, memory_mib } = { partial: undefined, memory_mib: undefined, ...choice.memory };
+  // A field that is new in the declaration is missing here, which does not compile.
+  const chosen: Choice = {
+    num_gpus: choice.numGpus,
+    partial,
+    memory_mib,
+    filters: Object.keys(filters).length > 0 ? filters : undefined,
+    spread: choice.spread || undefined
+  };
+  return Object.fromEntries(
+    Object.entries(chosen).filter(([, value]) => value !== undefined)
+  ) as unknown as IGPURequest;
 }
 
 /** Filters as a user writes them: `server=gpu-1, emulated=false`. The pool refuses those that it does not know. */
@@ -90,7 +108,7 @@ export function otherFilters(request: IGPURequest | null): Record<string, string
 /** The metadata with a request in it; fields that no request has (`require`, or a later version's) stay. */
 export function metadataWith(metadata: unknown, request: IGPURequest): Record<string, unknown> {
   const others = Object.entries(isRecord(metadata) ? metadata : {}).filter(
-    ([name]) => !(REPLACED as readonly string[]).includes(name)
+    ([name]) => !(name in WANTED_GPUS)
   );
   return { ...Object.fromEntries(others), ...request };
 }

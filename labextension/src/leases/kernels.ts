@@ -2,8 +2,7 @@
 
 import { Kernel, KernelMessage, ServiceManager, Session } from '@jupyterlab/services';
 
-import { IGPURequest } from '../pool/api';
-import { ILease } from '../pool/apitypes';
+import { IGPURequest, ILease } from '../pool/apitypes';
 import { ENTRY, IAnswer } from './kernelanswer';
 
 /** Whose kernel a lease is for. */

@@ -1,16 +1,7 @@
 /** The pool over HTTP. */
 
 import { ITransport } from './transport';
-import { IForecast, IHistory, ILease, IWhoAmI } from './apitypes';
-
-/** What a user may ask for: GPUs, and of each one `partial` (0 to 1) or `memory_mib`; of several servers if `spread`. */
-export interface IGPURequest {
-  num_gpus: number;
-  partial?: number;
-  memory_mib?: number;
-  filters?: Record<string, string>;
-  spread?: boolean;
-}
+import { IForecast, IGPURequest, IHistory, ILease, IWhoAmI, Schemas } from './apitypes';
 
 /** The pool did not do what it was asked; `message` is one line for people. */
 export class PoolError extends Error {
@@ -50,27 +41,26 @@ export class PoolAPI {
 
   /** The user's own leases that have not ended. */
   async myLeases(): Promise<ILease[]> {
-    return (await this._call<{ leases: ILease[] }>('leases?mine=1')).leases;
+    return (await this._call<Schemas['Leases']>('leases?mine=1')).leases;
   }
 
   /** The user's leases of the last days, those that have ended too. */
   async pastLeases(): Promise<ILease[]> {
-    return (await this._call<{ leases: ILease[] }>('leases?all=1')).leases;
+    return (await this._call<Schemas['Leases']>('leases?all=1')).leases;
   }
 
   /** What a wish would come to if it were asked for now. */
   forecast(wish: IGPURequest): Promise<IForecast> {
-    const query = new URLSearchParams({ num_gpus: String(wish.num_gpus) });
-    if (wish.memory_mib !== undefined) {
-      query.set('memory_mib', String(wish.memory_mib));
-    } else {
-      query.set('partial', String(wish.partial ?? 1));
+    const query = new URLSearchParams();
+    for (const [name, value] of Object.entries(wish)) {
+      if (typeof value === 'object') {
+        Object.entries(value).forEach(pair => query.append('filter', pair.join('=')));
+      } else {
+        query.set(name, String(Number(value)));
+      }
     }
-    for (const [key, value] of Object.entries(wish.filters ?? {})) {
-      query.append('filter', `${key}=${value}`);
-    }
-    if (wish.spread) {
-      query.set('spread', '1');
+    if (wish.memory_mib === undefined && wish.partial === undefined) {
+      query.set('partial', '1');
     }
     return this._call<IForecast>(`forecast?${query}`);
   }
@@ -92,20 +82,20 @@ export class PoolAPI {
 
   /** How many seconds a lease of a namespace lasts at most, counted from now; null for no limit. */
   async longest(namespace: string): Promise<number | null> {
-    const { namespaces } = await this._call<{
-      namespaces: { name: string; limits: { lease_s: number | null } }[];
-    }>('namespaces');
+    const { namespaces } = await this._call<Schemas['Namespaces']>('namespaces');
     return namespaces.find(one => one.name === namespace)?.limits.lease_s ?? null;
   }
 
   /** Tell the holder of a lease that one would like to have it; an administrator or a colleague may. */
-  ask(id: string, message: string): Promise<unknown> {
-    return this._call<unknown>(`leases/${encodeURIComponent(id)}/ask`, 'POST', { message });
+  ask(id: string, message: string): Promise<Schemas['Asked']> {
+    return this._call<Schemas['Asked']>(`leases/${encodeURIComponent(id)}/ask`, 'POST', {
+      message
+    });
   }
 
   /** A lease is wanted still: it does not count as idle, and who asked for it has an answer. */
-  keep(id: string): Promise<unknown> {
-    return this._call<unknown>(`leases/${encodeURIComponent(id)}/keep`, 'POST', {});
+  keep(id: string): Promise<ILease> {
+    return this._call<ILease>(`leases/${encodeURIComponent(id)}/keep`, 'POST', {});
   }
 
   /** The feed of the pool; see feed.ts. */

@@ -4,6 +4,12 @@ import type { components } from './openapi';
 
 export type Schemas = components['schemas'];
 
+/** None of its fields is null: one that is not given is left out. */
+type Given<T> = { [K in keyof T]: NonNullable<T[K]> };
+
+/** What a user may ask for: GPUs, and of each one `partial` (0 to 1) or `memory_mib`; of several servers if `spread`. */
+export type IGPURequest = Given<Schemas['WantedGPUs']> & { num_gpus: number };
+
 /** A share of one GPU that a lease holds; whose it is is null where the user may not know. */
 export type ISlice = Schemas['GPUSlice'];
 

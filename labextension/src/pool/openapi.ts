@@ -11,6 +11,11 @@ export type components = {
     Ask: {
       message?: string;
     };
+    Asked: {
+      lease: string;
+      /** @description The lease's holder. */
+      owner: string;
+    };
     /** @description A request by another user that a lease be released. */
     AskedBack: {
       /** @description In seconds since the epoch. */
@@ -59,6 +64,8 @@ export type components = {
       memory_mib: (number | null)[];
       used_mib: (number | null)[];
     };
+    /** @description An object without fields. */
+    Deleted: Record<string, never>;
     /** @description What has changed since the message before; null for what was removed. */
     DeltaMessage: {
       /** @description In seconds since the epoch. */
@@ -81,6 +88,10 @@ export type components = {
     };
     Drain: {
       draining: boolean;
+    };
+    Drained: {
+      draining: boolean;
+      name: string;
     };
     Error: {
       error: string;
@@ -207,6 +218,9 @@ export type components = {
         [key: string]: components['schemas']['Worker'];
       };
     };
+    Leases: {
+      leases: components['schemas']['Lease'][];
+    };
     /** @enum {string} */
     LeaseState:
       'QUEUED' | 'GRANTED' | 'ACTIVE' | 'PARKED' | 'RELEASED' | 'EXPIRED' | 'LOST' | 'CANCELLED';
@@ -265,6 +279,9 @@ export type components = {
       /** @description The namespace's weight when requests queue. */
       weight?: number;
     };
+    Namespaces: {
+      namespaces: components['schemas']['Namespace'][];
+    };
     NewNamespace: {
       description?: string;
       limits?: components['schemas']['Limits'];
@@ -287,6 +304,25 @@ export type components = {
       /** @description The user whose leases the token reads; default: its own. */
       owner?: string;
     };
+    /** @description An OpenAPI 3.1 document. */
+    OpenAPI: {
+      components: {
+        [key: string]: unknown;
+      };
+      info: {
+        [key: string]: unknown;
+      };
+      openapi: string;
+      paths: {
+        [key: string]: unknown;
+      };
+      security?: {
+        [key: string]: unknown;
+      }[];
+      servers?: {
+        [key: string]: unknown;
+      }[];
+    };
     /** @description The pool's state at one instant. */
     Pool: {
       /** @description Whether no health check is failing. */
@@ -305,24 +341,39 @@ export type components = {
     /** @description A request as it was made, with its owner and without its secret. */
     RecordedRequest: {
       client: string;
+      /** @description Only GPUs that match, such as `name=V100`. */
       filters: {
         [key: string]: string;
       };
+      /**
+       * Format: uuid
+       * @description Chosen by the client; repeating it is harmless.
+       */
       id: string;
       label: string;
-      /** @description MiB of each GPU's memory; null where partial is set. */
+      /** @description MiB of each GPU, instead of partial. */
       memory_mib: number | null;
+      /** @description Whose limits count; default: `default`. */
       namespace: string;
+      /** @default 1 */
       num_gpus: number;
       owner: string;
-      /** @description Fraction of each GPU's memory; null where memory_mib is set. */
+      /** @description Share of each GPU. */
       partial: number | null;
-      /** @description The GPUs may be on several servers. */
+      /**
+       * @description The GPUs may be of several servers.
+       * @default false
+       */
       spread: boolean;
+      /**
+       * @description Queue if it cannot be met now.
+       * @default true
+       */
       wait: boolean;
     };
     Request: {
       client?: string;
+      /** @description Only GPUs that match, such as `name=V100`. */
       filters?: {
         [key: string]: string;
       };
@@ -334,6 +385,7 @@ export type components = {
       label?: string;
       /** @description MiB of each GPU, instead of partial. */
       memory_mib?: number | null;
+      /** @description Whose limits count; default: `default`. */
       namespace?: string;
       /** @default 1 */
       num_gpus?: number;
@@ -448,6 +500,27 @@ export type components = {
       /** @description The token itself. Only this answer contains it. */
       token: string;
     };
+    Tokens: {
+      tokens: components['schemas']['Token'][];
+    };
+    /** @description What a kernelspec, a notebook or a frontend asks for; at most one of partial and memory_mib. */
+    WantedGPUs: {
+      /** @description Only GPUs that match, such as `name=V100`. */
+      filters?: {
+        [key: string]: string;
+      };
+      /** @description MiB of each GPU, instead of partial. */
+      memory_mib?: number | null;
+      /** @default 1 */
+      num_gpus?: number;
+      /** @description Share of each GPU. */
+      partial?: number | null;
+      /**
+       * @description The GPUs may be of several servers.
+       * @default false
+       */
+      spread?: boolean;
+    };
     WhoAmI: {
       administers: boolean;
       namespace: string;
@@ -473,3 +546,25 @@ export type components = {
 };
 export type $defs = Record<string, never>;
 export type operations = Record<string, never>;
+
+/** The fields that say which GPUs are wanted, and what each may be. */
+export const WANTED_GPUS = {
+  num_gpus: { type: 'integer', minimum: 1, default: 1 },
+  partial: {
+    type: ['number', 'null'],
+    exclusiveMinimum: 0,
+    maximum: 1,
+    description: 'Share of each GPU.'
+  },
+  memory_mib: {
+    type: ['integer', 'null'],
+    minimum: 1,
+    description: 'MiB of each GPU, instead of partial.'
+  },
+  filters: {
+    type: 'object',
+    additionalProperties: { type: 'string' },
+    description: 'Only GPUs that match, such as `name=V100`.'
+  },
+  spread: { type: 'boolean', default: false, description: 'The GPUs may be of several servers.' }
+} as const;

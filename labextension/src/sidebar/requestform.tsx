@@ -4,7 +4,6 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import { Button, HTMLSelect } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
-import { IGPURequest } from '../pool/api';
 import { IViewProps } from '../common/viewcontext';
 import { exactly, share } from '../common/format';
 import type { IActiveNotebook } from '../tokens';
@@ -16,7 +15,8 @@ import {
   requestFromChoice
 } from '../leases/gpurequest';
 import { IPoolState, shareOf } from '../pool/state';
-import { IForecast, IGPU } from '../pool/apitypes';
+import { IForecast, IGPU, IGPURequest } from '../pool/apitypes';
+import { WANTED_GPUS } from '../pool/openapi';
 
 /** How long a choice has to rest before it is asked about, in milliseconds. */
 const REST_MS = 150;
@@ -121,7 +121,7 @@ function RequestFields({ state, pool, slices, trans, onDone }: IRequestFormProps
               className="jp-mod-styled"
               small
               aria-label={trans.__('One GPU fewer')}
-              disabled={count <= 1}
+              disabled={count <= WANTED_GPUS.num_gpus.minimum}
               onClick={() => setCount(count - 1)}
             >
               −
@@ -130,7 +130,7 @@ function RequestFields({ state, pool, slices, trans, onDone }: IRequestFormProps
               id={`${id}-count`}
               className="jp-mod-styled"
               type="number"
-              min={1}
+              min={WANTED_GPUS.num_gpus.minimum}
               max={most}
               value={count}
               onChange={event => setCount(whole(event.target.value))}
@@ -166,8 +166,8 @@ function RequestFields({ state, pool, slices, trans, onDone }: IRequestFormProps
               id={`${id}-share`}
               className="jp-mod-styled"
               type="number"
-              min={inMib ? 1 : 0.01}
-              max={inMib ? undefined : 1}
+              min={inMib ? WANTED_GPUS.memory_mib.minimum : 0.01}
+              max={inMib ? undefined : WANTED_GPUS.partial.maximum}
               step={inMib ? 1 : 0.01}
               value={text}
               onChange={event => setText(event.target.value)}

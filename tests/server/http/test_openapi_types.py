@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,28 @@ def test_a_delta_is_as_described(snapshot: Snapshot) -> None:
 @pytest.mark.parametrize("state", LeaseState)
 def test_a_lease_is_as_described(snapshot: Snapshot, state: LeaseState) -> None:
     validator("Lease").validate(as_sent(lease(snapshot.servers[0], state).to_json()))
+
+
+def vague(part: Any, path: str = "") -> Iterator[str]:
+    """The places of lists and objects that do not say what they contain."""
+    if isinstance(part, dict):
+        kinds = part.get("type", ())
+        if "array" in kinds and not part.get("items"):
+            yield path
+        if "object" in kinds and not {"properties", "additionalProperties"} & set(part):
+            yield path
+    if isinstance(part, (dict, list)):
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from vague(value, f"{path}/{key}")
+
+
+def test_every_list_and_object_says_what_it_contains() -> None:
+    assert not list(vague(document()))
+
+
+def test_a_forecast_takes_all_that_says_which_gpus_are_wanted() -> None:
+    parameters = {p["name"] for p in document()["paths"]["/forecast"]["get"]["parameters"]}
+    assert parameters == {"num_gpus", "partial", "memory_mib", "filter", "spread", "namespace"}
 
 
 def test_the_panels_types_are_those_of_the_document(project_root: Path, tmp_path: Path) -> None:

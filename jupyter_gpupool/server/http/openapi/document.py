@@ -20,6 +20,13 @@ _REQUEST: dict[str, Any] = {
     "properties": request_schema.schema(),
 }
 
+_WANTED: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "description": "What a kernelspec, a notebook or a frontend asks for; at most one of partial and memory_mib.",
+    "properties": request_schema.schema(request_schema.WANTED),
+}
+
 _RESIZE = {
     "type": "object",
     "additionalProperties": False,
@@ -39,6 +46,11 @@ _DRAIN = {
     "required": ["draining"],
     "additionalProperties": False,
     "properties": {"draining": {"type": "boolean"}},
+}
+_DRAINED = {
+    "type": "object",
+    "required": ["name", "draining"],
+    "properties": {"name": _TEXT, "draining": {"type": "boolean"}},
 }
 
 
@@ -93,6 +105,22 @@ _ERROR = {
     "properties": {"error": _TEXT, "message": _TEXT},
 }
 
+#: Whatever OpenAPI allows in each part.
+_PART: dict[str, Any] = {"type": "object", "additionalProperties": True}
+_OPENAPI = {
+    "type": "object",
+    "required": ["openapi", "info", "paths", "components"],
+    "description": "An OpenAPI 3.1 document.",
+    "properties": {
+        "openapi": _TEXT,
+        "info": _PART,
+        "servers": {"type": "array", "items": _PART},
+        "security": {"type": "array", "items": _PART},
+        "paths": _PART,
+        "components": _PART,
+    },
+}
+
 
 def _schema(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
@@ -102,11 +130,8 @@ def _schema(name: str) -> dict[str, Any]:
 _ALWAYS = (400, 401, 403, 429, 503)
 
 
-def _answers(
-    description: str, schema: str | None = None, *refusals: int, status: int = 200
-) -> dict[str, Any]:
-    good: dict[str, Any] = {"description": description}
-    good["content"] = _schema(schema) if schema else {"application/json": {"schema": {"type": "object"}}}
+def _answers(description: str, schema: str, *refusals: int, status: int = 200) -> dict[str, Any]:
+    good = {"description": description, "content": _schema(schema)}
     meanings = {
         400: "The request is invalid.",
         401: "The token is missing, unknown, expired or revoked.",
@@ -181,6 +206,11 @@ _TOKEN: dict[str, Any] = {
         "state": {"type": "string", "enum": ["valid", "expired", "revoked"]},
     },
 }
+_TOKENS = {
+    "type": "object",
+    "required": ["tokens"],
+    "properties": {"tokens": {"type": "array", "items": {"$ref": "#/components/schemas/Token"}}},
+}
 _TOKEN_MADE = {
     **_TOKEN,
     "required": [*_TOKEN["required"], "token", "files"],
@@ -199,7 +229,7 @@ _TOKEN_PATHS: dict[str, Any] = {
         "get": {
             "operationId": "listTokens",
             "summary": "List the tokens of a secured pool; for administrators",
-            "responses": _answers("The tokens", None, 404),
+            "responses": _answers("The tokens", "Tokens", 404),
         },
         "post": {
             "operationId": "createToken",
@@ -277,22 +307,7 @@ def document() -> dict[str, Any]:
                 "get": {
                     "operationId": "forecast",
                     "summary": "Forecast the outcome of a request; nothing is recorded",
-                    "parameters": [
-                        _query("num_gpus", _COUNT, "Number of GPUs; default: 1."),
-                        _query("partial", {"type": "number"}, "Fraction of each GPU's memory."),
-                        _query("memory_mib", _COUNT, "MiB of each GPU's memory, instead of partial."),
-                        _query(
-                            "filter",
-                            {"type": "array", "items": _TEXT},
-                            "A filter such as `name=V100`; may be repeated.",
-                        ),
-                        _query(
-                            "spread",
-                            {"type": "string", "enum": ["0", "1"]},
-                            "1: the GPUs may be on several servers.",
-                        ),
-                        _query("namespace", _TEXT, "The namespace; default: `default`."),
-                    ],
+                    "parameters": request_schema.query_parameters(request_schema.FORECAST),
                     "responses": _answers("The forecast", "Forecast", 400, 503),
                 }
             },
@@ -304,7 +319,7 @@ def document() -> dict[str, Any]:
                     "operationId": "drain",
                     "summary": "Drain a GPU server, or grant on it again; for administrators",
                     "requestBody": {"required": True, "content": _schema("Drain")},
-                    "responses": _answers("The server's present state", None, 400, 403, 404, 503),
+                    "responses": _answers("The server's present state", "Drained", 400, 403, 404, 503),
                 },
             },
             "/events": {
@@ -331,7 +346,7 @@ def document() -> dict[str, Any]:
                             "1: include leases that have ended.",
                         )
                     ],
-                    "responses": _answers("Leases, oldest first", None, 503),
+                    "responses": _answers("Leases, oldest first", "Leases", 503),
                 },
                 "post": {
                     "operationId": "requestLease",
@@ -391,7 +406,7 @@ def document() -> dict[str, Any]:
                 "get": {
                     "operationId": "getDescription",
                     "summary": "This document",
-                    "responses": _answers("OpenAPI 3.1"),
+                    "responses": _answers("OpenAPI 3.1", "OpenAPI"),
                 }
             },
         },
@@ -402,13 +417,17 @@ def document() -> dict[str, Any]:
                 "Columns": _GPU_COLUMNS,
                 "History": _HISTORY,
                 "Request": _REQUEST,
+                "WantedGPUs": _WANTED,
                 "Resize": _RESIZE,
                 "Drain": _DRAIN,
+                "Drained": _DRAINED,
                 "Token": _TOKEN,
+                "Tokens": _TOKENS,
                 "NewToken": _NEW_TOKEN,
                 "TokenMade": _TOKEN_MADE,
                 "Life": _LIFE,
                 "Error": _ERROR,
+                "OpenAPI": _OPENAPI,
                 **leases.SCHEMAS,
                 **pool.SCHEMAS,
                 **health.SCHEMAS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jupyter_gpupool.core import request_schema
 from jupyter_gpupool.core.models import LeaseState
 
 STATES = [state.value for state in LeaseState]
@@ -19,23 +20,8 @@ def _ref(name: str) -> dict[str, Any]:
 
 
 _RECORDED_REQUEST: dict[str, Any] = {
-    "id": _TEXT,
+    **request_schema.schema(request_schema.RECORDED),
     "owner": _TEXT,
-    "num_gpus": _COUNT,
-    "partial": {
-        "type": ["number", "null"],
-        "description": "Fraction of each GPU's memory; null where memory_mib is set.",
-    },
-    "memory_mib": {
-        "type": ["integer", "null"],
-        "description": "MiB of each GPU's memory; null where partial is set.",
-    },
-    "filters": {"type": "object", "additionalProperties": _TEXT},
-    "spread": {"type": "boolean", "description": "The GPUs may be on several servers."},
-    "namespace": _TEXT,
-    "wait": {"type": "boolean"},
-    "label": _TEXT,
-    "client": _TEXT,
 }
 
 _SLICE: dict[str, Any] = {
@@ -122,5 +108,10 @@ SCHEMAS: dict[str, Any] = {
             },
             "heartbeat_at": {**_TIME, "description": "When the last heartbeat arrived; not in the feed."},
         },
+    },
+    "Leases": {
+        "type": "object",
+        "required": ["leases"],
+        "properties": {"leases": {"type": "array", "items": _ref("Lease")}},
     },
 }

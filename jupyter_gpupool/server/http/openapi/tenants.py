@@ -75,6 +75,13 @@ SCHEMAS: dict[str, Any] = {
             },
         },
     },
+    "Namespaces": {
+        "type": "object",
+        "required": ["namespaces"],
+        "properties": {
+            "namespaces": {"type": "array", "items": {"$ref": "#/components/schemas/Namespace"}},
+        },
+    },
     "NewNamespace": {
         "type": "object",
         "required": ["name"],
@@ -97,6 +104,12 @@ SCHEMAS: dict[str, Any] = {
         "properties": {"role": _ROLE},
     },
     "Ask": {"type": "object", "additionalProperties": False, "properties": {"message": _TEXT}},
+    "Asked": {
+        "type": "object",
+        "required": ["lease", "owner"],
+        "properties": {"lease": _TEXT, "owner": {**_TEXT, "description": "The lease's holder."}},
+    },
+    "Deleted": {"type": "object", "additionalProperties": False, "description": "An object without fields."},
     "AuditEntry": {
         "type": "object",
         "required": ["at", "action", "subject", "outcome", "namespace", "actor"],
@@ -155,7 +168,7 @@ def paths(
             "get": {
                 "operationId": "listNamespaces",
                 "summary": "List the namespaces that the caller is a member of, or all for the pool's administrator",
-                "responses": answers("`{namespaces: [Namespace]}`", None, 503),
+                "responses": answers("The namespaces", "Namespaces", 503),
             },
             "post": {
                 "operationId": "createNamespace",
@@ -175,7 +188,7 @@ def paths(
             "delete": {
                 "operationId": "deleteNamespace",
                 "summary": "Delete a namespace; for the pool's administrator; refused while it has leases or tokens",
-                "responses": answers("The namespace is deleted", None, 403, 404, 409, 503),
+                "responses": answers("The namespace is deleted", "Deleted", 403, 404, 409, 503),
             },
         },
         "/namespaces/{name}/members/{user}": {
@@ -198,7 +211,7 @@ def paths(
                 "operationId": "askBack",
                 "summary": "Ask the holder to release a lease, if the caller may see who holds it",
                 "requestBody": body("Ask", required=False),
-                "responses": answers("`{lease, owner}`", None, 400, 404, 410, 503),
+                "responses": answers("The lease, and its holder", "Asked", 400, 404, 410, 503),
             },
         },
         "/leases/{id}/keep": {
