@@ -49,25 +49,28 @@ def test_anchors_exist_in_pages_that_the_build_does_not_check(page: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "question",
+    ("question", "answers"),
     [
-        "CUDA query",
-        "token checked",
-        "request queued",
-        "runs in the worker",
-        "AMD",
-        "placement policy",
-        "section of the sidebar",
-        "JAX",
-        "Kubernetes",
+        ("CUDA query", {"queries.py": "class Queries"}),
+        ("token checked", {"authentication.py": "async def who_calls", "tokens.py": "class Tokens"}),
+        ("request queued", {"manager.py": "LeaseState.QUEUED", "fair_queue.py": "def fair_order"}),
+        ("runs in the worker", {"worker.py": "def serve"}),
+        ("AMD", {"__init__.py": "nvml_gpus(server)", "devices.py": "cuda_device"}),
+        ("placement policy", {"policy.py": "POLICIES:"}),
+        ("section of the sidebar", {"body.tsx": "sections", "tokens.ts": "interface ISidebarSections"}),
+        ("JAX", {}),
+        ("Kubernetes", {"engine.py": "class Engine(Protocol)", "registry.py": '"ray"'}),
     ],
 )
-def test_the_map_answers_where_things_are(question: str) -> None:
+def test_the_map_answers_where_things_are(question: str, answers: dict[str, str]) -> None:
+    """Each answer's places exist, and the files have what the answer says of them."""
     page = ROOT / "docs" / "explanation" / "architecture.md"
     rows = [line for line in page.read_text().splitlines() if line.startswith("|") and question in line]
     assert len(rows) == 1
-    places = [match["target"] for match in _LINK.finditer(rows[0])]
-    assert places and all((page.parent / place).exists() for place in places)
+    places = [page.parent / match["target"] for match in _LINK.finditer(rows[0])]
+    assert places and all(place.exists() for place in places)
+    linked = {place.name: place.read_text() for place in places if place.is_file()}
+    assert not [name for name, text in answers.items() if text not in linked.get(name, "")]
 
 
 def test_a_link_to_a_source_leads_to_its_page_on_the_site() -> None:
