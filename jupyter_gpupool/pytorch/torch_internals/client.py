@@ -31,6 +31,10 @@ disabled_torch_function = _value(
 DisableTorchFunctionSubclass = _value(
     "torch._C.DisableTorchFunctionSubclass", "call an operator apart from the program's own class of tensors"
 )
+is_torch_function_mode_enabled = _value(
+    "torch.overrides._is_torch_function_mode_enabled",
+    "ask the program's modes before a replaced function runs",
+)
 TensorBase = _value("torch._C.TensorBase", "call a method of a tensor that this package replaces")
 swap_tensor_impl = _value(
     "torch._C._swap_tensor_impl", "move a tensor between devices and keep the Python object"
@@ -145,6 +149,7 @@ DeviceContext = _value(
 )
 GET_STREAM = _attribute("torch.nn.parallel._functions._get_stream", "copy the inputs of nn.DataParallel")
 CUDNN_INIT = _attribute("torch.backends.cudnn.m._init", "leave the choice of kernels to the worker")
+TO_DLPACK = _attribute("torch._C._to_dlpack", "share the memory of a tensor on a slice")
 NVTX = _attribute("torch.cuda.nvtx._nvtx", "let NVTX annotations do nothing")
 JITTED_CALL = _attribute("torch.cuda.jiterator._JittedFunction.__call__", "refuse kernels written in C++")
 #: Functions of a CUDA build that torch.cuda.comm calls; a build for the CPU has none.
@@ -162,6 +167,8 @@ CUDA_ANSWERS = {
     "is_in_bad_fork": "_is_in_bad_fork",
     "record_memory_history": "_record_memory_history",
     "snapshot": "_snapshot",
+    "exchange_device": "_exchange_device",
+    "maybe_exchange_device": "_maybe_exchange_device",
 }
 
 # -- TorchScript
@@ -206,7 +213,7 @@ MetaTensorDescriber = _value("torch._subclasses.meta_utils.MetaTensorDescriber",
 FAKE_DEVICE = ("device", "fake_device", "_fake_device")
 rule_map = _later(
     "torch._dynamo.trace_rules.get_torch_obj_rule_map",
-    "let compiled programs call functions that are replaced",
+    "let the compiler look into functions that are replaced",
 )
 WRAP = _later(
     "torch._dynamo.variables.builder.VariableBuilder._wrap", "trace remote tensors in compiled programs"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -272,6 +276,35 @@ def test_an_option_that_is_none(attached: object) -> None:
     fast = compiled(lambda x: x * 3, options={"inducter": True})
     with pytest.raises(Exception, match="no option 'inducter'; it has inductor"):
         fast(torch.ones(2, device="cuda"))
+
+
+IMPORTED_DURING_A_LEASE = """
+import base64, pickle, sys
+import torch
+from jupyter_gpupool.pytorch.client import session
+
+session.activate(pickle.loads(base64.b64decode(sys.argv[1])))
+assert "torch._dynamo" not in sys.modules
+
+def program(x):
+    with torch.cuda.device(1), torch.accelerator.device_index(1):
+        if not torch.cuda.is_available() or torch.cuda.device_count() != 2:
+            return x
+        if torch.cuda.get_device_capability() < (7, 0) or not torch.cuda.is_bf16_supported():
+            return x
+        if torch.is_autocast_enabled("cuda") or torch.accelerator.current_accelerator().type != "cuda":
+            return x
+        return x + torch.ones_like(x) + torch.full((2,), 1.0).to("cpu") * torch.cuda.current_device()
+
+print(torch.compile(program, backend="eager", fullgraph=True)(torch.zeros(2)).tolist(), torch.cuda.current_device())
+"""
+
+
+def test_functions_of_cuda_in_a_program_whose_compiler_is_imported_during_the_lease(worker: Any) -> None:
+    spec = base64.b64encode(pickle.dumps(worker.spec)).decode()
+    command = [sys.executable, "-W", "ignore", "-c", IMPORTED_DURING_A_LEASE, spec]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.stdout == "[2.0, 2.0] 0\n", ended.stderr
 
 
 # -- without backend=: inductor is the default

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 
-from jupyter_gpupool.pytorch.client.cuda import pinned_memory
+from jupyter_gpupool.pytorch.client.cuda import alias
 from jupyter_gpupool.pytorch.client.tensor import device_names
 from jupyter_gpupool.pytorch.client.tensor.device_names import BACKEND
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
@@ -33,6 +33,8 @@ from jupyter_gpupool.pytorch.torch_internals.client import (
 )
 
 _COMPILER = "torch._dynamo"
+#: The compiler's rule for functions that become a node of the graph.
+_IN_GRAPH = "TorchInGraphFunctionVariable"
 _torch_inductor = COMPILE_WITH_INDUCTOR.value
 _installed = False
 
@@ -128,12 +130,9 @@ def _prepare() -> None:
         place.set(current_stream)
     WRAP.set(wrap)
     INFER_SUBCLASS_TYPE.set(infer_subclass_type)
-    # The compiler's table of PyTorch's functions has either these or their replacements: let it have both.
+    # The compiler takes these for functions of PyTorch's core. They are Python, whatever was imported first.
     rules = rule_map.get()()
-    for name in pinned_memory.FACTORIES:
-        function = getattr(torch, name)
-        function = getattr(function, "__wrapped__", function)
-        ours = pinned_memory.taking_pin_memory(function)
-        rule = rules.get(function) or rules.get(ours)
-        if rule is not None:
-            rules[function] = rules[ours] = rule
+    for owner, name in alias.replaced():
+        function = vars(owner).get(name)
+        if isinstance(function, FunctionType) and getattr(rules.get(function), "__name__", "") == _IN_GRAPH:
+            del rules[function]

@@ -22,6 +22,7 @@ from jupyter_gpupool.pytorch.torch_internals.client import (
     CUDNN_INIT,
     GET_STREAM,
     NVTX,
+    TO_DLPACK,
     DeviceContext,
     device_constructors,
 )
@@ -105,7 +106,7 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
     for module, name, refuse in refused_modules():
         _patches.set(module, name, refuse)
     software.alias(_patches)
-    for name in ("start", "stop"):  # they do nothing where no profiler of CUDA's watches the process
+    for name in ("start", "stop"):  # no profiler of CUDA's watches the process
         _patches.set(torch.cuda.profiler, name, lambda: None)
     _patches.set(*NVTX, Ranges())
     if torch.distributed.is_available():
@@ -132,8 +133,9 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
             torch.backends.cuda, choice
         ):  # the worker's PyTorch chooses; a CUDA build here has no driver
             _patches.set(torch.backends.cuda, choice, lambda params, debug=False: False)
-    for owner in (torch.utils.dlpack, torch):
-        _patches.set(owner, "to_dlpack", _to_dlpack(torch.to_dlpack))
+    to_dlpack = _to_dlpack(torch.to_dlpack)
+    for owner, name in ((torch.utils.dlpack, "to_dlpack"), (torch, "to_dlpack"), TO_DLPACK):
+        _patches.set(owner, name, to_dlpack)
     # What set_default_device() and `with device:` use.
     _patches.set(DeviceContext, "__init__", _with_index(DeviceContext.__init__, first=1))
     for name in ("nested_tensor", "as_nested_tensor"):
@@ -142,7 +144,8 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
         name = f"sparse_{layout}_tensor"
         native = getattr(torch, name)
         _patches.set(torch, name, sparse.on_slice(native, 2 if layout == "coo" else 3))
-    for name in ("tensor", "as_tensor", "asarray"):
+    _patches.set(torch, "tensor", _with_index(pinned_memory.taking_pin_memory(torch.tensor)))
+    for name in ("as_tensor", "asarray"):
         _patches.set(torch, name, _with_index(getattr(torch, name)))
 
 
@@ -152,6 +155,11 @@ def _copy_stream(native: Any) -> Any:
         return native(device) if device_names.slice_index(device) is None else torch.Stream(device.index)
 
     return stream
+
+
+def replaced() -> list[tuple[Any, str]]:
+    """The places where PyTorch's functions and classes are replaced now: modules or classes, and names."""
+    return list(_patches)
 
 
 def unalias() -> None:
@@ -216,7 +224,7 @@ def _patch_accelerator(queries: Queries) -> None:
         "synchronize": gpupool.synchronize,
         "current_stream": lambda device=None: streams.current_stream(device, device_names.cuda_is_ours),
         "set_stream": streams.set_stream,
-        "device_index": device,
+        "device_index": type("device_index", (device,), {}),
         "get_memory_info": lambda device_index=None: queries.memory_info(device_index),
         "current_device_index": gpupool.current_device,
         "current_device_idx": gpupool.current_device,
@@ -234,11 +242,9 @@ def _patch_accelerator(queries: Queries) -> None:
         "reset_accumulated_memory_stats": gpupool.reset_accumulated_memory_stats,
         "memory_stats": lambda device_index=None: _flat(queries.memory_statistics(device_index)),
     }.items():
-        # The compiler finds functions by identity, so one function must not have two names.
-        another = _another(function)
         for owner in (torch.accelerator, getattr(torch.accelerator, "memory", torch.accelerator)):
             if hasattr(owner, name):
-                _patches.set(owner, name, another)
+                _patches.set(owner, name, function)
 
 
 def _to_dlpack(native: Callable[..., Any]) -> Callable[..., Any]:
@@ -246,17 +252,6 @@ def _to_dlpack(native: Callable[..., Any]) -> Callable[..., Any]:
         return tensor.__dlpack__() if getattr(tensor, "is_gpupool", False) else native(tensor)
 
     return to_dlpack
-
-
-def _another(function: Any) -> Any:
-    if isinstance(function, type):
-        return function
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return call
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -46,7 +46,6 @@ def pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
     return self if is_pinned(self) else pin(self.clone(memory_format=torch.preserve_format))
 
 
-@functools.cache  # the compiler finds functions by identity, so each needs one wrapper
 def taking_pin_memory(function: Any) -> Any:
     """``function``, a factory, with a ``pin_memory`` that needs no CUDA."""
 
@@ -62,7 +61,7 @@ def taking_pin_memory(function: Any) -> Any:
     return make
 
 
-FACTORIES = ("empty", "empty_like", "zeros", "zeros_like", "ones", "full", "rand", "randn", "tensor")
+FACTORIES = ("empty", "empty_like", "zeros", "zeros_like", "ones", "full", "rand", "randn")
 
 
 def alias(patches: Patches) -> None:

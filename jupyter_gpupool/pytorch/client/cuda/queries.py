@@ -54,6 +54,14 @@ class device_of(device):
         super().__init__(obj.device if getattr(obj, "is_gpupool", False) else None)
 
 
+def exchange_device(device: int) -> int:
+    """Select the slice of a number, or none if it is negative, and return the number of the one before."""
+    before = device_names.current_index()
+    if device >= 0:
+        device_names.set_current_index(device)
+    return before
+
+
 def _index(device: Any) -> int:
     device_names.refresh()
     index = device_names.slice_index(device) if device is not None else None
@@ -211,6 +219,8 @@ class Queries:
             "set_device": gpupool.set_device,
             "device": device,
             "device_of": device_of,
+            CUDA_ANSWERS["exchange_device"]: exchange_device,
+            CUDA_ANSWERS["maybe_exchange_device"]: exchange_device,
             "synchronize": gpupool.synchronize,
             "get_device_name": self.name,
             "get_device_properties": self.properties,
@@ -237,7 +247,7 @@ class Queries:
             "Stream": streams.CudaStream if cuda else streams.Stream,
             "Event": streams.CudaEvent if cuda else streams.Event,
             "StreamContext": streams.StreamContext,
-            "stream": streams.StreamContext,
+            "stream": lambda stream: streams.StreamContext(stream),
             "current_stream": lambda device=None: streams.current_stream(device, cuda),
             "default_stream": lambda device=None: streams.default_stream(device, cuda),
             "set_stream": streams.set_stream,

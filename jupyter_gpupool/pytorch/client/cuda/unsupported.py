@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,8 +75,15 @@ def refused_modules() -> Iterator[tuple[Any, str, Any]]:
         except ImportError:
             continue  # an earlier release of PyTorch
         for name in names or module.__all__:
-            if hasattr(module, name):
-                yield module, name, _refused(module_name, name, reason, getattr(module, name))
+            native = getattr(module, name, None)
+            if native is None:
+                continue
+            refuse = _refused(module_name, name, reason, native)
+            # Where it is defined too, by which pickle and inspect find it.
+            homes = {module_name: module, native.__module__: sys.modules[native.__module__]}
+            yield from (
+                (home, name, refuse) for home in homes.values() if getattr(home, name, None) is native
+            )
     refuse = _refused("torch.backends.cuda", "cufft_plan_cache", _PLANS, None)
     plans = torch.backends.cuda.cuFFTPlanCache
     yield from ((plans, name, property(refuse, refuse)) for name in ("size", "max_size"))
@@ -97,10 +105,6 @@ def _refused(module: str, name: str, reason: str, native: Any) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError(f"{module}.{name} is not available on a leased GPU: {reason}")
 
-    if callable(native) and not isinstance(native, type):
-        # What looks into PyTorch (dynamo, inspect) finds what it would find there, also __wrapped__.
-        functools.update_wrapper(refuse, native)
-    refuse.__name__ = name
     if isinstance(native, type):
         return type(name, (), {"__new__": refuse, "__module__": module})
     return refuse

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copyreg
+import pkgutil
 import secrets
 from typing import Any
 
@@ -148,4 +150,5 @@ class GeneratorType(metaclass=_GeneratorMeta):
 
 
 GeneratorType.__name__ = GeneratorType.__qualname__ = "Generator"
-GeneratorType.__module__ = "torch"
+# PyTorch's own is pickled by its name in torch._C, where it stays.
+copyreg.pickle(_GeneratorMeta, lambda cls: (pkgutil.resolve_name, ("torch:Generator",)))

@@ -9,6 +9,7 @@ import functools
 from typing import Any, NoReturn
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 
 from jupyter_gpupool.pytorch.torch_internals.client import (
     HAS_COMPATIBLE_COPY_TYPE,
@@ -48,9 +49,19 @@ def crosses(t: torch.Tensor, value: torch.Tensor) -> bool:
     return other.device.type == "cpu" and other.layout is torch.strided
 
 
+def get_data(t: torch.Tensor) -> torch.Tensor:
+    """``t.data``."""
+    if has_torch_function((t,)):
+        # The program knows it by this name.
+        return handle_torch_function(torch.Tensor.data.__get__, (t,), t)  # type: ignore[attr-defined]
+    return _get(t)
+
+
 def set_data(t: torch.Tensor, value: torch.Tensor) -> None:
     """``t.data = value``."""
-    if crosses(t, value):
+    if has_torch_function((t,)):
+        handle_torch_function(torch.Tensor.data.__set__, (t,), t, value)  # type: ignore[attr-defined]
+    elif crosses(t, value):
         become(t, value)
     elif isinstance(t, RemoteTensor):
         if not isinstance(value, RemoteTensor):
@@ -124,9 +135,9 @@ def alias(patches: Patches) -> None:
 
     # Module._apply() asks this; it then assigns to .data, and otherwise makes another parameter.
     patches.set(*HAS_COMPATIBLE_COPY_TYPE, compatible)
-    patches.set(torch.Tensor, "data", property(_get, set_data))
+    patches.set(torch.Tensor, "data", property(get_data, set_data))
 
 
 def register() -> None:
     """Let remote tensors accept new data."""
-    RemoteTensor.data = property(_get, set_data)  # type: ignore[assignment]
+    RemoteTensor.data = property(get_data, set_data)  # type: ignore[assignment]

@@ -1,0 +1,136 @@
+"""What a program finds in the place of a function of PyTorch that is replaced.
+
+It must not matter to the program: functions are known by their identity (the table of a tensor subclass, the rules
+of the compiler), by their name (pickle) and by what :mod:`inspect` tells of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import pkgutil
+import types
+from typing import Any
+
+from torch.overrides import get_ignored_functions, handle_torch_function, has_torch_function
+
+from jupyter_gpupool.pytorch.torch_internals.client import is_torch_function_mode_enabled
+
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+_BUILTINS = (types.BuiltinFunctionType, types.MethodDescriptorType)
+
+#: The replacement of each builtin function, for as long as the process lives: programs keep them in tables.
+_of_builtin: dict[int, Builtin] = {}
+
+
+def replacement(owner: Any, name: str, native: Any, value: Any) -> Any:
+    """What to set in the place of ``native``, so that it does what ``value`` does and looks the same.
+
+    ``native`` is the attribute ``name`` of ``owner``.
+    """
+    if isinstance(value, staticmethod):
+        return staticmethod(replacement(owner, name, getattr(native, "__func__", native), value.__func__))
+    if isinstance(value, type):
+        return _resemble(value, native) if isinstance(native, type) else value
+    if not callable(native) or not isinstance(value, _FUNCTIONS):
+        return value
+    if isinstance(native, _BUILTINS):
+        found = _of_builtin.setdefault(id(native), Builtin(owner, name, native))
+        found.call = value
+        return found
+    return _resemble(_copy(value), native)
+
+
+def _copy(value: Any) -> Any:
+    """A function that does what ``value`` does: one may replace several of PyTorch's, each with a name of its own."""
+    if not isinstance(value, types.FunctionType):
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return value(*args, **kwargs)
+
+        return call
+    copied = types.FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, value.__closure__
+    )
+    copied.__kwdefaults__ = value.__kwdefaults__
+    return copied
+
+
+def _resemble(value: Any, native: Any) -> Any:
+    """``value`` with the name, the documentation and the signature of ``native``."""
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        setattr(value, name, getattr(native, name, None))
+    if isinstance(native, types.FunctionType):
+        value.__dict__.update(native.__dict__)  # __wrapped__ too, which the compiler looks for
+        value.__annotations__ = native.__annotations__
+        value.__type_params__ = getattr(native, "__type_params__", ())
+    try:
+        value.__signature__ = inspect.signature(native)
+    except (TypeError, ValueError):
+        pass  # written in C++, without a signature
+    return value
+
+
+class Builtin:
+    """Replaces a function or a method of tensors that is written in C++.
+
+    It is equal to that, so a table that a program filled before the lease has it, and the other way round.
+    Like PyTorch's own, it hands itself to the ``__torch_function__`` of its arguments and of a mode.
+    """
+
+    def __init__(self, owner: Any, name: str, native: Any) -> None:
+        self.native = native
+        self._place = (
+            f"{owner.__module__}:{owner.__qualname__}." if isinstance(owner, type) else f"{owner.__name__}:"
+        )
+        self._place += name
+        self.call: Any = native
+        self.__name__ = native.__name__
+        self.__qualname__ = native.__qualname__
+        self.__doc__ = native.__doc__
+        self.__module__ = getattr(native, "__module__", None)  # type: ignore[assignment]
+        self._is_method = isinstance(native, types.MethodDescriptorType)
+        # PyTorch asks modes about the functions that its operators have, and arguments about most of those.
+        self._asks_modes = not isinstance(getattr(native, "__self__", None), types.ModuleType)
+        self._asks_arguments = self._asks_modes and native not in get_ignored_functions()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._asks_arguments:
+            if has_torch_function(args) or (kwargs and has_torch_function(tuple(kwargs.values()))):
+                # A class of tensors is no tensor: t.type(torch.FloatTensor).
+                asked = tuple(a for a in (*args, *kwargs.values()) if not isinstance(a, type))
+                if has_torch_function(asked):
+                    return handle_torch_function(self, asked, *args, **kwargs)
+        elif self._asks_modes and is_torch_function_mode_enabled():
+            return handle_torch_function(self, (), *args, **kwargs)
+        return self.call(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None or not self._is_method:
+            return self
+        return types.MethodType(self, instance)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What isinstance() and inspect see."""
+        return type(self.native)
+
+    @property
+    def __signature__(self) -> Any:
+        return inspect.signature(self.native)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.native, name)
+
+    def __eq__(self, other: Any) -> bool:
+        return other is self or other is self.native
+
+    def __hash__(self) -> int:
+        return hash(self.native)
+
+    def __repr__(self) -> str:
+        return repr(self.native)
+
+    def __reduce__(self) -> Any:
+        """By name: another process has its own, with a lease or without."""
+        return pkgutil.resolve_name, (self._place,)
