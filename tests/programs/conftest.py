@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,10 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
+
+BESIDE = Path(__file__).with_name("beside")
+# Libraries import torchvision where it is installed. Processes that tests start find the file on their path.
+runpy.run_path(str(BESIDE / "sitecustomize.py"))
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +30,18 @@ def lease() -> Iterator[object]:
             (home / name).mkdir(mode=0o700)
             patch.setenv(f"JUPYTER_{name}_DIR", str(home / name))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("PYTHONPATH", str(BESIDE), prepend=os.pathsep)
         for name in ("GPUPOOL_LEASE", "GPUPOOL_URL", "GPUPOOL_TOKEN", "NUM_GPUS", "PARTIAL_GPU"):
             patch.delenv(name, raising=False)
         with jupyter_gpupool.attach(num_gpus=2, partial=0.8) as held:
             yield held
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def leased(lease: object) -> dict[str, str]:
+    """The environment of a program that holds the lease; each test's own has none."""
+    return dict(os.environ)
 
 
 @pytest.fixture

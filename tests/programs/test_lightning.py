@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,30 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), batch_size=8)
 
 
-def module() -> Any:
-    class Net(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-            self.seen: set[str] = set()
+class Net(L.LightningModule):  # type: ignore[misc, name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        self.seen: set[str] = set()
 
-        def training_step(self, batch: Any, index: int) -> torch.Tensor:
-            x, y = batch
-            self.seen.add(str(x.device))
-            loss = nn.functional.cross_entropy(self.net(x), y)
-            self.log("loss", loss)
-            return loss
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        x, y = batch
+        self.seen.add(str(x.device))
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        self.log("loss", loss, sync_dist=True)
+        return loss
 
-        def validation_step(self, batch: Any, index: int) -> None:
-            self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]), sync_dist=True)
 
-        def predict_step(self, batch: Any, index: int) -> torch.Tensor:
-            return self.net(batch[0])
+    def predict_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self.net(batch[0])
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters(), lr=1e-2)
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
 
+
+def module() -> Net:
     L.seed_everything(0)
     return Net()
 
@@ -97,3 +99,44 @@ def test_fabric(lease: object) -> None:
     optimizer.step()
     assert fabric.device.type == "cuda"
     assert not torch.equal(net.weight, before)
+
+
+def fit_on_two(folder: Path, accelerator: str, **strategy: str) -> tuple[Net, Any]:
+    """What two processes train, each on a device of its own."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    net = module()
+    run = trainer(
+        folder, accelerator=accelerator, devices=2, strategy=DDPStrategy(start_method="spawn", **strategy)
+    )
+    run.fit(net, loader(), loader())
+    return net, run
+
+
+@pytest.fixture
+def spawning(leased: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that the test starts hold its lease."""
+    for name, value in leased.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_two_slices_train_what_two_cpu_processes_train(
+    spawning: None, tmp_path: Path, record: Callable[..., None]
+) -> None:
+    net, run = fit_on_two(tmp_path / "gpu", "gpu", process_group_backend="gloo")
+    local, _ = fit_on_two(tmp_path / "cpu", "cpu", process_group_backend="gloo")
+    found = torch.cat([p.detach().cpu().flatten() for p in net.parameters()])
+    expected = torch.cat([p.detach().flatten() for p in local.parameters()])
+    torch.testing.assert_close(found, expected)
+    assert run.num_devices == 2
+    largest = (found - expected).abs().max().item()
+    record(
+        "lightning: DistributedDataParallel over gloo on two slices",
+        compared=f"{len(found)} weights after 12 steps",
+        result=f"at most {largest:.0e} apart" if largest else "the same digits",
+    )
+
+
+def test_two_slices_without_gloo_are_refused_with_the_way_out(spawning: None, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="use the backend gloo, which exchanges them through the host"):
+        fit_on_two(tmp_path, "gpu")

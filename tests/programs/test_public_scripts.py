@@ -22,12 +22,6 @@ from .public_scripts import CLONES, PROGRAMS, Program
 DRIVER = Path(__file__).with_name("drive.py")
 
 
-@pytest.fixture(scope="module")
-def leased(lease: object) -> dict[str, str]:
-    """The environment of a program that holds the lease; each test's own has none."""
-    return dict(os.environ)
-
-
 def run(program: Program, folder: Path, environment: Mapping[str, str], *, on_gpu: bool) -> str:
     """What the commands print, in a fresh copy of the script's folder."""
     shutil.copytree(Path(os.environ[CLONES[program.repository]]) / program.folder, folder)
@@ -90,7 +84,7 @@ def runnable(program: Program) -> object:
     return pytest.param(program, id=str(program), marks=[pytest.mark.skip(reason=reason)] if reason else [])
 
 
-@pytest.mark.parametrize("program", map(runnable, PROGRAMS))
+@pytest.mark.parametrize("program", [runnable(program) for program in PROGRAMS])
 def test_the_cpu_prints_the_same(
     leased: Mapping[str, str], tmp_path: Path, program: Program, record: Callable[..., None]
 ) -> None:

@@ -4,19 +4,26 @@ Wheels of torchvision on the registries belong to PyTorch with CUDA. Beside PyTo
 and transforms work, once the two operators exist whose names it looks up when it is imported.
 """
 
+import importlib.machinery
+import os.path
 import sys
 
 
 class _BeforeTorchvision:
     def find_spec(self, name, path=None, target=None):
-        if name == "torchvision":
-            sys.meta_path.remove(self)
-            import torch
+        if name != "torchvision" or not (found := importlib.machinery.PathFinder.find_spec(name, path)):
+            return None
+        sys.meta_path.remove(self)
+        import torch
 
+        try:
+            torch.ops.load_library(os.path.join(os.path.dirname(found.origin), "_C.so"))
+        except OSError:
             # It is kept for as long as the process lives, for with it the operators would go.
             torch.gpupool_programs = library = torch.library.Library("torchvision", "FRAGMENT")
             for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return found
 
 
 sys.meta_path.insert(0, _BeforeTorchvision())

@@ -15,7 +15,13 @@ import torch.distributed as dist  # noqa: E402
 
 def collect(store: str, rank: int, size: int) -> dict[str, Any]:
     """What each collective leaves in leased tensors, of process ``rank`` of ``size``."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        device_id=torch.device("cuda", 0),  # as Lightning does
+    )
     try:
         x = torch.arange(2.0, device="cuda") + rank
         parts = [torch.empty_like(x) for _ in range(size)]

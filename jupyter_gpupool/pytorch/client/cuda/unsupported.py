@@ -111,20 +111,22 @@ def _refused(module: str, name: str, reason: str, native: Any) -> Any:
 
 
 def alone(native: Callable[..., Any]) -> Callable[..., Any]:
-    """``init_process_group`` that refuses NCCL and leased GPUs with one line: they have no transport."""
+    """``init_process_group`` that refuses NCCL with one line: between leased GPUs it has no transport.
+
+    gloo exchanges leased tensors through the host, so it is bound to no slice.
+    """
 
     @functools.wraps(native)
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
         place = kwargs.get("device_id")
-        if "nccl" in str(backend).lower() or (
-            place is not None and device_names.slice_index(place) is not None
-        ):
+        on_slice = place is not None and device_names.slice_index(place) is not None
+        if "nccl" in str(backend).lower() or (on_slice and "gloo" not in str(backend).lower()):
             raise RuntimeError(
                 "torch.distributed cannot exchange tensors of leased GPUs between processes, because NCCL does not "
                 "reach them; use the backend gloo, which exchanges them through the host, one device (devices=1), or "
                 "nn.DataParallel for all of them in one process"
             )
-        return native(backend, *args, **kwargs)
+        return native(backend, *args, **{**kwargs, **({"device_id": None} if on_slice else {})})
 
     return init_process_group
 
