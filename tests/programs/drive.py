@@ -4,7 +4,8 @@ Both runs get the same seeds. Four options help scripts for which that is not en
 
 ``--on-device DEVICE``: tensors of a script that names no device are made there.
 ``--draws-on-cpu``: random numbers come from the CPU's generator on either device. The CPU has one generator where a
-program with a GPU has two, so a script that draws from both never draws the same numbers on the CPU.
+program with a GPU has two, so a script that draws from both never draws the same numbers on the CPU. Dropout within
+nn.LSTM and its kind, which is part of one operator, stays as it is.
 ``--in-order``: data is loaded in order and in one process, for scripts that shuffle only where they have a GPU.
 ``--download FILE``: what ``requests.get`` returns.
 """
@@ -23,40 +24,31 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
-
-_MAKERS = {torch.rand, torch.randn, torch.randint, torch.randperm}
-_LIKE = {
-    torch.rand_like,
-    torch.randn_like,
-    torch.bernoulli,
-    torch.multinomial,
-    torch.nn.functional.dropout,
-    torch.nn.functional.dropout1d,
-    torch.nn.functional.dropout2d,
-}
-_IN_PLACE = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.bernoulli_, torch.Tensor.exponential_}
-_INITIALISERS = {torch.nn.init.normal_, torch.nn.init.uniform_}
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
-class DrawsOnCpu(TorchFunctionMode):
-    """Random numbers are drawn on the CPU and copied to where they were asked for."""
+class DrawsOnCpu(TorchDispatchMode):
+    """Operators that draw random numbers for a GPU compute on the CPU, and their results are copied to the GPU."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in _MAKERS:
-            device = kwargs.pop("device", None) or torch.get_default_device()
-            return func(*args, device="cpu", **kwargs).to(device)
-        if func in _LIKE and args[0].device.type != "cpu":
-            return func(args[0].cpu(), *args[1:], **kwargs).to(args[0].device)
-        if func in _IN_PLACE and args[0].device.type != "cpu":
-            return args[0].copy_(func(torch.empty_like(args[0], device="cpu"), *args[1:], **kwargs))
-        if func in _INITIALISERS:
-            tensor = kwargs.pop("tensor") if "tensor" in kwargs else args[0]
-            drawn = func(torch.empty_like(tensor, device="cpu"), *args[1:], **kwargs)
-            with torch.no_grad():
-                return tensor.copy_(drawn)
-        return func(*args, **kwargs)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        device = torch.device(kwargs.get("device") or (tensors[0].device if tensors else "cpu"))
+        if torch.Tag.nondeterministic_seeded not in func.tags or device.type != "cuda":
+            return func(*args, **kwargs)
+        copies = {id(tensor): tensor.cpu() for tensor in tensors}
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: copies[id(tensor)], (args, kwargs))
+        if "device" in kwargs:
+            kwargs["device"] = "cpu"
+        drawn = func(*args, **kwargs)
+        if func._schema.is_mutable:  # in place, or into out=
+            for tensor in tensors:
+                tensor.copy_(copies[id(tensor)])
+        written = {id(copies[id(tensor)]): tensor for tensor in tensors}
+        return tree_map_only(
+            torch.Tensor, lambda out: written[id(out)] if id(out) in written else out.to(device), drawn
+        )
 
 
 def load_in_order() -> None:

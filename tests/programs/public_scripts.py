@@ -156,6 +156,13 @@ EXAMPLES = (
         options="--draws-on-cpu --download cora.tgz",
         libraries=("requests",),
     ),
+    _examples(
+        "dcgan",
+        "main.py {accel} --dataset fake --workers 0 --niter 1 --ngf 8 --ndf 8 --manualSeed 1",
+        options="--draws-on-cpu",
+        figures=r"(?:Loss_D|Loss_G|D\(x\)|D\(G\(z\)\)): (\S+)(?: / (\S+))?",
+        libraries=("torchvision",),
+    ),
     *(
         _examples(
             "word_language_model",
@@ -163,9 +170,10 @@ EXAMPLES = (
             "generate.py {accel} --data corpus --words 12 --checkpoint model.pt",
             data=_corpus,
             name=f"word_language_model, {model}",
+            options="--draws-on-cpu",
             figures=r"(?:loss|ppl) +(\d+\.\d+)",
         )
-        for model in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
+        for model in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU", "Transformer")
     ),
     _examples("regression", "main.py", options="--on-device {device}"),
 )
@@ -198,6 +206,22 @@ GPTS = (
         figures=r"loss (\d+\.\d+)",
         bound=0.02,  # bfloat16, where the CPU computes in float32
         libraries=("requests",),
+    ),
+    Program(
+        repository="karpathy/nanoGPT",
+        folder=".",
+        name="train.py, resumed, and sample.py in float32",
+        commands=(
+            "data/shakespeare_char/prepare.py",
+            f"{_NANOGPT} --compile=False --dtype=float32 --max_iters=8",
+            f"{_NANOGPT} --compile=False --dtype=float32 --max_iters=12 --init_from=resume",
+            "sample.py --device={device} --dtype=float32 --num_samples=2 --max_new_tokens=40",
+        ),
+        data=_shakespeare,
+        options="--draws-on-cpu",
+        figures=r"loss (\d+\.\d+)|(?:pkl\.{3}|-{15})\n([^-]+)\n(?=-{15})",
+        libraries=("requests", "tiktoken"),
+        what="losses and texts",
     ),
     Program(
         repository="karpathy/minGPT",
