@@ -24,7 +24,7 @@ from .recurrent import Saved
 from .residence import Residence
 from .schemas import differing
 from .shared_storages import SharedStorages
-from .storages import Poisoned, Slot, StaleTensorError, within
+from .storages import BeyondStorage, Poisoned, Slot, StaleTensorError, within
 from .templates import BadRecord, Geometry, Template, dtype_named, nbytes_of, numel, pair
 
 #: The most calls whose times a session keeps.
@@ -232,7 +232,10 @@ class WorkerSession:
         self.add(id, slot if isinstance(slot, Slot) else Slot(None, device, 0, slot))
 
     def target(self, id: int, wire: Any) -> torch.Tensor:
-        """The tensor that a host-to-device copy fills. Raises :class:`Poisoned` and :class:`BadRecord`."""
+        """The tensor that a host-to-device copy fills.
+
+        Raises :class:`Poisoned`, :class:`BeyondStorage` and :class:`BadRecord`.
+        """
         geom = self.geometry(wire)
         slot = self._slot(id)
         within(slot, geom)
@@ -265,8 +268,9 @@ class WorkerSession:
             raise BadRecord("a copy whose size is not its tensor's")
         try:
             target = self.target(id, wire)
-        except Poisoned:
+        except (Poisoned, BeyondStorage) as e:
             receive(host_bytes(torch.empty(length, dtype=torch.uint8)))
+            self._complain_of_target(e)
             return
         try:
             self._slot(id).device.upload(target, receive)
@@ -282,9 +286,15 @@ class WorkerSession:
             raise BadRecord("a copy whose size is not its tensor's")
         try:
             target = self.target(id, wire)
-        except Poisoned:
+        except (Poisoned, BeyondStorage) as e:
+            self._complain_of_target(e)
             return
         self._guarded("copy_", self._slot(id).device.copy_from_host, target, memoryview(bytearray(elements)))
+
+    def _complain_of_target(self, error: Exception) -> None:
+        """Report why a copy has no target, unless that was reported before."""
+        if isinstance(error, BeyondStorage):
+            self._complain(report_of("aten::copy_", error, self.number), error)
 
     def _read(self, id: int, wire: Any) -> tuple[None, HostCopy | None]:
         geom = self.geometry(wire)
@@ -358,7 +368,7 @@ class WorkerSession:
     def input(self, id: Any, geom: Geometry) -> Any:
         """The tensor of that layout on storage ``id``, or what a forward pass saved there.
 
-        Raises :class:`Poisoned` and :class:`BadRecord`.
+        Raises :class:`Poisoned`, :class:`BeyondStorage` and :class:`BadRecord`.
         """
         slot = self._slot(id)
         found = slot.views.get(geom)

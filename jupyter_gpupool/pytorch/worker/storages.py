@@ -8,7 +8,7 @@ import torch
 
 from .device import Device
 from .recurrent import Saved
-from .templates import BadRecord, Geometry, nbytes_of
+from .templates import Geometry, nbytes_of
 
 if TYPE_CHECKING:
     from .residence import Copy
@@ -34,6 +34,10 @@ class StaleTensorError(Poisoned):
                 "create it again",
             }
         )
+
+
+class BeyondStorage(RuntimeError):
+    """A tensor needs more bytes than its storage has: the program resized the storage to fewer."""
 
 
 #: The report of calls that read or write what a forward pass saved.
@@ -103,6 +107,9 @@ def whole(storage: torch.UntypedStorage) -> torch.Tensor:
 
 
 def within(slot: Slot, geom: Geometry) -> None:
-    """Raise :class:`BadRecord` if a tensor of that layout exceeds its storage."""
+    """Raise :class:`BeyondStorage` if a tensor of that layout exceeds its storage."""
     if slot.poison is None and nbytes_of(geom) > slot.nbytes:
-        raise BadRecord(f"a tensor of {nbytes_of(geom)} bytes on a storage of {slot.nbytes}")
+        raise BeyondStorage(
+            f"this tensor needs {nbytes_of(geom)} bytes, but its storage has {slot.nbytes}; resize it with "
+            "untyped_storage().resize_() before you use the tensor"
+        )

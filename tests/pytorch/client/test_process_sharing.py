@@ -61,6 +61,42 @@ def test_a_queue_shares_memory_both_ways_and_results_outlive_their_process(lease
     assert x.tolist() == [0, 0, 0, 0] and total.item() == 24
 
 
+def resize(inbox: Any, outbox: Any) -> None:
+    """Try to resize what arrives, then answer with what it holds whenever something arrives."""
+    x = inbox.get()
+    outbox.put(x.untyped_storage().resizable())
+    for grow in (lambda: x.resize_(100), lambda: x.untyped_storage().resize_(0)):
+        try:
+            grow()
+        except RuntimeError as e:
+            outbox.put(str(e))
+    while inbox.get() is not None:
+        outbox.put(x.tolist())
+
+
+def test_a_storage_that_is_resized_after_it_was_sent_is_shared_no_more(leased: AttachSpec) -> None:
+    there, back = spawn.Queue(), spawn.Queue()
+    child = spawn.Process(target=resize, args=(there, back))
+    child.start()
+    x = torch.arange(4.0, device="cuda")
+    there.put(x)
+    assert not back.get(timeout=300)
+    for _ in range(2):
+        assert back.get(timeout=300) == "Trying to resize storage that is not resizable"
+    for size in (8, 32, 0, 16):
+        x.untyped_storage().resize_(size)
+    x.fill_(7)
+    torch.cuda.synchronize()
+    there.put("now")
+    assert back.get(timeout=300) == [0, 1, 2, 3]
+    assert x.tolist() == [7, 7, 7, 7]
+    there.put(None)
+    child.join(300)
+    copied = pickle.loads(ForkingPickler.dumps(x))
+    copied.zero_()
+    assert x.tolist() == [0, 0, 0, 0]
+
+
 def step(model: nn.Module, x: Any) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(x).sum().backward()

@@ -202,6 +202,25 @@ def test_resizing_frees_memory(attached: object) -> None:
     assert torch.ones(1, device="cuda").item() == 1
 
 
+def test_shrinking_frees_memory_in_the_worker_too(attached: object) -> None:
+    x = torch.arange(1 << 20, device="cuda", dtype=torch.float32)
+    storage = x.untyped_storage()
+    before, address = torch.cuda.memory_allocated(), storage.data_ptr()
+    storage.resize_(1 << 20)
+    for used in (torch.cuda.memory_allocated, torch.cuda.device_memory_used):
+        assert before - used() == 3 << 20
+    assert storage.data_ptr() != address
+    assert x[: 1 << 18].sum().item() == sum(range(1 << 18))
+    with pytest.raises(RuntimeError, match="needs 4194304 bytes, but its storage has 1048576; resize it"):
+        x.sum().item()
+    with pytest.raises(RuntimeError, match="needs 4194304 bytes"):
+        x.copy_(torch.zeros(1 << 20))
+        torch.cuda.synchronize()
+    storage.resize_(4 << 20)
+    assert x.fill_(1).sum().item() == 1 << 20
+    assert torch.cuda.memory_allocated() == before
+
+
 def test_what_is_refused(attached: object) -> None:
     here, there = numbers("cpu"), numbers("cuda")
     for t, storage in ((here, there.untyped_storage()), (there, here.untyped_storage())):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from jupyter_gpupool.pytorch.client.dispatch import attachment
+from jupyter_gpupool.pytorch.client.dispatch.resizing import received
 from jupyter_gpupool.pytorch.client.tensor import device_names
 from jupyter_gpupool.pytorch.client.tensor.command_stream import ids, stream_of
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor, Storage, dtype_name, geometry, make
@@ -23,8 +24,9 @@ from jupyter_gpupool.pytorch.protocol.commands import OPEN_STORAGE, SEND_STORAGE
 
 _NAME_BYTES = 16
 
-#: The storages that this process has sent or received, and their names: what comes back is the same memory.
-_names: weakref.WeakKeyDictionary[Storage, bytes] = weakref.WeakKeyDictionary()
+#: The storages that this process has sent or received, and the numbers and names of their memory: what comes back is
+#: the same memory. A storage that was resized since has another number.
+_names: weakref.WeakKeyDictionary[Storage, tuple[int, bytes]] = weakref.WeakKeyDictionary()
 _storages: weakref.WeakValueDictionary[bytes, Storage] = weakref.WeakValueDictionary()
 _waits_at_exit = False
 
@@ -42,7 +44,7 @@ def reduce(t: RemoteTensor) -> tuple[Any, ...]:
         )
     spec = attachment.attached().spec
     storage, geom = t._storage, t._geometry
-    name = _names.get(storage) or os.urandom(_NAME_BYTES)
+    name = _name(storage) or os.urandom(_NAME_BYTES)
     stream_of(storage).ask((SEND_STORAGE, storage.id, name))
     _remember(storage, name)
     uuid = next(device.uuid for device in spec.devices if device.index == geom.index)
@@ -81,15 +83,22 @@ def _open(name: bytes, index: int) -> Storage:
     nbytes = stream.ask((OPEN_STORAGE, name, id))["nbytes"]
     opened = stream.known_storage(id, nbytes, index)
     storage = _storages.get(name)
-    if storage is None or storage.owner is not stream:
+    if storage is None or storage.owner is not stream or _name(storage) != name:
         storage = opened
+        received.add(storage)
     _remember(storage, name)
     return storage
 
 
+def _name(storage: Storage) -> bytes | None:
+    """The name of the memory that ``storage`` has now."""
+    id, name = _names.get(storage, (None, None))
+    return name if storage.nbytes and id == storage.id else None
+
+
 def _remember(storage: Storage, name: bytes) -> None:
     global _waits_at_exit
-    _names[storage], _storages[name] = name, storage
+    _names[storage], _storages[name] = (storage.id, name), storage
     if not _waits_at_exit:
         _waits_at_exit = True
         # Other processes read what this one computes last; a child of multiprocessing ends without more ado.

@@ -51,7 +51,7 @@ class RemoteStorage(torch.UntypedStorage):
         return address(self.remote)
 
     def resizable(self) -> bool:
-        return True
+        return self.remote not in resizing.received
 
     def is_shared(self) -> bool:
         return True
@@ -114,7 +114,10 @@ class RemoteStorage(torch.UntypedStorage):
         return new(0, self._device)
 
     def resize_(self, size: int) -> RemoteStorage:
-        """Change the size to ``size`` bytes. Tensors on the storage stay on it; it gets another address."""
+        """Change the size to ``size`` bytes. Tensors on the storage stay on it; it gets another address.
+
+        Raises RuntimeError, as with CUDA, for a storage that another process has sent.
+        """
         if size < 0:
             raise RuntimeError(f"a storage cannot have {size} bytes")
         resizing.resize_storage(attachment.dispatcher(self.remote.index), self.remote, size)

@@ -4,6 +4,7 @@ that do not fit."""
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from jupyter_gpupool.pytorch.client.tensor.tensor import (
     make,
     retarget,
 )
-from jupyter_gpupool.pytorch.protocol.sizes import rounded
-
 from .dispatcher import Dispatcher, special
 from .prediction import on_meta
 
 aten = torch.ops.aten
+
+#: The storages that another process of the lease has sent to this one: their memory is that of the other.
+received: weakref.WeakSet[Storage] = weakref.WeakSet()
 
 
 def _settle(d: Dispatcher, t: RemoteTensor, meta: torch.Tensor, inherit: bool = True) -> RemoteTensor:
@@ -38,12 +40,13 @@ def _settle(d: Dispatcher, t: RemoteTensor, meta: torch.Tensor, inherit: bool = 
 def resize_storage(d: Dispatcher, storage: Storage, nbytes: int, inherit: bool = True) -> None:
     """Change the size of ``storage`` to ``nbytes`` bytes; ``inherit`` its bytes as far as they fit.
 
-    Every tensor on it stays on it. To the worker it is a new storage, and the old one is freed. One that
-    shrinks, but not to nothing, keeps its memory in the worker, for tensors on it may need more than is left.
+    Every tensor on it stays on it. As with CUDA it gets other memory, also where it shrinks, and the old memory is
+    freed, unless another process has it: the two share nothing any more. The worker refuses a tensor that needs more
+    than is left. Raises RuntimeError for a storage that another process has sent.
     """
-    if 0 < nbytes < storage.nbytes:
-        d.stream.memory[storage.index].freed.append(rounded(storage.nbytes) - rounded(nbytes))
-        storage.nbytes = nbytes
+    if storage in received:
+        raise RuntimeError("Trying to resize storage that is not resizable")
+    if nbytes == storage.nbytes:
         return
     storage.__class__ = Storage  # it may be a FreedStorage
     had = storage.nbytes
