@@ -11,6 +11,7 @@ from . import tiny_data
 #: The environment variable that names a clone, by repository.
 CLONES = {
     "pytorch/examples": "PYTORCH_EXAMPLES",
+    "pytorch/tutorials": "PYTORCH_TUTORIALS",
     "karpathy/nanoGPT": "NANOGPT",
     "karpathy/minGPT": "MINGPT",
     "lucidrains/vit-pytorch": "VIT_PYTORCH",
@@ -59,6 +60,10 @@ def _mnist_and_results(folder: Path) -> None:
 
 def _mnist_within(folder: Path) -> None:
     tiny_data.write_mnist(folder / "data")
+
+
+def _fashion_within(folder: Path) -> None:
+    tiny_data.write_mnist(folder / "data", name="FashionMNIST")
 
 
 def _cora(folder: Path) -> None:
@@ -178,6 +183,37 @@ EXAMPLES = (
     _examples("regression", "main.py", options="--on-device {device}"),
 )
 
+
+def _tutorial(folder: str, command: str, **options: object) -> Program:
+    return Program(
+        repository="pytorch/tutorials",
+        folder=folder,
+        commands=(command,),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+TUTORIALS = (
+    _tutorial(
+        "beginner_source/basics",
+        "quickstart_tutorial.py",
+        data=_fashion_within,
+        figures=r"loss: +(\d+\.\d+)|Accuracy: (\S+)%|Predicted: (.+),",
+        libraries=("torchvision",),
+    ),
+    _tutorial("beginner_source/examples_autograd", "polynomial_autograd.py", options="--draws-on-cpu"),
+    _tutorial(
+        "beginner_source/examples_nn", "polynomial_optim.py", options="--on-device {device} --draws-on-cpu"
+    ),
+    _tutorial(
+        "beginner_source/blitz",
+        "data_parallel_tutorial.py",
+        figures=r"Outside: (.+)",
+        gpus="0,1",
+        what="shapes, on two GPUs",
+    ),
+)
+
 _NANOGPT = (
     "train.py config/train_shakespeare_char.py --device={device} --out_dir=out --always_save_checkpoint=True "
     "--eval_iters=2 --eval_interval=4 --log_interval=1 --block_size=32 --batch_size=4 "
@@ -245,4 +281,4 @@ GPTS = (
     ),
 )
 
-PROGRAMS = EXAMPLES + GPTS
+PROGRAMS = EXAMPLES + TUTORIALS + GPTS

@@ -10,20 +10,20 @@ import numpy as np
 TEXT = "the pool lends a slice of a card to a notebook and takes it back when the notebook has ended\n" * 60
 
 
-def write_mnist(folder: Path, train: int = 512, test: int = 256) -> None:
-    """Digits as bright bars on noise, in MNIST's own format below `folder`/MNIST/raw."""
+def write_mnist(folder: Path, train: int = 512, test: int = 256, name: str = "MNIST") -> None:
+    """Digits as bright bars on noise, in MNIST's own format below `folder`/`name`/raw."""
     draws = np.random.default_rng(0)
-    raw = folder / "MNIST" / "raw"
+    raw = folder / name / "raw"
     raw.mkdir(parents=True)
-    for name, number in (("train", train), ("t10k", test)):
+    for part, number in (("train", train), ("t10k", test)):
         labels = draws.integers(0, 10, number, dtype=np.uint8)
         images = draws.integers(0, 60, (number, 28, 28), dtype=np.uint8)
         for image, label in zip(images, labels, strict=True):
             image[4 + 2 * label : 7 + 2 * label, 4:24] = 240
         header = np.array([2051, number, 28, 28], dtype=">i4").tobytes()
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         header = np.array([2049, number], dtype=">i4").tobytes()
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
 
 
 def write_corpus(folder: Path) -> None:
