@@ -18,6 +18,7 @@ from jupyter_gpupool.pytorch.client.tensor.tensor import (
     make,
     retarget,
 )
+
 from .dispatcher import Dispatcher, special
 from .prediction import on_meta
 
