@@ -44,6 +44,7 @@ COMMANDS = {
     "namespace add": (f"{_HERE}.namespace.AddApp", "add a member, or change a member's role"),
     "namespace remove": (f"{_HERE}.namespace.RemoveApp", "remove a member"),
     "audit": (f"{_HERE}.audit.AuditApp", "show the log of requests and changes"),
+    "usage": (f"{_HERE}.usage.UsageApp", "report GPU-hours by user, namespace or GPU"),
     "health": (f"{_HERE}.health.HealthApp", "check the pool's health"),
     "netperf": (f"{_HERE}.netperf.NetperfApp", "measure the network to each GPU server"),
     "version": (f"{_HERE}.version.VersionApp", "print the versions of this installation"),

@@ -218,6 +218,13 @@ class PoolClient:
         """Return the newest ``limit`` entries of the audit log since ``since``, oldest first. For administrators."""
         return list(self._call("GET", "/audit", {"since": since, "limit": limit})["entries"])
 
+    def usage(self, by: str = "user", since: float | None = None) -> dict[str, Any]:
+        """Return GPU-hours by ``user``, ``namespace`` or ``gpu``: the caller's, or everybody's for administrators.
+
+        ``since``: seconds since the epoch (default: as far back as the pool knows).
+        """
+        return self._call("GET", "/usage", {"by": by, **({} if since is None else {"since": since})})
+
     def drain(self, server: str, draining: bool = True) -> None:
         """Grant nothing new on that server, or grant on it again. For administrators."""
         self._call("PATCH", f"/servers/{quote(server, safe='')}", None, {"draining": draining})

@@ -73,6 +73,9 @@ class DelegatingTenants:
     async def audit(self, owner: str | None, since: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
         return await self._passed(lambda tenants: tenants.audit(self._owner_of(owner), since, limit))
 
+    async def usage(self, owner: str | None, by: str, since: float | None = None) -> dict[str, Any]:
+        return await self._passed(lambda tenants: tenants.usage(self._owner_of(owner), by, since))
+
     async def _passed(self, call: Callable[[TenantsBackend], Awaitable[T]]) -> T:
         answer: T = await self._ask(call)
         return answer
@@ -123,3 +126,6 @@ class RemoteTenants:
 
     async def audit(self, owner: str | None, since: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._client.audit, since, limit)
+
+    async def usage(self, owner: str | None, by: str, since: float | None = None) -> dict[str, Any]:
+        return await asyncio.to_thread(self._client.usage, by, since)

@@ -38,6 +38,7 @@ from .scheduling.policy import FEW_SERVERS, PlacementPolicy
 from .tenancy import audit_log
 from .tenancy.audit_log import Entry
 from .tenancy.namespaces import Namespaces
+from .usage_report import LEASES_KEPT_S
 
 #: The states in which a lease needs heartbeats.
 _BEATING = (LeaseState.QUEUED, LeaseState.GRANTED, LeaseState.ACTIVE)
@@ -70,7 +71,7 @@ class Manager:
         *,
         resume_s: float = 0.0,
         attach_timeout_s: float = 60.0,
-        history_s: float = 30 * 86400.0,
+        history_s: float = LEASES_KEPT_S,
         audit_s: float = 90 * 86400.0,
         monotonic: Callable[[], float] | None = None,
         policy: PlacementPolicy = FEW_SERVERS,

@@ -1,4 +1,4 @@
-"""The calls about namespaces, their members, and the audit trail."""
+"""The calls about namespaces, their members, the audit trail and the report of usage."""
 
 from __future__ import annotations
 
@@ -93,6 +93,15 @@ class AuditHandler(BaseHandler):
         self.reply({"entries": entries})
 
 
+class UsageHandler(BaseHandler):
+    """``GET usage`` returns GPU-hours: the caller's, or everybody's for administrators."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        by = self.get_query_argument("by", "user")
+        self.reply(await self.service.tenants.usage(self.scope(), by, self.number("since")))
+
+
 _NAME = r"([0-9A-Za-z._-]{1,63})"
 
 #: Path below the prefix → the handler.
@@ -102,4 +111,5 @@ ROUTES: list[Route] = [
     (f"/namespaces/{_NAME}", NamespaceHandler),
     (rf"/namespaces/{_NAME}/members/([^/]{{1,600}})", MemberHandler),
     ("/audit", AuditHandler),
+    ("/usage", UsageHandler),
 ]

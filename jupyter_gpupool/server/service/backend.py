@@ -125,3 +125,6 @@ class TenantsBackend(Protocol):
 
     async def audit(self, owner: str | None, since: float = 0.0, limit: int = 200) -> list[dict[str, Any]]:
         """Return the newest audit entries since a time, oldest first. For administrators."""
+
+    async def usage(self, owner: str | None, by: str, since: float | None = None) -> dict[str, Any]:
+        """Return GPU-hours by ``user``, ``namespace`` or ``gpu``: everybody's, or those of ``owner``."""

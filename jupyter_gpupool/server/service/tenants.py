@@ -5,6 +5,7 @@ The first argument of every call is the caller: ``owner``, or None for the pool'
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from jupyter_gpupool.core.errors import PermissionDenied, PoolError
 from jupyter_gpupool.core.models import Change, Lease, Role
+from jupyter_gpupool.pool import usage_report
 from jupyter_gpupool.pool.ledger.ledger import Ledger, Transaction
 from jupyter_gpupool.pool.manager import Manager
 from jupyter_gpupool.pool.scheduling.quotas import Holding, of_namespace
@@ -192,6 +194,13 @@ class Tenants:
                 return [asdict(entry) for entry in audit_log.read(tx, since, limit)]
 
         return await self._with_ledger(look)
+
+    async def usage(self, owner: str | None, by: str, since: float | None = None) -> dict[str, Any]:
+        """Return GPU-hours by ``user``, ``namespace`` or ``gpu``: everybody's, or those of ``owner``."""
+        now = time.time()
+        figures = await self._with_ledger(lambda ledger: usage_report.read(ledger, now, since, by, owner))
+        # Not on the manager's thread: a large pool has many samples.
+        return await asyncio.to_thread(usage_report.report, figures)
 
     async def _change(
         self,

@@ -503,6 +503,30 @@ export type components = {
     Tokens: {
       tokens: components['schemas']['Token'][];
     };
+    Usage: {
+      /** @enum {string} */
+      by: 'user' | 'namespace' | 'gpu';
+      /** @description Since when it is known whether GPUs compute; null: not at all. */
+      measured_since: number | null;
+      /** @description Most granted first. */
+      rows: components['schemas']['UsageRow'][];
+      /** @description In seconds since the epoch; at most 30 days ago. */
+      since: number;
+      until: number;
+    };
+    /** @description Hours of whole GPUs: half of a GPU's memory for two hours is one. */
+    UsageRow: {
+      computing_h: number;
+      /** @description A GPU's server and index; empty in other reports. */
+      gpu: string;
+      granted_h: number;
+      idle_h: number;
+      leases: number;
+      /** @description The user, the namespace, or the GPU's uuid. */
+      name: string;
+      /** @description Granted, and not known which of both: nothing was measured, or the GPU computed while several rows shared it. */
+      unknown_h: number;
+    };
     /** @description What a kernelspec, a notebook or a frontend asks for; at most one of partial and memory_mib. */
     WantedGPUs: {
       /** @description Only GPUs that match, such as `name=V100`. */

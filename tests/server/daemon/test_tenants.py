@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import re
 import time
@@ -191,6 +193,10 @@ def test_an_administrator_of_a_namespace(server: Server) -> None:
         admin.delete_namespace("team")
     entries = [(entry["action"], entry["actor"]) for entry in admin.audit() if entry["subject"] == lease.id]
     assert entries == [("request", "fay"), ("grant", ""), ("release", "boss")]
+    assert [row["name"] for row in fay.usage()["rows"]] == ["fay"]
+    assert boss.usage("namespace")["rows"] == [], "those of others are for the pool's administrator"
+    usage = {row["name"]: row for row in admin.usage("namespace")["rows"]}
+    assert usage["team"]["leases"] == 1 and 0 < usage["team"]["granted_h"] < 0.1
 
 
 def test_a_lease_ends_when_its_time_is_over(server: Server, eventually: Callable[..., Any]) -> None:
@@ -221,6 +227,7 @@ def test_calls_that_make_no_sense(server: Server) -> None:
         lambda: admin._call("POST", "/namespaces", None, {}),
         lambda: admin._call("PUT", "/namespaces/default/members/ada", None, {}),
         lambda: admin.audit(limit=0),
+        lambda: admin.usage("room"),
     ):
         with pytest.raises(InvalidRequest):
             wrong()
@@ -271,6 +278,12 @@ def test_by_the_commands(server: Server) -> None:
     said("release", lease.id)
     line.release()
     said("namespace", "remove", "lab", "ida")
+    usage = json.loads(said("usage", "--since", "1h", "--by", "user", "--json"))
+    assert next(row for row in usage["rows"] if row["name"] == "ida")["leases"] == 1
+    by_gpu = list(csv.DictReader(io.StringIO(said("usage", "--by", "gpu", "--csv"))))
+    assert {"gpu", "granted_h", "computing_h", "idle_h", "unknown_h"} < set(by_gpu[0])
+    shown = said("usage", "--by", "user")
+    assert re.search(r"^ida +1 +0\.\d\d ", shown, re.M) and "GPU-hours since" in shown
     trail = said("audit", "--since", "1h", "--limit", 1000)
     for words in ("namespace create", "member set", "token create", "grant", "release", "member remove"):
         assert words in trail
@@ -283,6 +296,8 @@ def test_by_the_commands(server: Server) -> None:
         (("namespace", "add", "lab", "ada", "--role", "own"), "--role"),
         (("extend", "abc", "--by", "soon"), "90m or 2h"),
         (("audit", "--limit", "0"), "from 1 to 1000"),
+        (("usage", "--csv", "--json"), "either --csv or --json"),
+        (("usage", "--by", "room"), "--by"),
     ):
         wrong = gpupool(*words, **admin)
         assert wrong.returncode == 2 and why in wrong.stderr and len(wrong.stderr.splitlines()) == 1, (

@@ -1,12 +1,16 @@
-"""The calls about namespaces, the end of leases and the audit log in the OpenAPI document."""
+"""The calls about namespaces, the end of leases, the audit log and usage in the OpenAPI document."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from jupyter_gpupool.pool.usage_report import BY
+
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
+_BY = list(BY)
+_HOURS = {"type": "number", "minimum": 0}
 _ROLE = {"type": "string", "enum": ["view", "use", "administer"]}
 _ROLE_OR_NULL = {"anyOf": [_ROLE, {"type": "null"}]}
 
@@ -129,6 +133,42 @@ SCHEMAS: dict[str, Any] = {
             "entries": {"type": "array", "items": {"$ref": "#/components/schemas/AuditEntry"}},
         },
     },
+    "UsageRow": {
+        "type": "object",
+        "description": "Hours of whole GPUs: half of a GPU's memory for two hours is one.",
+        "required": ["name", "gpu", "leases", "granted_h", "computing_h", "idle_h", "unknown_h"],
+        "properties": {
+            "name": {**_TEXT, "description": "The user, the namespace, or the GPU's uuid."},
+            "gpu": {**_TEXT, "description": "A GPU's server and index; empty in other reports."},
+            "leases": _COUNT,
+            "granted_h": _HOURS,
+            "computing_h": _HOURS,
+            "idle_h": _HOURS,
+            "unknown_h": {
+                **_HOURS,
+                "description": "Granted, and not known which of both: nothing was measured, or the GPU computed "
+                "while several rows shared it.",
+            },
+        },
+    },
+    "Usage": {
+        "type": "object",
+        "required": ["since", "until", "by", "measured_since", "rows"],
+        "properties": {
+            "since": {"type": "number", "description": "In seconds since the epoch; at most 30 days ago."},
+            "until": {"type": "number"},
+            "by": {"type": "string", "enum": _BY},
+            "measured_since": {
+                "type": ["number", "null"],
+                "description": "Since when it is known whether GPUs compute; null: not at all.",
+            },
+            "rows": {
+                "type": "array",
+                "items": {"$ref": "#/components/schemas/UsageRow"},
+                "description": "Most granted first.",
+            },
+        },
+    },
     "WhoAmI": {
         "type": "object",
         "required": ["owner", "administers", "namespace", "role", "namespaces"],
@@ -235,6 +275,21 @@ def paths(
                     ),
                 ],
                 "responses": answers("The entries, oldest first", "Audit", 400, 403, 503),
+            }
+        },
+        "/usage": {
+            "get": {
+                "operationId": "getUsage",
+                "summary": "Return GPU-hours: the caller's, or everybody's for the pool's administrator",
+                "parameters": [
+                    query("by", {"type": "string", "enum": _BY}, "What a row is for; default: user."),
+                    query(
+                        "since",
+                        {"type": "number"},
+                        "Seconds since the epoch; default: 30 days ago, which is as far as the ledger reaches.",
+                    ),
+                ],
+                "responses": answers("The report", "Usage", 400, 503),
             }
         },
     }

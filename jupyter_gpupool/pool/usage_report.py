@@ -1,0 +1,223 @@
+"""How many GPU-hours were granted, by user, namespace or GPU, and in how many of them something computed.
+
+A GPU-hour is a whole GPU for an hour, or half of its memory for two. What was granted is in the ledger for as long as
+ended leases are, and the database adds it up. Whether a GPU computed is in the samples of :mod:`.usage_history`: of a
+GPU, not of a lease. So while rows of the report share a GPU that computes, which of them computed is not known, as
+when nothing was measured. Slices of one row on one GPU compute together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Double, and_, bindparam, case, cast, distinct, func, or_, select
+
+from jupyter_gpupool.core.errors import InvalidRequest
+
+from .ledger.ledger import Ledger
+from .ledger.tables import leases, samples, slices
+from .usage_history import TIERS
+
+#: How long the ledger keeps leases that have ended, in seconds.
+LEASES_KEPT_S = 30 * 86400.0
+
+_KEYS = {"user": leases.c.owner, "namespace": leases.c.namespace, "gpu": slices.c.gpu_uuid}
+#: What a report may have a row for.
+BY = tuple(_KEYS)
+
+_SINCE = bindparam("since", type_=Double)
+_UNTIL = bindparam("until", type_=Double)
+_START = case((leases.c.granted_at < _SINCE, _SINCE), else_=leases.c.granted_at)
+_END = case((or_(leases.c.ended_at.is_(None), leases.c.ended_at > _UNTIL), _UNTIL), else_=leases.c.ended_at)
+_SHARE = cast(slices.c.memory_mib, Double) / slices.c.total_mib
+_WITHIN = and_(slices.c.lease == leases.c.seq, leases.c.granted_at < _UNTIL, _END > _START)
+_MINE = leases.c.owner == bindparam("owner")
+
+_GRANTED = {
+    by: select(
+        key.label("name"),
+        func.count(distinct(leases.c.seq)).label("leases"),
+        func.sum((_END - _START) * _SHARE).label("granted_s"),
+        func.max(slices.c.server).label("server"),
+        func.max(slices.c.gpu_index).label("gpu_index"),
+    )
+    .where(_WITHIN)
+    .group_by(key)
+    .order_by(func.sum((_END - _START) * _SHARE).desc(), key)
+    for by, key in _KEYS.items()
+}
+_HELD = {
+    by: select(
+        slices.c.gpu_uuid,
+        key.label("name"),
+        leases.c.owner,
+        _START.label("start"),
+        _END.label("end"),
+        _SHARE.label("share"),
+    ).where(_WITHIN)
+    for by, key in _KEYS.items()
+}
+_MY_LEASES, _MY_SLICES = leases.alias(), slices.alias()
+_GPUS_OF_MINE = select(_MY_SLICES.c.gpu_uuid).where(
+    _MY_SLICES.c.lease == _MY_LEASES.c.seq, _MY_LEASES.c.owner == bindparam("owner")
+)
+_SAMPLES = (
+    select(samples.c.step_s, samples.c.at, samples.c.gpus)
+    .where(
+        samples.c.step_s == bindparam("of_step"),
+        samples.c.at >= bindparam("first"),
+        samples.c.at < bindparam("end"),
+    )
+    .order_by(samples.c.at)
+)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A slice while it was held, in seconds since the epoch. ``name``: the row it belongs to; None for none."""
+
+    gpu: str
+    name: str | None
+    start: float
+    end: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A slot of time, and the fraction of it in which each GPU computed, by uuid."""
+
+    start: float
+    end: float
+    busy: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the ledger has for one report; :func:`report` makes it from this."""
+
+    since: float
+    until: float
+    by: str
+    granted: Sequence[Any]
+    held: Sequence[Held] = ()
+    packed: Sequence[Any] = field(default=(), repr=False)
+
+
+def read(
+    ledger: Ledger, now: float, since: float | None = None, by: str = "user", owner: str | None = None
+) -> Figures:
+    """Read what a report needs, of ``owner`` or of everybody (None). Raises InvalidRequest and LedgerUnavailable.
+
+    ``since`` is in seconds since the epoch; a report reaches back as far as the ledger does, which is the default.
+    """
+    if by not in BY:
+        raise InvalidRequest(f"by={by[:40]}: give one of {', '.join(BY)}")
+    since = min(max(since or 0.0, now - LEASES_KEPT_S), now)
+    span = {"since": since, "until": now}
+    mine = {} if owner is None else {"owner": owner}
+    with ledger.reading() as tx:
+        granted = tx.execute(_GRANTED[by].where(_MINE) if mine else _GRANTED[by], {**span, **mine}).all()
+        packed: list[Any] = []
+        reached = math.floor(since) - TIERS[-1][0]
+        # The coarsest samples, then the finer ones for the slots that are not over yet.
+        for tier, _ in reversed(TIERS):
+            found = tx.execute(_SAMPLES, {"of_step": tier, "first": reached, "end": math.ceil(now)}).all()
+            packed += found
+            reached = found[-1].at + tier if found else reached
+        if not packed:
+            return Figures(since, now, by, granted)
+        statement = _HELD[by]
+        if mine:
+            # With the slices of others on the same GPUs, for those may be what computed.
+            statement = statement.where(slices.c.gpu_uuid.in_(_GPUS_OF_MINE))
+        rows = tx.execute(statement, {**span, **mine, "since": max(since, packed[0].at)}).all()
+    held = [
+        Held(row.gpu_uuid, row.name if owner in (None, row.owner) else None, row.start, row.end, row.share)
+        for row in rows
+    ]
+    return Figures(since, now, by, granted, held, packed)
+
+
+def report(figures: Figures) -> dict[str, Any]:
+    """Return the report as JSON: hours by row, most granted first."""
+    slots = [
+        Measured(row.at, row.at + row.step_s, _busy(row.gpus))
+        for row in figures.packed
+        if row.at + row.step_s > figures.since
+    ]
+    known = attributed(figures.held, slots)
+    rows = []
+    for row in figures.granted:
+        computing_s, idle_s = known.get(row.name, (0.0, 0.0))
+        unknown_s = max(0.0, row.granted_s - computing_s - idle_s)
+        hours = zip(
+            ("granted", "computing", "idle", "unknown"), (row.granted_s, computing_s, idle_s, unknown_s)
+        )
+        rows.append(
+            {
+                "name": row.name,
+                "gpu": f"{row.server}:{row.gpu_index}" if figures.by == "gpu" else "",
+                "leases": row.leases,
+                **{f"{word}_h": round(seconds / 3600, 6) for word, seconds in hours},
+            }
+        )
+    return {
+        "since": figures.since,
+        "until": figures.until,
+        "by": figures.by,
+        "measured_since": max(figures.since, slots[0].start) if slots else None,
+        "rows": rows,
+    }
+
+
+def _busy(packed: bytes) -> dict[str, float]:
+    return {uuid: values[-1] for uuid, values in json.loads(zlib.decompress(packed)).items()}
+
+
+def attributed(held: Iterable[Held], slots: Sequence[Measured]) -> dict[str, tuple[float, float]]:
+    """The GPU-seconds of each row that are known to have computed, and to have been idle.
+
+    ``slots`` are in order and do not overlap.
+    """
+    by_gpu: dict[str, list[Held]] = {}
+    for one in held:
+        by_gpu.setdefault(one.gpu, []).append(one)
+    ends = [slot.end for slot in slots]
+    known: dict[str, tuple[float, float]] = {}
+    for gpu, some in by_gpu.items():
+        in_slot: dict[int, list[Held]] = {}
+        for one in some:
+            n = bisect_right(ends, one.start)
+            while n < len(slots) and slots[n].start < one.end:
+                if gpu in slots[n].busy:
+                    in_slot.setdefault(n, []).append(one)
+                n += 1
+        for n, together in in_slot.items():
+            slot = slots[n]
+            busy_s = slot.busy[gpu] * (slot.end - slot.start)
+            if busy_s > 0 and len({one.name for one in together}) > 1:
+                continue
+            spans = [(max(one.start, slot.start), min(one.end, slot.end)) for one in together]
+            computing = min(1.0, busy_s / length) if (length := _covered(spans)) > 0 else 0.0
+            for one, (start, end) in zip(together, spans):
+                if one.name is not None:
+                    gpu_s = (end - start) * one.share
+                    before = known.get(one.name, (0.0, 0.0))
+                    known[one.name] = (before[0] + gpu_s * computing, before[1] + gpu_s * (1 - computing))
+    return known
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of the spans lasts."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

@@ -1,0 +1,140 @@
+"""The report of usage: what was granted, what of it computed, and what nobody knows."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from jupyter_gpupool.core.errors import InvalidRequest
+from jupyter_gpupool.core.models import Request
+from jupyter_gpupool.gpus import emulated_gpus
+from jupyter_gpupool.pool import usage_report
+from jupyter_gpupool.pool.ledger.ledger import Ledger
+from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.usage_history import History, Use
+from jupyter_gpupool.pool.usage_report import Held, Measured, attributed
+
+from .conftest import Clock
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(1_800_000_000.0)  # a multiple of every slot
+
+
+@pytest.fixture
+def hold(manager: Manager, clock: Clock) -> Callable[..., None]:
+    """Have a user hold part of the GPU with that index for so many hours."""
+
+    def hold(owner: str, hours: float, partial: float = 1.0, index: int = 0, namespace: str = "") -> None:
+        lease_id = str(uuid.uuid4())
+        request = Request(
+            lease_id,
+            owner,
+            partial=partial,
+            filters={"index": str(index)},
+            namespace=namespace or "default",
+            secret_sha256="0" * 64,
+        )
+        lease = manager.request(request).lease
+        assert lease is not None and lease.state.holds
+        clock.advance(hours * HOUR)
+        manager.release(lease_id)
+
+    return hold
+
+
+def reported(ledger: Ledger, now: float, *words: Any, **known: Any) -> dict[str, dict[str, Any]]:
+    said = usage_report.report(usage_report.read(ledger, now, *words, **known))
+    return {row["gpu"] or row["name"]: row for row in said["rows"]}
+
+
+def hours(row: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(row[f"{word}_h"] for word in ("granted", "computing", "idle", "unknown"))
+
+
+def measure(ledger: Ledger, start: float, seconds: int, *busy: float) -> None:
+    history = History(ledger)
+    for at in range(int(start), int(start) + seconds, 5):
+        uses = {gpu.uuid: Use(32510, 0, 0, share) for gpu, share in zip(emulated_gpus("one"), busy)}
+        history.record(at, uses)
+
+
+def test_granted_hours_are_those_of_the_shares_within_the_time(
+    ledger: Ledger, clock: Clock, hold: Callable[..., None]
+) -> None:
+    begun = clock()
+    hold("ada", 4, partial=0.5)
+    hold("bob", 1)
+    hold("ada", 2, index=1)
+    whole = reported(ledger, clock(), begun, "user")
+    assert {name: (row["leases"], row["granted_h"]) for name, row in whole.items()} == {
+        "ada": (2, pytest.approx(4, abs=0.001)),
+        "bob": (1, 1),
+    }
+    assert reported(ledger, clock(), clock() - 2.5 * HOUR, "user")["bob"]["granted_h"] == pytest.approx(0.5)
+    assert reported(ledger, clock(), begun, "gpu")["one:0"]["granted_h"] == pytest.approx(3, abs=0.001)
+    assert list(reported(ledger, clock(), begun, "namespace")) == ["default"]
+    assert set(reported(ledger, clock(), begun, "user", "bob")) == {"bob"}
+
+
+def test_a_lease_that_goes_on_counts_until_now(ledger: Ledger, clock: Clock, manager: Manager) -> None:
+    manager.request(Request(str(uuid.uuid4()), "ada", partial=1.0, secret_sha256="0" * 64))
+    clock.advance(HOUR)
+    assert hours(reported(ledger, clock())["ada"]) == (1, 0, 0, 1)
+
+
+def test_hours_are_computing_or_idle_where_it_was_measured(
+    ledger: Ledger, clock: Clock, hold: Callable[..., None]
+) -> None:
+    begun = clock()
+    hold("ada", 0.1)
+    measure(ledger, begun, 180, 0.25, 0.0)  # half of the time
+    assert hours(reported(ledger, clock(), begun)["ada"]) == pytest.approx(
+        (0.1, 0.0125, 0.0375, 0.05), abs=2e-4
+    )
+    said = usage_report.report(usage_report.read(ledger, clock(), begun - HOUR))
+    assert said["measured_since"] == begun
+
+
+def test_the_report_is_of_the_ledgers_time_and_words(ledger: Ledger, clock: Clock) -> None:
+    said = usage_report.report(usage_report.read(ledger, clock(), 0.0))
+    assert said["since"] == clock() - usage_report.LEASES_KEPT_S
+    assert (said["rows"], said["measured_since"]) == ([], None)
+    with pytest.raises(InvalidRequest, match="by=room: give one of user, namespace, gpu"):
+        usage_report.read(ledger, clock(), by="room")
+
+
+def test_a_gpu_that_computes_for_two_leaves_unknown_for_whom() -> None:
+    held = [Held("g", "ada", 0, 10, 0.5), Held("g", "bob", 5, 20, 0.5)]
+    slots = [Measured(0, 5, {"g": 1.0}), Measured(5, 10, {"g": 0.5}), Measured(10, 15, {"g": 0.0})]
+    assert attributed(held, slots) == {"ada": (2.5, 0.0), "bob": (0.0, 2.5)}
+    together = [Held(one.gpu, "lab", one.start, one.end, one.share) for one in held]
+    computing, idle = attributed(together, slots)["lab"]
+    assert (computing, idle) == (2.5 + 2.5, 2.5 + 2.5)
+
+
+def test_a_lease_that_computed_for_the_short_time_that_it_had_was_never_idle() -> None:
+    held = [Held("g", "ada", 100, 160, 1.0)]
+    assert attributed(held, [Measured(0, 600, {"g": 0.1})]) == {"ada": (60.0, 0.0)}
+    assert attributed(held, [Measured(0, 600, {"other": 0.1})]) == {}
+
+
+def test_others_on_a_users_gpu_count_but_are_not_shown(
+    ledger: Ledger, clock: Clock, manager: Manager, hold: Callable[..., None]
+) -> None:
+    begun = clock()
+    manager.request(
+        Request(str(uuid.uuid4()), "bob", partial=0.5, filters={"index": "0"}, secret_sha256="0" * 64)
+    )
+    hold("ada", 0.05, partial=0.5)
+    measure(ledger, begun, 180, 1.0, 0.0)
+    for by in ("user", "namespace", "gpu"):
+        (row,) = reported(ledger, clock(), begun, by, "ada").values()
+        assert hours(row) == pytest.approx((0.025, 0, 0, 0.025), abs=2e-4)
+    assert reported(ledger, clock(), begun, "gpu")["one:0"]["unknown_h"] == pytest.approx(0, abs=2e-4)
