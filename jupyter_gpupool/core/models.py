@@ -233,13 +233,15 @@ class Lease:
 class WorkerUsage:
     """A worker's report of its usage, by GPU uuid: bytes allocated, and the recent fraction of time busy (0 to 1).
 
-    ``held_at``: since when it has had a holder, in seconds since the epoch.
+    ``held_at``: since when it has had a holder, in seconds since the epoch. ``reconnects``: how often a program that
+    had lost its connection has come back to it.
     """
 
     allocated_bytes: Mapping[str, int] = field(default_factory=dict)
     busy: Mapping[str, float] = field(default_factory=dict)
     sessions: int = 0
     held_at: float | None = None
+    reconnects: int = 0
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,13 @@ class LocalWorkers:
         for lease_id in self._addresses:
             use = (worker_files.read(worker_files.path(self._folder, lease_id)) or {}).get("usage")
             if use:
+                # A worker that a former version of the engine started reports less.
                 found[lease_id] = WorkerUsage(
-                    use["allocated_bytes"], use["busy"], use["sessions"], use.get("held_at")
+                    use["allocated_bytes"],
+                    use["busy"],
+                    use["sessions"],
+                    use.get("held_at"),
+                    use.get("reconnects", 0),
                 )
         return found
 

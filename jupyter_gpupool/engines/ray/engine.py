@@ -170,6 +170,7 @@ class RayEngine(EmulatedGPUs, WorkerPort, FormerNames, LoggingConfigurable):
                     {**known.busy, **usage.busy},
                     max(known.sessions, usage.sessions),
                     usage.held_at or known.held_at,
+                    known.reconnects + usage.reconnects,
                 )
         return found
 

@@ -73,8 +73,8 @@ def serve(
     ``listener`` listens on TCP, or is a datagram socket of the Unix domain that receives accepted connections
     (SCM_RIGHTS). ``report`` is called with what the lease uses, at most once a second and only when it has
     changed: ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n, "held_at": seconds
-    since the epoch, or None}``. ``look`` is called a few times a second with the function that resizes the
-    lease. ``asked_at``: the socket at which an engine asks for parking, see transport/control.py.
+    since the epoch, or None, "reconnects": n}``. ``look`` is called a few times a second with the function that
+    resizes the lease. ``asked_at``: the socket at which an engine asks for parking, see transport/control.py.
 
     Afterwards a thread may still be inside an operator: leave the process by ``os._exit``.
     """
@@ -136,6 +136,7 @@ class Worker:
         self._holders: dict[str, _Holder] = {}
         self._held_at: float | None = None
         self._sessions: dict[str, ServedSession] = {}
+        self._reconnects = 0
         self._reported: dict[str, Any] = {}
 
     def run(self, listener: socket.socket) -> int:
@@ -323,7 +324,10 @@ class Worker:
             known = self._sessions.get(hello.get("session", ""))
         if opened or known is None:
             self._work(conn, opened[0] if opened else self._open("", hello), hello)
-        elif not known.attach(conn, hello["generation"]):
+        elif known.attach(conn, hello["generation"]):
+            with self._lock:
+                self._reconnects += 1
+        else:
             conn.close()
 
     def _resume(self, hello: dict[str, Any], opened: list[ServedSession]) -> dict[str, Any]:
@@ -519,6 +523,7 @@ class Worker:
             "busy": busy,
             "sessions": len(self._sessions),
             "held_at": self._held_at,
+            "reconnects": self._reconnects,
         }
         if state != self._reported:
             self._reported = state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tornado import web
 from tornado.web import RequestHandler
 
 from jupyter_gpupool.core.errors import PoolError
-from jupyter_gpupool.core.models import MIB, Lease, LeaseState
+from jupyter_gpupool.core.models import MIB, Lease, LeaseState, WorkerUsage
 from jupyter_gpupool.server.service.health_monitor import expires_at
 from jupyter_gpupool.server.service.service import PoolService
 
@@ -143,6 +143,14 @@ class ServerFigures(PoolFigures):
             ("check", "server", "gpu"),
             registry=registry,
         )
+        self._reconnects = Counter(
+            "gpupool_reconnects",
+            "Lost connections to workers that programs restored, by the GPU server",
+            ("server",),
+            registry=registry,
+        )
+        #: Live lease → its server, and how many of its reconnects have been counted.
+        self._counted: dict[str, tuple[str, int]] = {}
         self._certfile = getattr(service.engine, "certfile", "")
         if self._certfile:
             self._certificate = Gauge(
@@ -153,6 +161,36 @@ class ServerFigures(PoolFigures):
             self._certificate.set_function(self._expiry)
         service.thread.timed = self._ledger.observe
         service.listen(self.changed)
+        service.on_usage = self.count_reconnects
+
+    def changed(self, change: dict[str, Any]) -> None:
+        super().changed(change)
+        lease = change["lease"]
+        if LeaseState(lease["state"]).ended:
+            self._counted.pop(lease["id"], None)
+        elif lease["slices"]:
+            _, before = self._counted.get(lease["id"], ("", 0))
+            self._count_for(lease["id"], lease["slices"][0]["server"], before)
+
+    def count_reconnects(self, usage: Mapping[str, WorkerUsage]) -> None:
+        """Count the reconnects that workers have reported since the last time, by lease id."""
+        for lease_id, of_lease in usage.items():
+            if lease_id in self._counted:
+                server, before = self._counted[lease_id]
+                self._reconnects.labels(server).inc(max(0, of_lease.reconnects - before))
+                self._counted[lease_id] = server, of_lease.reconnects
+
+    def _adopt(self, leases: Iterable[Lease]) -> None:
+        """Count from now on for leases of a former pool process, which counted those before."""
+        usage = self._service.engine.usage()
+        for lease in leases:
+            if lease.slices and lease.id not in self._counted:
+                before = usage[lease.id].reconnects if lease.id in usage else 0
+                self._count_for(lease.id, lease.slices[0].server, before)
+
+    def _count_for(self, lease_id: str, server: str, before: int) -> None:
+        self._counted[lease_id] = server, before
+        self._reconnects.labels(server)  # a series that begins with its first event hides that event
 
     def answered(self, handler: RequestHandler) -> None:
         """Count a request that has been answered."""
@@ -176,6 +214,7 @@ class ServerFigures(PoolFigures):
         try:
             pool, leases = await self._service.pool(None), await self._service.leases(None)
             self.show(pool, leases)
+            self._adopt(leases)
         except PoolError:
             self.up.set(0)
         worst: dict[tuple[str, str, str], int] = {}

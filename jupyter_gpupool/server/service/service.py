@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from traitlets.config import LoggingConfigurable
 
 from jupyter_gpupool.core.engine import Engine
 from jupyter_gpupool.core.errors import ImpossibleRequest, PoolError, PoolUnreachable
-from jupyter_gpupool.core.models import Change, Lease, LeaseState, Request, Server
+from jupyter_gpupool.core.models import Change, Lease, LeaseState, Request, Server, WorkerUsage
 from jupyter_gpupool.core.validation import is_id
 from jupyter_gpupool.engines.registry import ENGINES, engine_class
 from jupyter_gpupool.former_names import FormerNames
@@ -108,6 +108,8 @@ class PoolService(FormerNames, LoggingConfigurable):
         self._health_task: asyncio.Task[None] | None = None
         self._election: LeaderElection | None = None  # where several daemons share the ledger
         self.address = ""  # the URL of this pool
+        #: called regularly with what each worker reports, by lease id
+        self.on_usage: Callable[[Mapping[str, WorkerUsage]], None] = lambda usage: None
         self._stopping = False
         self._refuses_requests = False
         self._resizing = Resizing(self._call, self._run)
@@ -441,7 +443,9 @@ class PoolService(FormerNames, LoggingConfigurable):
         while True:
             await asyncio.sleep(_TICK_INTERVAL_S)
             try:
-                computing = [id for id, usage in self.engine.usage().items() if any(usage.busy.values())]
+                usage = self.engine.usage()
+                self.on_usage(usage)
+                computing = [id for id, of_lease in usage.items() if any(of_lease.busy.values())]
                 await self._call(self._require_manager().computing, computing)
                 await self._change(self._require_manager().tick)
                 await self._sample()

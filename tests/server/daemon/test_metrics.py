@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -141,6 +144,43 @@ def test_names_are_prometheus_own_and_end_with_units(metered: Server) -> None:
 def expressions(dashboard: dict[str, Any]) -> list[str]:
     found = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", [])]
     return found + [v["definition"] for v in dashboard["templating"]["list"] if v["type"] == "query"]
+
+
+RECONNECTING = """
+import gc, socket
+import torch
+from jupyter_gpupool import attach
+from jupyter_gpupool.transport.resumable_connection import ResumableConnection
+
+with attach(1, 0.1):
+    x = torch.ones(2, device="cuda")
+    for _ in range(3):
+        assert x.sum().item() == 2
+        (connection,) = [o for o in gc.get_objects() if isinstance(o, ResumableConnection)]
+        connection._sock.shutdown(socket.SHUT_RDWR)
+    assert x.sum().item() == 2
+    print("computed", flush=True)
+    input()
+"""
+
+
+def test_lost_connections_that_were_restored_are_counted(
+    metered: Server, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    metered.bundle(tmp_path / "client", owner="kay")
+    program = subprocess.Popen(
+        [sys.executable, "-c", RECONNECTING],
+        env={**os.environ, "GPUPOOL_CONFIG_DIR": str(tmp_path / "client")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with program:
+        assert program.stdout is not None and program.stdout.readline() == "computed\n"
+        eventually(lambda: scrape(metered).of("gpupool_reconnects_total") == 3, "they are counted")
+        program.communicate("\n")
+    assert program.returncode == 0
+    assert scrape(metered).of("gpupool_reconnects_total") == 3, "those of a lease that has ended stay counted"
 
 
 def test_every_figure_of_the_dashboard_is_served(metered: Server, project_root: Path) -> None:
