@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from jupyter_gpupool.core import torch_release
 from jupyter_gpupool.core.errors import InvalidRequest, LeaseEnded, NoCapacity, PoolError
 from jupyter_gpupool.core.models import Lease, LeaseState, Request
 from jupyter_gpupool.core.validation import check_memory
@@ -49,6 +50,7 @@ def new_request(
         raise InvalidRequest(
             f"filters are names with values, such as {{'name': 'V100'}}, not {filters!r:.60}"
         )
+    torch_mark = torch_release.mark(torch_release.installed())
     request = Request(
         id=str(uuid.uuid4()),
         owner="",  # the pool knows it from the token
@@ -60,7 +62,8 @@ def new_request(
         wait=wait,
         secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
         label=label,
-        client=f"{socket.gethostname()}:{os.getpid()}{_kernel_mark(kernel)}",
+        # A frontend expects the kernel at the end.
+        client=f"{socket.gethostname()}:{os.getpid()}{torch_mark}{_kernel_mark(kernel)}",
     )
     return request, secret
 

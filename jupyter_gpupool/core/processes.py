@@ -21,10 +21,13 @@ _RUN_MODULE = (
 )
 
 
-def command(module: str, *arguments: str) -> list[str]:
-    """Return the command line that runs this package's ``module``, whatever files are in the current directory."""
+def command(module: str, *arguments: str, python: str = "") -> list[str]:
+    """Return the command line that runs this package's ``module``, whatever files are in the current directory.
+
+    ``python``: another interpreter than this one.
+    """
     home = str(Path(__file__).resolve().parents[2])  # last in the path, in case the package is not installed
-    return [sys.executable, "-c", _RUN_MODULE, home, module, *arguments]
+    return [python or sys.executable, "-c", _RUN_MODULE, home, module, *arguments]
 
 
 def birth(pid: int) -> float | None:

@@ -1,8 +1,8 @@
-"""The configuration that every engine of ours shares: emulated GPUs, and the port of the workers."""
+"""The configuration that every engine of ours shares: emulated GPUs, the port of the workers, and what they run in."""
 
 from __future__ import annotations
 
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Bool, Dict, Enum, Float, Int, Unicode
 from traitlets.config import Configurable
 
 from jupyter_gpupool.gpus.emulated import DEFAULT_MEMORY_MIB, DEFAULT_NAME
@@ -51,3 +51,20 @@ class WorkerPort(Configurable):
     persistent = Bool(False, help="Workers outlive a pool that is killed, and its successor finds them.").tag(
         config=True
     )
+
+
+class WorkerEnvironments(Configurable):
+    """The interpreters of a GPU server that workers may run in."""
+
+    environments = Dict(
+        key_trait=Unicode(),
+        value_trait=Unicode(),
+        help="Further Python interpreters on each GPU server with other releases of PyTorch, by a name of your choice, "
+        "such as `{'torch-2.15': '/opt/torch-2.15/bin/python'}`. A lease's worker runs in the one that fits its client "
+        "best.",
+    ).tag(config=True)
+    environment_idle_s = Float(
+        600.0,
+        min=1.0,
+        help="Seconds that the warm parent of a further environment is kept while it has no lease.",
+    ).tag(config=True)

@@ -18,7 +18,7 @@ from jupyter_gpupool.core.engine import ServersChanged, WorkerExit, WorkerState
 from jupyter_gpupool.core.errors import EngineError, SliceInUse
 from jupyter_gpupool.core.models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
 from jupyter_gpupool.core.readings import ServerReading
-from jupyter_gpupool.engines.worker_options import EmulatedGPUs, WorkerPort
+from jupyter_gpupool.engines.worker_options import EmulatedGPUs, WorkerEnvironments, WorkerPort
 from jupyter_gpupool.gpus import discover
 from jupyter_gpupool.gpus.emulated import DEFAULT_COUNT
 from jupyter_gpupool.gpus.health.host_reader import read as read_host
@@ -27,6 +27,7 @@ from jupyter_gpupool.transport import specs
 
 from . import worker_files
 from .data_port import DataPort
+from .environments import Environments
 from .exit_codes import end_of
 from .parking import Parking
 from .warm_parent import WarmParent
@@ -40,7 +41,7 @@ _RECORD_TIMEOUT_S = 30.0
 _ORPHAN_TIMEOUT_S = 10.0
 
 
-class LocalEngine(EmulatedGPUs, WorkerPort, LoggingConfigurable):
+class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigurable):
     """The engine of a pool that has one GPU server: this machine."""
 
     server_name = Unicode(help="Name of this GPU server. Default: the host's name.").tag(config=True)
@@ -92,13 +93,18 @@ class LocalEngine(EmulatedGPUs, WorkerPort, LoggingConfigurable):
         self._real = False
         self._workers = LocalWorkers(self.run_dir, self.log)
         self._parking = Parking(self.run_dir, self.clean_after_s, self.log)
-        self._parent = WarmParent(
+        self._parent = self._parent_of()
+        self._environments = Environments(self._parent, self._parent_of, self.environment_idle_s, self.log)
+
+    def _parent_of(self, python: str = "") -> WarmParent:
+        return WarmParent(
             self.run_dir,
             persistent=self.persistent,
             start_timeout_s=self.start_timeout_s,
             workers=self._workers,
             address_of=self._address,
             log=self.log,
+            python=python,
         )
 
     # -- Engine
@@ -125,6 +131,7 @@ class LocalEngine(EmulatedGPUs, WorkerPort, LoggingConfigurable):
             await self._door.start()
         await self._parking.start(self.park_memory_mib, self._workers.addresses)
         self._parent.start()
+        await self._environments.start(self.environments)
         self._health = Watch(self._read)
         self._health.start()
 
@@ -152,7 +159,7 @@ class LocalEngine(EmulatedGPUs, WorkerPort, LoggingConfigurable):
 
     async def start_worker(self, lease: Lease, first: int = 0) -> WorkerAddress:
         """``first``: the number of the lease's first slice here, if it has others on other servers."""
-        return await self._parent.start_worker(self._spec(lease, first), self.host)
+        return await self._environments.start_worker(lease, self._spec(lease, first), self.host)
 
     async def stop_worker(self, lease_id: str) -> None:
         await self._workers.stop(lease_id)
@@ -229,6 +236,7 @@ class LocalEngine(EmulatedGPUs, WorkerPort, LoggingConfigurable):
             await self._workers.stop_all()
         self._workers.forget_all()
         await self._parking.stop()
+        await self._environments.stop()
         await self._parent.stop()
         if self._door is not None:
             await self._door.stop()
@@ -283,6 +291,11 @@ class LocalEngine(EmulatedGPUs, WorkerPort, LoggingConfigurable):
     def listens_on(self) -> int:
         """The data port's number; 0 if every worker has its own port."""
         return self._door.port if self._door is not None else 0
+
+    @property
+    def releases(self) -> Mapping[str, str]:
+        """The release of PyTorch of each environment that workers may run in, by its name."""
+        return self._environments.releases
 
     @property
     def warm(self) -> bool:

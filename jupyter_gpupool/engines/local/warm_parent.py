@@ -29,8 +29,9 @@ _EXIT_TIMEOUT_S = 10.0
 class WarmParent:
     """Starts the parent, replaces it when it dies, and asks it for workers.
 
-    ``folder``: of the workers' state files. ``start_timeout_s``: how long it may take to import PyTorch, and how long
-    a worker may take to start. ``address_of``: the address of a worker, from what the parent reports of it.
+    ``python``: the interpreter that it runs, if not this one. ``folder``: of the workers' state files.
+    ``start_timeout_s``: how long it may take to import PyTorch, and how long a worker may take to start.
+    ``address_of``: the address of a worker, from what the parent reports of it.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class WarmParent:
         workers: LocalWorkers,
         address_of: Callable[[Mapping[str, Any]], WorkerAddress],
         log: Any,
+        python: str = "",
     ) -> None:
+        self._python = python
         self._folder = folder
         self._persistent = persistent
         self._start_timeout_s = start_timeout_s
@@ -56,6 +59,7 @@ class WarmParent:
         self.failure = ""
         self._ready: asyncio.Future[int] | None = None
         self._starting: dict[str, asyncio.Future[WorkerAddress]] = {}
+        self._children: set[str] = set()  # the leases whose workers it was asked for
         #: Whether no more workers are to be started.
         self.is_stopping = False
 
@@ -65,6 +69,11 @@ class WarmParent:
         ready = self._ready
         return ready is not None and ready.done() and not ready.exception() and self.control is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has a worker, or is asked for one."""
+        return bool(self._children)
+
     def start(self) -> None:
         """Start the process. Raises EngineError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -73,7 +82,7 @@ class WarmParent:
             arguments.append("--persistent")
         try:
             self.process = subprocess.Popen(
-                processes.command("jupyter_gpupool.engines.local.zygote", *arguments),
+                processes.command("jupyter_gpupool.engines.local.zygote", *arguments, python=self._python),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # a reader of the pool's output must not wait for its workers
@@ -109,6 +118,14 @@ class WarmParent:
 
     async def start_worker(self, spec: WorkerSpec, host: str) -> WorkerAddress:
         """Fork a worker that listens on ``host``. Raises EngineError."""
+        self._children.add(spec.lease_id)
+        try:
+            return await self._start_worker(spec, host)
+        except BaseException:
+            self._children.discard(spec.lease_id)
+            raise
+
+    async def _start_worker(self, spec: WorkerSpec, host: str) -> WorkerAddress:
         control = await self.until_warm()
         answer: asyncio.Future[WorkerAddress] = asyncio.get_running_loop().create_future()
         self._starting[spec.lease_id] = answer
@@ -168,6 +185,7 @@ class WarmParent:
             if waiting is not None and not waiting.done():
                 waiting.set_exception(EngineError(f"no worker could be started: {message['why']}"))
         elif "ended" in message:
+            self._children.discard(message["ended"])
             self._workers.remove(message["ended"], message["code"])
 
     def _on_death(self, control: socket.socket) -> None:
@@ -181,7 +199,8 @@ class WarmParent:
         for waiting in self._starting.values():
             if not waiting.done():
                 waiting.set_exception(EngineError("the warm parent of the workers died; ask again"))
-        self._workers.adopt_all(kill=not self._persistent)
+        self._workers.adopt_all(self._children, kill=not self._persistent)
+        self._children.clear()
         if self.process is not None:
             asyncio.get_running_loop().run_in_executor(None, self.process.wait)  # leaves no zombie
         if was_warm:

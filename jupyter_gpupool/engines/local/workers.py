@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Collection
 from logging import LoggerAdapter
 from typing import Any
 
@@ -66,10 +67,10 @@ class LocalWorkers:
         self.add(lease_id, worker)
         self._watch(lease_id, worker)
 
-    def adopt_all(self, kill: bool) -> None:
-        """Watch for the end of every worker, because their parent died. ``kill``: end them, too."""
+    def adopt_all(self, lease_ids: Collection[str], kill: bool) -> None:
+        """Watch for the end of those workers, because their parent died. ``kill``: end them, too."""
         for lease_id, worker in list(self._addresses.items()):
-            if lease_id in self._watched:
+            if lease_id not in lease_ids or lease_id in self._watched:
                 continue
             if kill:
                 processes.send(worker.pid, worker.created, signal.SIGKILL)

@@ -20,7 +20,7 @@ from jupyter_gpupool.core.engine import ServersChanged, WorkerExit
 from jupyter_gpupool.core.errors import EngineError, SliceInUse
 from jupyter_gpupool.core.models import Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
 from jupyter_gpupool.core.readings import ServerReading
-from jupyter_gpupool.engines.worker_options import EmulatedGPUs, WorkerPort
+from jupyter_gpupool.engines.worker_options import EmulatedGPUs, WorkerEnvironments, WorkerPort
 from jupyter_gpupool.former_names import FormerNames
 
 from .cluster import Cluster, RayNode
@@ -32,7 +32,7 @@ _NODES_INTERVAL_S = 1.0
 _AGENTS_TIMEOUT_S = 60.0
 
 
-class RayEngine(EmulatedGPUs, WorkerPort, FormerNames, LoggingConfigurable):
+class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, LoggingConfigurable):
     """The engine of a pool whose GPU servers are the nodes of a Ray cluster.
 
     Offers as many emulated GPUs on a node as Ray counts there.
@@ -258,6 +258,8 @@ class RayEngine(EmulatedGPUs, WorkerPort, FormerNames, LoggingConfigurable):
                 "attach_timeout_s": self.attach_timeout_s,
                 "resume_s": self.resume_s,
                 "window_mib": self.window_mib,
+                "environments": dict(self.environments),
+                "environment_idle_s": self.environment_idle_s,
                 "pool_id": f"{self._pool}/{found.id}",
             },
         }
