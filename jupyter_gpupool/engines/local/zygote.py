@@ -253,12 +253,26 @@ def main() -> None:
 
 
 def _warm_up(torch: Any) -> None:
-    """Do once what PyTorch does at first use, before forking. On one thread: others would not survive a fork."""
+    """Do once what PyTorch does at first use, before forking. On one thread: others would not survive a fork.
+
+    Kernels for the CPU are compiled when they are first used: an LSTM's take as long as ten of its steps. Matrices of
+    less than 64 rows have others, and so has inference. No backward pass runs, for that may start threads.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    x = torch.ones(4, 4)
-    (x @ x).sum().item()
-    torch.nn.functional.conv2d(x.view(1, 1, 4, 4), x.view(1, 1, 4, 4))
+    nn = torch.nn
+    with torch.random.fork_rng(devices=[]):
+        x = torch.ones(64, 64)
+        (x @ x).sum().item()
+        for dtype in (torch.float32, torch.bfloat16):
+            nn.functional.linear(x.to(dtype), x.to(dtype), x[0].to(dtype))
+        for channels in (1, 8):
+            nn.Conv2d(channels, 8, 3)(torch.ones(1, channels, 16, 16))
+        for network in (nn.LSTM(64, 64), nn.GRU(64, 64)):
+            network(x.view(4, 16, 64))
+        nn.TransformerEncoderLayer(64, 4, 128, activation="gelu", batch_first=True)(x.view(4, 16, 64))
+        nn.functional.embedding(torch.zeros(4, dtype=torch.int64), x)
+        torch.randn(64, 64).exp().sum()
     torch.set_num_threads(threads)
 
 
