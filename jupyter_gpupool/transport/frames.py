@@ -26,7 +26,7 @@ MAX_HELLO = 4096
 class Kind(IntEnum):
     """The type of a frame."""
 
-    HELLO = 1  # client → worker: {protocol, secret, role, torch, threads, session, generation, received}
+    HELLO = 1  # client → worker: {protocol, secret, role, torch, threads, session, generation, received, new}
     WELCOME = 2  # worker → client: {protocol, torch, devices, software, received, done, resume_s, window_mib}
     REFUSED = 3  # worker → client: {message}; the connection ends
     RECORDS = 4  # client → worker: a flat list of records, see pytorch/protocol/commands.py; counts
@@ -53,6 +53,10 @@ class ConnectionLost(ConnectionError):
 
 class ConnectionClosed(ConnectionLost):
     """The other end's system has closed the connection in order: its process has ended, or something between did it."""
+
+
+class Unreachable(ConnectionLost):
+    """No connection to the GPU server can be made."""
 
 
 class NoWorker(ConnectionLost):

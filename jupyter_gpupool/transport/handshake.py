@@ -7,6 +7,7 @@ import hmac
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from . import frames, tls
 from .resumption import BadNumbers
 from .specs import PROTOCOL, AttachSpec, WorkerSpec
 
+#: The pauses between attempts to make a first connection, in seconds.
+_FIRST_PAUSES_S = (0.02, 0.1, 0.5)
 #: A session sends operators; a holder keeps the lease alive and sends only pings.
 ROLES = ("session", "holder")
 
@@ -33,7 +36,7 @@ def connect(
     try:
         sock = socket.create_connection((spec.host, spec.port), timeout=timeout_s)
     except OSError as e:
-        failure = frames.NoWorker if isinstance(e, ConnectionRefusedError) else frames.ConnectionLost
+        failure = frames.NoWorker if isinstance(e, ConnectionRefusedError) else frames.Unreachable
         raise failure(
             f"no worker answers for lease {spec.lease_id} at {spec.host}:{spec.port} ({e}); has the lease ended?"
         ) from e
@@ -52,6 +55,23 @@ def connect(
     except BaseException:
         conn.close()
         raise
+
+
+def connect_first(
+    connect: Callable[[], tuple[tls.Connection, dict[str, Any]]],
+) -> tuple[tls.Connection, dict[str, Any]]:
+    """Call ``connect`` for a connection that has none before it, and again where it is lost before the welcome.
+
+    Raises what ``connect`` raises: at once where nobody answers or the answer is no, else after a few attempts.
+    """
+    for pause_s in _FIRST_PAUSES_S:
+        try:
+            return connect()
+        except (frames.Unreachable, frames.NoWorker, TimeoutError):
+            raise
+        except ConnectionError:
+            time.sleep(pause_s)
+    return connect()
 
 
 def _secured(sock: socket.socket, spec: AttachSpec) -> tls.SecureSocket:

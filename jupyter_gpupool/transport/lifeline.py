@@ -100,7 +100,9 @@ class _Line:
         self._lives = lives
         self._died = False
         self._id = secrets.token_hex(16)
-        self._sock, welcome = handshake.connect(spec, "holder", {"holder": self._id})
+        self._sock, welcome = handshake.connect_first(
+            lambda: handshake.connect(spec, "holder", {"holder": self._id})
+        )
         self._resume_s = float(welcome.get("resume_s", 0.0))
         self._wake, self._waker = socket.socketpair()
         self._released = threading.Event()

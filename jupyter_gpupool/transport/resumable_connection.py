@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import frames, tls
-from .handshake import Refused
+from .handshake import Refused, connect_first
 from .resumption import ACKNOWLEDGE_BYTES, BadNumbers, ClientEnd, Frame
 
 #: Connects with these fields of the hello, within so many seconds; returns the connection and the welcome.
@@ -74,7 +74,9 @@ class ResumableConnection:
         self._over_why = ""
         #: counters for benchmarks and tests
         self.reconnects = 0
-        sock, self.welcome = connect(self.end.hello(), _ATTEMPT_TIMEOUT_S)
+        sock, self.welcome = connect_first(
+            lambda: connect({**self.end.hello(), "new": True}, _ATTEMPT_TIMEOUT_S)
+        )
         self.resume_s = float(self.welcome.get("resume_s", 0.0))
         self._window_bytes = int(self.welcome.get("window_mib", 64)) << 20
         self._use(sock)

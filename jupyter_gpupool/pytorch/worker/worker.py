@@ -342,7 +342,8 @@ class Worker:
         with self._lock:
             served = self._sessions.get(id)
         if served is None:
-            if number(generation, "generation") > 1:
+            # A client that was never welcomed has nothing here, however often it has tried.
+            if number(generation, "generation") > 1 and hello.get("new") is not True:
                 raise BadNumbers("it has ended")
             served = self._open(id, hello)
             opened.append(served)

@@ -157,6 +157,22 @@ def test_losses_and_parameters_are_those_of_an_undisturbed_run(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("mean_bytes", [1, 300, 1000])
+@pytest.mark.parametrize("way", [RESET, CLOSED])
+def test_the_first_connection_is_lost_while_it_is_made(
+    start_worker: Callable, way: str, mean_bytes: int
+) -> None:
+    worker = start_worker(attach_timeout_s=6000.0)
+    with through(worker.spec, 3, (way,), mean_bytes=mean_bytes) as (proxy, near):
+        holder = Lifeline(near)
+        session.activate(near)
+        assert torch.arange(4.0, device="cuda").sum().item() == 6.0
+        session.deactivate()
+        assert holder.alive
+        holder.release()
+        assert proxy.connections > 2
+
+
 @pytest.fixture
 def proxied(start_worker: Callable) -> Iterator[tuple[CuttingProxy, Any]]:
     """A lease attached to this process through a proxy, and its worker."""
