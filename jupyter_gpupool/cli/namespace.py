@@ -56,6 +56,12 @@ def _yes_no(text: str) -> bool:
     return text == "yes"
 
 
+def _reclaim(text: str) -> str | None:
+    if text not in ("never", "idle", "default"):
+        raise argparse.ArgumentTypeError(f"give never, idle or default, not {text!r}")
+    return None if text == "default" else text
+
+
 class NamespaceCommand(Command):
     """A command that makes one call about namespaces."""
 
@@ -100,11 +106,17 @@ class NamespaceCommand(Command):
             type=_yes_no,
             help="whether members see which member holds which GPUs",
         )
+        parser.add_argument(
+            "--reclaim",
+            metavar="never|idle|default",
+            type=_reclaim,
+            help="whether its leases may be parked while others wait: never, once idle, or as the pool has it",
+        )
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that were given. None removes a limit; a setting that was not given is absent."""
         given = vars(self.args)
-        names = ("description", "weight", "names_holders")
+        names = ("description", "weight", "names_holders", "reclaim")
         found: dict[str, Any] = {name: given[name] for name in names if name in given}
         limits = {limit: given[option] for option, limit in _LIMITS.items() if option in given}
         return {**found, **({"limits": limits} if limits else {})}
@@ -112,7 +124,7 @@ class NamespaceCommand(Command):
     def parser(self) -> Parser:
         parser = super().parser()
         for action in parser._actions:
-            if action.dest in (*_LIMITS, "description", "weight", "names_holders"):
+            if action.dest in (*_LIMITS, "description", "weight", "names_holders", "reclaim"):
                 action.default = argparse.SUPPRESS
         return parser
 

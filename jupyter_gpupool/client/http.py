@@ -13,7 +13,7 @@ import httpx
 
 from jupyter_gpupool.core import errors
 from jupyter_gpupool.core.api import PREFIX
-from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Request, Slice, WorkerAddress
+from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Parked, Request, Slice, WorkerAddress
 from jupyter_gpupool.core.request_schema import FORECAST, body_of, query_of
 from jupyter_gpupool.core.validation import check_memory
 
@@ -458,4 +458,5 @@ def _lease(data: dict[str, Any]) -> Lease:
         elsewhere = {name: WorkerAddress(**one) for name, one in others.items()}
         fields["worker"] = WorkerAddress(**data["worker"], elsewhere=elsewhere)
     fields["asked_back"] = tuple(AskedBack(**one) for one in data.get("asked_back", ()))
+    fields["parked"] = Parked(**data["parked"]) if data.get("parked") else None
     return Lease(**fields)

@@ -81,12 +81,12 @@ class ParkingEngine(Protocol):
     The pool decides (:mod:`jupyter_gpupool.pool.scheduling.planner`), writes its decision to the ledger, and then calls
     one of these methods. Each call is about one lease, and there is at most one call about a lease at a time.
 
-    - **Parking.** ``park_worker(lease)``: ``lease.parked`` names the server and the host memory that is kept for it.
-      When it returns, the worker has let go of its GPUs and the arena has everything: only then the pool gives them to
-      others. If it raises, the worker goes on, and the pool keeps its slices.
-    - **Resuming.** ``resume_worker(lease)``: ``lease.slices`` are new, ``lease.parked`` is where the state is. It
-      returns the worker, as ``start_worker`` does. If it raises, the lease is LOST. The engine asks for it by calling
-      what :meth:`on_wake` was given, when an operator needs a parked lease's GPUs.
+    - **Parking.** ``park_worker(lease)``: when it returns, the worker has let go of its GPUs and the arena has
+      everything: only then the pool gives them to others. If it raises, the worker goes on, and the pool keeps its
+      slices.
+    - **Resuming.** ``resume_worker(lease)``: ``lease.slices`` are those that it has now, of the same models and on the
+      same server. It returns the worker, as ``start_worker`` does. If it raises, the lease is LOST. The engine asks for
+      it by calling what :meth:`on_wake` was given, again and again, when an operator needs a parked lease's GPUs.
     - **Moving.** ``move_worker(lease)``: the lease holds ``lease.slices`` and ``lease.moving_to``, which have no GPU in
       common. It returns the new worker once that one has everything and the old one has ended. If it raises, the old
       one goes on, and the new one has ended. A lease with several workers moves as a whole or not at all.

@@ -28,6 +28,11 @@ class LeaseState(str, Enum):
         return self in _HOLDING
 
     @property
+    def has_worker(self) -> bool:
+        """Whether a lease in this state has a worker, or one that starts: it holds its slices or is parked."""
+        return self in _HOLDING or self is LeaseState.PARKED
+
+    @property
     def ended(self) -> bool:
         """Whether a lease in this state has ended."""
         return self in _ENDED
@@ -94,12 +99,19 @@ class Role(str, Enum):
     ADMINISTER = "administer"
 
 
+class Reclaim(str, Enum):
+    """Whether leases may be parked while others wait for their GPUs: never, or once they are idle."""
+
+    NEVER = "never"
+    IDLE = "idle"
+
+
 @dataclass(frozen=True)
 class Namespace:
     """A tenant of the pool. ``limits`` apply; the pool's administrator sets ``ceiling``, which they never exceed.
 
     ``weight``: its weight, relative to other namespaces, when requests queue. ``names_holders``: members see which
-    member holds which GPUs.
+    member holds which GPUs. ``reclaim``: whether its leases may be parked; None is the pool's default.
     """
 
     name: str
@@ -109,6 +121,7 @@ class Namespace:
     weight: float = 1.0
     names_holders: bool = False
     members: Mapping[str, Role] = field(default_factory=dict)
+    reclaim: Reclaim | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,19 @@ class AskedBack:
     by: str
     at: float
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """What is known of a lease while it is parked.
+
+    ``memory_mib``: host memory of its server that is kept for it. ``since``: when it was parked; ``wanted_since``:
+    since when its program has waited for its GPUs, None while it needs none. Both in seconds since the epoch.
+    """
+
+    memory_mib: int
+    since: float
+    wanted_since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +213,8 @@ class Lease:
 
     The lease ends at ``expires_at``, if that is set. ``idle_since``: since when the worker has been idle, None while
     it computes or has paused only briefly. ``waits_for``: the limit that blocks a queued request, or
-    that what is free is kept for an earlier one; empty while it waits for free memory.
+    that what is free is kept for an earlier one; empty while it waits for free memory. ``slices`` of a parked lease are
+    those that it held: they are others' now, and ``parked`` is set.
     """
 
     request: Request
@@ -205,6 +232,12 @@ class Lease:
     expires_at: float | None = None
     idle_since: float | None = None
     asked_back: tuple[AskedBack, ...] = ()
+    parked: Parked | None = None
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether it is parked and waits for room, because its program needs its GPUs."""
+        return self.parked is not None and self.parked.wanted_since is not None
 
     @property
     def id(self) -> str:
@@ -225,6 +258,7 @@ class Lease:
             others = {server: one.to_json() for server, one in self.worker.elsewhere.items()}
             data["workers"] = {self.slices[0].server: worker, **others}
         data["asked_back"] = tuple(dict(vars(one)) for one in self.asked_back)
+        data["parked"] = dict(vars(self.parked)) if self.parked else None
         data["id"] = self.id
         return data
 
@@ -258,7 +292,18 @@ class StopWorker:
     lease_id: str
 
 
-Action = StartWorker | StopWorker
+@dataclass(frozen=True)
+class ResumeWorker:
+    """Action after a change: bring the parked state of this lease back, onto its new slices.
+
+    ``woken_at``: since when its program has waited, in seconds since the epoch.
+    """
+
+    lease: Lease
+    woken_at: float | None = None
+
+
+Action = StartWorker | StopWorker | ResumeWorker
 
 
 @dataclass(frozen=True)
@@ -280,10 +325,12 @@ class Change:
 class Snapshot:
     """The pool at one instant. ``granted_mib`` has every GPU of ``servers``, by uuid.
 
-    ``leases``: those that hold slices; ``queue``: queued requests in the order of ``position``.
+    ``leases``: those that hold slices; ``parked``: parked ones that need no GPUs now; ``queue``: parked ones that do,
+    and queued requests, in the order of ``position``.
     """
 
     servers: tuple[Server, ...] = ()
     granted_mib: Mapping[str, int] = field(default_factory=dict)
     leases: tuple[Lease, ...] = ()
     queue: tuple[Lease, ...] = ()
+    parked: tuple[Lease, ...] = ()

@@ -70,6 +70,10 @@ def of_lease(lease: Lease, used: dict[str, int]) -> Table:
         for k, s in enumerate(lease.slices)
     ]
     heading = f"{lease.state.value.capitalize()} for {span(age)}, lease {lease.id}"
+    if lease.parked is not None:
+        heading = f"Asleep for {span(time.time() - lease.parked.since)}, wakes by itself, lease {lease.id}"
+        if lease.position is not None:
+            heading = f"Waking: position {lease.position} in the queue, lease {lease.id}"
     return Table(heading, ["device", "model", "server", "used MiB", "slice MiB", "GPU MiB"], rows)
 
 

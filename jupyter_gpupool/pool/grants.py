@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 
 from jupyter_gpupool.core.errors import ImpossibleRequest
-from jupyter_gpupool.core.models import Lease, LeaseState, Namespace, Request, Server
+from jupyter_gpupool.core.models import GPU, Lease, LeaseState, Namespace, Request, Server
 from jupyter_gpupool.core.tracing import span
 
-from .ledger.ledger import Transaction
+from .ledger.ledger import BufferedTransaction, Transaction
 from .liveness import Liveness
 from .pending_change import PendingChange
-from .scheduling import placement, quotas
+from .scheduling import placement, quotas, resumption
 from .scheduling.admission import GrantPlan, plan_grants
 from .scheduling.fair_queue import fair_order
-from .scheduling.placement_index import PlacementIndex
+from .scheduling.placement_index import Granted, PlacementIndex, trial_grants
 from .tenancy.namespaces import Namespaces
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first of those that wait for memory. ``groups``: GPUs that may serve it together, each with the MiB that it
+    takes there."""
+
+    lease: Lease
+    groups: Sequence[Sequence[tuple[GPU, int]]]
 
 
 class Grants:
@@ -46,33 +56,107 @@ class Grants:
         return lease
 
     def grant_waiting(self, change: PendingChange, index: PlacementIndex) -> None:
-        """Grant what fits, in fair order. Behind a request that does not fit, grant only what it does not need."""
-        while True:
-            queue = self.queue(change.tx, index.servers)
-            plan = self._plan(change, queue, index) if self.are_open else GrantPlan(waiting=queue)
-            at = self._clock()
-            for lease, slices in plan.granted:
-                longest = self._namespaces.of_lease(lease.request.namespace).limits.lease_s
-                change.grant(lease, slices, at, None if longest is None else at + longest)
-            # A grant may have made it another namespace's turn, and what was kept from that one is then its own.
-            if not plan.granted or len({lease.request.namespace for lease in plan.waiting}) < 2:
-                break
-        change.positions, change.waits_for = places(plan.waiting), plan.waits_for
+        """Resume and grant what fits: woken leases first, then requests in fair order. Behind one that does not fit,
+        grant only what it does not need."""
+        with trial_grants(change.tx.granted_mib()) as room:
+            woken = self._resume_woken(change, index, room)
+            while True:
+                queue = self.queue(change.tx, index.servers)
+                # The next tick cancels a request whose holder is silent; until then it must not be granted.
+                plan = (
+                    self._plan(
+                        change.tx,
+                        queue,
+                        index,
+                        room,
+                        lambda lease: lease.id not in change.changed and self._is_silent(lease),
+                    )
+                    if self.are_open
+                    else GrantPlan(waiting=queue)
+                )
+                at = self._clock()
+                for lease, slices in plan.granted:
+                    longest = self._namespaces.of_lease(lease.request.namespace).limits.lease_s
+                    change.grant(lease, slices, at, None if longest is None else at + longest)
+                # A grant may have made it another namespace's turn, and what was kept from that one is then its own.
+                if not plan.granted or len({lease.request.namespace for lease in plan.waiting}) < 2:
+                    break
+        change.positions, change.waits_for = places([*woken, *plan.waiting]), plan.waits_for
 
-    def _plan(self, change: PendingChange, queue: Sequence[Lease], index: PlacementIndex) -> GrantPlan:
+    def _resume_woken(self, change: PendingChange, index: PlacementIndex, room: Granted) -> list[Lease]:
+        """Resume what fits of the woken leases. Return the others; what is free where they need it is kept for them."""
+        waiting = change.tx.woken()
+        if not self.are_open:
+            return waiting
+        for lease in list(waiting):
+            if self._is_silent(lease):
+                continue
+            slices = resumption.place(lease, index.servers, room)
+            if slices is not None:
+                change.resume(lease, slices)
+                waiting.remove(lease)
+            else:
+                self._keep_for_woken(change.tx, lease, index, room)
+        return waiting
+
+    def _keep_for_woken(
+        self, tx: BufferedTransaction, lease: Lease, index: PlacementIndex, room: Granted
+    ) -> None:
+        for uuid, mib in resumption.keep(lease, index.servers, room, tx.leases_on).items():
+            if mib:
+                room.use_on_trial(uuid, mib)
+
+    def _plan(
+        self,
+        tx: BufferedTransaction,
+        queue: Sequence[Lease],
+        index: PlacementIndex,
+        room: Granted,
+        gone: Callable[[Lease], bool],
+    ) -> GrantPlan:
         if not queue:
             return GrantPlan()
         limited = any(is_limited(self._namespaces.of_lease(lease.request.namespace)) for lease in queue)
-        return plan_grants(
-            queue,
-            index,
-            change.tx.granted_mib(),
-            change.tx.held() if limited else {},
-            self._namespaces.of_lease,
-            # The next tick cancels a request whose holder is silent; until then it must not be granted.
-            lambda lease: lease.id not in change.changed and self._liveness.silent(lease) is not None,
-            change.tx.leases_on,
-        )
+        held = tx.held() if limited else {}
+        return plan_grants(queue, index, room, held, self._namespaces.of_lease, gone, tx.leases_on)
+
+    def _is_silent(self, lease: Lease) -> bool:
+        return self._liveness.silent(lease) is not None
+
+    def heads(
+        self, tx: BufferedTransaction, index: PlacementIndex
+    ) -> Generator[tuple[Head, Mapping[str, int]], None, None]:
+        """Those that wait for memory and are next: woken leases, then the first request of each namespace.
+
+        With each comes what is granted by GPU uuid, including what is kept for those before it; it is true until the
+        next one is asked for.
+        """
+        with trial_grants(tx.granted_mib()) as room:
+            for lease in tx.woken():
+                if not self._is_silent(lease):
+                    yield Head(lease, [resumption.eligible(lease, index.servers)]), room
+                    self._keep_for_woken(tx, lease, index, room)
+            queue = self.queue(tx, index.servers)
+            plan = self._plan(tx, queue, index, room, self._is_silent)
+            held = tx.held()
+            for lease in queue:
+                reservation = plan.reserved.get(lease.id)
+                if reservation is None:
+                    continue
+                request = lease.request
+                bounds = quotas.bounds(self._namespaces.of_lease(request.namespace), request.owner, held)
+                servers = quotas.within_limits(request, index.servers, bounds)
+                groups = [placement.eligible(request, server) for server in servers]
+                if request.spread:
+                    groups = [[entry for group in groups for entry in group]]
+                yield Head(lease, groups), room
+                for uuid, mib in reservation.blocked_mib.items():
+                    if mib:
+                        room.use_on_trial(uuid, mib)
+
+    def waiting(self, tx: Transaction, servers: Sequence[Server]) -> list[Lease]:
+        """The leases that wait, in the order in which they resume or are granted."""
+        return [*tx.woken(), *self.queue(tx, servers)]
 
     def queue(self, tx: Transaction, servers: Sequence[Server]) -> list[Lease]:
         """The queued leases, in the order in which they are granted."""

@@ -26,12 +26,15 @@ _GRANTING = frozenset(
     {
         "administer",
         "drain",
+        "park",
         "recover",
         "release",
         "request",
         "resize",
+        "resume_failed",
         "set_servers",
         "tick",
+        "wake",
         "worker_exited",
         "worker_failed",
     }
@@ -94,8 +97,39 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(
         LeaseState.ACTIVE,
         LeaseState.LOST,
+        frozenset({"recover", "resume_failed", "worker_exited"}),
+        "the worker died, the GPU server was lost, the worker did not outlive a restart of the pool, "
+        "or its state could not be brought back",
+    ),
+    Transition(
+        LeaseState.ACTIVE,
+        LeaseState.PARKED,
+        frozenset({"park", "recover"}),
+        "it was idle, somebody waited for its GPUs, and its worker has moved its state to host memory",
+    ),
+    Transition(
+        LeaseState.PARKED,
+        LeaseState.ACTIVE,
+        _GRANTING,
+        "its program needs its GPUs, and there is room",
+    ),
+    Transition(
+        LeaseState.PARKED,
+        LeaseState.RELEASED,
+        frozenset({"release", "tick", "worker_exited"}),
+        "as from ACTIVE",
+    ),
+    Transition(
+        LeaseState.PARKED,
+        LeaseState.EXPIRED,
+        frozenset({"tick", "worker_exited"}),
+        "as from ACTIVE",
+    ),
+    Transition(
+        LeaseState.PARKED,
+        LeaseState.LOST,
         frozenset({"recover", "worker_exited"}),
-        "the worker died, the GPU server was lost, or the worker did not outlive a restart of the pool",
+        "the worker died, or it did not outlive a restart of the pool",
     ),
 )
 

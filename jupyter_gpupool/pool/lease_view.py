@@ -59,12 +59,12 @@ class LeaseView:
     def shown(
         self, lease: Lease, positions: Mapping[str, int], waits_for: Mapping[str, str] | None = None
     ) -> Lease:
-        """The lease with its last heartbeat; a queued one with its position and the limit that blocks it; others
+        """The lease with its last heartbeat; one that waits with its position and the limit that blocks it; others
         with the time since which they are idle. ``waits_for`` None: the limits of the last change."""
         if lease.state.ended:
             return lease
         heard = max(lease.created_at, self._liveness.heard(lease).wall)
-        if lease.state is LeaseState.QUEUED:
+        if lease.state is LeaseState.QUEUED or lease.is_woken:
             limit = (self._waits_for if waits_for is None else waits_for).get(lease.id, "")
             return replace(lease, heartbeat_at=heard, position=positions.get(lease.id), waits_for=limit)
         idle_s = self._namespaces.of_lease(lease.request.namespace).limits.idle_s

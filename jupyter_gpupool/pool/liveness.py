@@ -41,6 +41,7 @@ class Liveness:
         self._beats: dict[str, Beat] = {}
         self._granted: dict[str, float] = {}
         self._computed: dict[str, Beat] = {}
+        self._resident: dict[str, float] = {}
 
     def beat(self, lease_id: str) -> None:
         """Record that the lease's holder is alive."""
@@ -54,10 +55,15 @@ class Liveness:
     def changed(self, lease: Lease) -> None:
         """Follow a lease into another state."""
         if lease.state.ended:
-            for known in (self._beats, self._granted, self._computed):
+            for known in (self._beats, self._granted, self._computed, self._resident):
                 known.pop(lease.id, None)
         elif lease.state is LeaseState.GRANTED:
             self._granted[lease.id] = self._monotonic()
+        elif lease.state is LeaseState.PARKED:
+            self._resident.pop(lease.id, None)
+        elif lease.id not in self._resident and lease.state is LeaseState.ACTIVE:
+            self._resident[lease.id] = self._monotonic()
+            self._computed[lease.id] = self._now()
         elif lease.id not in self._computed:
             self._computed[lease.id] = self._now()
 
@@ -73,7 +79,8 @@ class Liveness:
 
     def _limit_s(self, lease: Lease) -> float:
         """How long the lease lives without a heartbeat."""
-        return max(lease.ttl_s, self._resume_s) if lease.state is LeaseState.ACTIVE else lease.ttl_s
+        is_up = lease.state in (LeaseState.ACTIVE, LeaseState.PARKED)
+        return max(lease.ttl_s, self._resume_s) if is_up else lease.ttl_s
 
     def beating(self, leases: Iterable[Lease]) -> Iterator[bool]:
         """For each lease, whether it is neither silent nor workerless, as nearly all are."""
@@ -91,8 +98,9 @@ class Liveness:
         return f"its worker did not come up within {limit:g} s" if age > limit else None
 
     def idle_s(self, lease: Lease) -> float:
-        """For how long an ACTIVE lease has computed nothing, in seconds; 0 for others."""
-        if lease.state is not LeaseState.ACTIVE:
+        """For how long an ACTIVE or PARKED lease has computed nothing, in seconds; 0 for others, and for one that would
+        compute if it had its GPUs."""
+        if lease.state not in (LeaseState.ACTIVE, LeaseState.PARKED) or lease.is_woken:
             return 0.0
         return self._monotonic() - self._computed.get(lease.id, self._since).monotonic
 
@@ -102,6 +110,10 @@ class Liveness:
         if self.idle_s(lease) < min_idle_s:
             return None
         return round(self._computed.get(lease.id, self._since).wall)
+
+    def resident_s(self, lease: Lease) -> float:
+        """For how long an ACTIVE lease has had its GPUs, as far as is known, in seconds."""
+        return self._monotonic() - self._resident.get(lease.id, self._since.monotonic)
 
     def _now(self) -> Beat:
         return Beat(self._clock(), self._monotonic())

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from jupyter_gpupool.core.engine import WorkerState
 from jupyter_gpupool.core.errors import ImpossibleRequest, LeaseEnded, NoCapacity, PoolError
 from jupyter_gpupool.core.models import (
     Change,
     Lease,
     LeaseState,
+    Reclaim,
     Request,
     Server,
     Slice,
@@ -29,9 +31,10 @@ from jupyter_gpupool.core.validation import check_same
 from .drained_servers import marked, set_drained
 from .grants import Grants, is_limited, places
 from .lease_view import LeaseView, living
-from .ledger.ledger import EVERY, HOLDING, LIVE, Ledger, Transaction
+from .ledger.ledger import EVERY, HOLDING, LIVE, BufferedTransaction, Ledger, Transaction
 from .liveness import Liveness
 from .pending_change import PendingChange
+from .reclaim import NO_RECLAIM, Parks, ReclaimPolicy, find_parks, why_parked
 from .scheduling import lease_terms, placement, quotas
 from .scheduling.placement_index import PlacementIndex
 from .scheduling.policy import FEW_SERVERS, PlacementPolicy
@@ -41,7 +44,7 @@ from .tenancy.namespaces import Namespaces
 from .usage_report import LEASES_KEPT_S
 
 #: The states in which a lease needs heartbeats.
-_BEATING = (LeaseState.QUEUED, LeaseState.GRANTED, LeaseState.ACTIVE)
+_BEATING = (LeaseState.QUEUED, LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.PARKED)
 _PRUNE_INTERVAL_S = 3600.0
 #: How many refusals are kept until the next tick records them.
 _MAX_UNRECORDED_REFUSALS = 1000
@@ -55,7 +58,7 @@ class Manager:
     a queued request lives without a heartbeat; ``resume_s``: how long an ACTIVE lease does, if that is longer, because
     its worker notices a dead holder sooner. ``attach_timeout_s``: how long a granted lease may wait for its worker.
     ``history_s``: how long ended leases are kept. ``audit_s``: how long audit entries are kept. ``policy``: which GPUs
-    a request gets among those with room.
+    a request gets among those with room. ``reclaim``: when idle leases are parked for others.
 
     Heartbeats are kept in memory, not in the ledger: they cost no write, and work on a full disk. A new manager gives
     every lease one TTL from its own start.
@@ -75,6 +78,7 @@ class Manager:
         audit_s: float = 90 * 86400.0,
         monotonic: Callable[[], float] | None = None,
         policy: PlacementPolicy = FEW_SERVERS,
+        reclaim: ReclaimPolicy = NO_RECLAIM,
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -84,6 +88,7 @@ class Manager:
         self._pruned_at: float | None = None
         self._refused: deque[Entry] = deque(maxlen=_MAX_UNRECORDED_REFUSALS)
         self._is_following = False  # another manager decides over the ledger
+        self._reclaim = reclaim
         self._index = PlacementIndex((), policy)
         self._asked: dict[str, int] = {}  # how often each model was asked for by name
         self._liveness = Liveness(clock, self._monotonic, attach_timeout_s, resume_s)
@@ -126,24 +131,29 @@ class Manager:
         self._index = index
         return self._done(change)
 
-    def recover(self, adopted: Mapping[str, WorkerAddress]) -> Change:
-        """Resume a ledger after a restart. ``adopted``: the workers that still run, by lease id.
+    def recover(self, adopted: Mapping[str, WorkerAddress], parked: Collection[str] = ()) -> Change:
+        """Resume a ledger after a restart. ``adopted``: the workers that still run, by lease id; ``parked``: the ids of
+        those whose state is in host memory.
 
-        An ACTIVE lease without its worker becomes LOST. A GRANTED lease gets its worker started again, or becomes
-        ACTIVE if its worker was found. Workers of leases that have ended are stopped.
+        An ACTIVE or PARKED lease without its worker becomes LOST. A GRANTED lease gets its worker started again, or
+        becomes ACTIVE if its worker was found. An ACTIVE one whose worker is parked becomes PARKED. Workers of leases
+        that have ended are stopped.
         """
         with self._changing() as change:
             live = {lease.id: lease for lease in change.tx.leases(LIVE)}
             for lease in live.values():
                 worker = adopted.get(lease.id)
-                if lease.state is LeaseState.ACTIVE and worker is None:
+                if lease.state in (LeaseState.ACTIVE, LeaseState.PARKED) and worker is None:
                     change.end(lease, LeaseState.LOST, "its worker did not outlive a restart of the pool")
                 elif lease.state in HOLDING and worker is not None and worker != lease.worker:
                     change.activate(lease, worker)
                 elif lease.state is LeaseState.GRANTED:
                     change.start_worker(lease)
+                if lease.state is LeaseState.ACTIVE and worker is not None and lease.id in parked:
+                    # The earlier pool ended between parking and recording it, or between a resume and its record.
+                    change.park(change.changed.get(lease.id, lease), 0, "the pool was restarted meanwhile")
             for lease_id in adopted:
-                if lease_id not in live or not live[lease_id].state.holds:
+                if lease_id not in live or not live[lease_id].state.has_worker:
                     change.stop_worker(lease_id)
             self._grants.are_open = True
             self._grants.grant_waiting(change, self._index)
@@ -236,7 +246,11 @@ class Manager:
     def _resized(
         self, tx: Transaction, lease: Lease, partial: float | None, memory_mib: int | None
     ) -> tuple[Slice, ...]:
-        if living(lease).state is not LeaseState.ACTIVE:
+        if living(lease).state is LeaseState.PARKED:
+            raise NoCapacity(
+                f"lease {lease.id} is parked; resize it once its program has used its GPUs again"
+            )
+        if lease.state is not LeaseState.ACTIVE:
             raise NoCapacity(f"lease {lease.id} has no slices yet; resize it once it is active")
         slices = placement.resized(lease, self._index.servers, tx.granted_mib(), partial, memory_mib)
         namespace = self.namespaces.of_lease(lease.request.namespace)
@@ -285,9 +299,9 @@ class Manager:
         """The worker listens: GRANTED to ACTIVE. If the lease has ended meanwhile, the worker is stopped."""
         with self._changing() as change:
             lease = change.tx.lease(lease_id)
-            if lease is None or not lease.state.holds:
+            if lease is None or not lease.state.has_worker:
                 change.stop_worker(lease_id)
-            elif lease.worker != worker:
+            elif lease.worker != worker and lease.state.holds:
                 change.activate(lease, worker)
         return self._done(change, lease)
 
@@ -304,10 +318,78 @@ class Manager:
             raise ValueError(f"{state.value} is not an ended state")
         with self._changing() as change:
             lease = change.tx.lease(lease_id)
-            if lease is not None and lease.state.holds:
+            if lease is not None and lease.state.has_worker:
                 change.end(lease, state, reason, stop=False)
                 self._grants.grant_waiting(change, self._index)
         return self._done(change, lease)
+
+    # -- parking --------------------------------------------------------------------------------
+
+    def find_parks(
+        self, states: Mapping[str, WorkerState], arenas: Mapping[str, int], besides: Collection[str] = ()
+    ) -> Parks | None:
+        """The idle leases that are to be parked now for one that waits; None if there are none.
+
+        ``states`` and ``arenas``: what the engine says. ``besides``: ids of leases that are left alone.
+        """
+        choices = {self._reclaim.default, *(namespace.reclaim for namespace in self.namespaces.all())}
+        if not self._grants.are_open or Reclaim.IDLE not in choices:
+            return None
+        with self._ledger.reading(everything=True) as tx:
+            if not isinstance(tx, BufferedTransaction):
+                return None
+            return find_parks(
+                tx,
+                self._index,
+                self._grants,
+                self.namespaces,
+                self._liveness,
+                self._reclaim,
+                states,
+                arenas,
+                besides,
+            )
+
+    def park(self, parks: Parks, kept_mib: Mapping[str, int]) -> Change:
+        """Record that leases were parked, and grant their GPUs. ``kept_mib``: host memory that is kept for each, by id.
+
+        Of a lease that has changed since :meth:`find_parks` nothing is recorded, and of none if nobody waits any more;
+        the caller resumes those.
+        """
+        with self._changing() as change:
+            waiting = change.tx.lease(parks.waiting.id)
+            if waiting is not None and (waiting.state is LeaseState.QUEUED or waiting.is_woken):
+                for lease in parks.leases:
+                    now = change.tx.lease(lease.id)
+                    is_same = (
+                        now is not None and now.state is LeaseState.ACTIVE and now.slices == lease.slices
+                    )
+                    if now is not None and is_same:
+                        change.park(now, kept_mib[lease.id], why_parked(now, kept_mib[lease.id], waiting))
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change)
+
+    def wake(self, lease_id: str) -> Change:
+        """A parked lease's program needs its GPUs: resume it, or let it wait ahead of all requests."""
+        with self._ledger.reading() as tx:
+            lease = tx.lease(lease_id)
+            if lease is None or lease.state is not LeaseState.PARKED or lease.is_woken:
+                return Change()
+        with self._changing() as change:
+            lease = change.tx.lease(lease_id)
+            if lease is not None and lease.state is LeaseState.PARKED and not lease.is_woken:
+                change.wake(lease)
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change)
+
+    def resume_failed(self, lease_id: str, reason: str) -> Change:
+        """The state of a lease could not be brought back: the lease is LOST."""
+        with self._changing() as change:
+            lease = change.tx.lease(lease_id)
+            if lease is not None and lease.state is LeaseState.ACTIVE:
+                change.end(lease, LeaseState.LOST, reason)
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change)
 
     # -- what time does -----------------------------------------------------------------------
 
@@ -372,7 +454,7 @@ class Manager:
         if why:
             return LeaseState.CANCELLED if lease.state is LeaseState.QUEUED else LeaseState.EXPIRED, why
         namespace = self.namespaces.of_lease(lease.request.namespace)
-        if lease.state.holds and lease.expires_at is not None and lease.expires_at <= self._clock():
+        if lease.state.has_worker and lease.expires_at is not None and lease.expires_at <= self._clock():
             return LeaseState.EXPIRED, lease_terms.why_expired(lease, namespace)
         limit = namespace.limits.idle_s
         if limit is not None and self._liveness.idle_s(lease) > limit:
@@ -411,12 +493,13 @@ class Manager:
         with self._reading(everything=True) as tx:
             granted = tx.granted_mib()
             live = self._shown(tx, tx.leases(LIVE))
-        queue = [lease for lease in live if lease.state is LeaseState.QUEUED]
+        queue = [lease for lease in live if lease.state is LeaseState.QUEUED or lease.is_woken]
         return Snapshot(
             servers=tuple(self._index.servers),
             granted_mib={gpu.uuid: granted.get(gpu.uuid, 0) for s in self._index.servers for gpu in s.gpus},
             leases=tuple(lease for lease in live if lease.state.holds),
             queue=tuple(sorted(queue, key=lambda lease: lease.position or 0)),
+            parked=tuple(lease for lease in live if lease.state is LeaseState.PARKED and not lease.is_woken),
         )
 
     # -- transactions ---------------------------------------------------------------------------
@@ -450,8 +533,8 @@ class Manager:
 
     def _shown(self, tx: Transaction, leases: Sequence[Lease]) -> list[Lease]:
         """The ledger's leases as they are shown."""
-        is_any_queued = any(lease.state is LeaseState.QUEUED for lease in leases)
-        positions = places(self._grants.queue(tx, self._index.servers)) if is_any_queued else {}
+        does_any_wait = any(lease.state is LeaseState.QUEUED or lease.is_woken for lease in leases)
+        positions = places(self._grants.waiting(tx, self._index.servers)) if does_any_wait else {}
         return [self._view.shown(lease, positions) for lease in leases]
 
     def refused(self, owner: str, namespace: str, subject: str, error: PoolError) -> None:

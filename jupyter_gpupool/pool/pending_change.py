@@ -9,6 +9,8 @@ from jupyter_gpupool.core.models import (
     Action,
     Lease,
     LeaseState,
+    Parked,
+    ResumeWorker,
     Slice,
     StartWorker,
     StopWorker,
@@ -61,6 +63,22 @@ class PendingChange:
         """GRANTED to ACTIVE, or ACTIVE with a worker that was found again."""
         self.changed[lease.id] = self.tx.activate(lease.id, worker)
 
+    def park(self, lease: Lease, memory_mib: int, outcome: str) -> None:
+        """ACTIVE to PARKED. Its worker has let go of its GPUs already."""
+        self.changed[lease.id] = self.tx.park(lease, Parked(memory_mib, self._clock()))
+        self.note("park", lease, outcome)
+
+    def wake(self, lease: Lease) -> None:
+        """Record that the program of a parked lease waits for its GPUs."""
+        self.changed[lease.id] = self.tx.wake(lease, self._clock())
+
+    def resume(self, lease: Lease, slices: Sequence[Slice]) -> None:
+        """PARKED to ACTIVE; its state is brought back after the commit."""
+        woken_at = lease.parked.wanted_since if lease.parked else None
+        self.changed[lease.id] = resumed = self.tx.resume(lease, slices)
+        self.starts.append(ResumeWorker(resumed, woken_at))
+        self.note("resume", resumed, sizes(slices))
+
     def resize(self, lease: Lease, slices: Sequence[Slice], actor: str) -> None:
         """Give a lease other amounts of its GPUs' memory."""
         self.tx.resize(lease, slices)
@@ -76,10 +94,10 @@ class PendingChange:
         """From a live state to an ended one. ``stop``: whether its worker, if any, is to be stopped."""
         now = self._clock()
         self.tx.end(lease, state, reason, now)
-        self.changed[lease.id] = replace(lease, state=state, reason=reason, ended_at=now)
+        self.changed[lease.id] = replace(lease, state=state, reason=reason, ended_at=now, parked=None)
         is_requested = state in (LeaseState.RELEASED, LeaseState.CANCELLED)
         self.note(_END_ACTIONS[state], lease, reason, "" if is_requested else None)
-        if stop and lease.state.holds:
+        if stop and lease.state.has_worker:
             self.stop_worker(lease.id)
 
     def start_worker(self, lease: Lease) -> None:

@@ -47,6 +47,7 @@ export function lease(fields: Partial<ILease> = {}): ILease {
     expires_at: null,
     idle_since: null,
     asked_back: [],
+    parked: null,
     position: null,
     waits_for: '',
     ttl_s: 15,

@@ -26,12 +26,15 @@ from hypothesis.stateful import (
     rule,
 )
 
+from jupyter_gpupool.core.engine import WorkerState
 from jupyter_gpupool.core.errors import ImpossibleRequest, LeaseEnded, NoCapacity, PoolError, RequestConflict
 from jupyter_gpupool.core.models import (
     Change,
     Lease,
     LeaseState,
+    Reclaim,
     Request,
+    ResumeWorker,
     Server,
     Snapshot,
     StartWorker,
@@ -42,12 +45,16 @@ from jupyter_gpupool.gpus import emulated_gpus
 from jupyter_gpupool.pool.lease_transitions import find_transition
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.reclaim import ReclaimPolicy
+from jupyter_gpupool.pool.scheduling import resumption
 from jupyter_gpupool.pool.scheduling.placement import impossible, place
 
 from ..conftest import often
 
 TTL = 15.0
 ATTACH = 40.0
+IDLE = 5.0
+HOST_MIB = 1200
 SERVERS = [
     Server("one", "127.0.0.1", emulated_gpus("one", count=2, memory_mib=1000)),
     Server("two", "127.0.0.1", emulated_gpus("two", count=1, memory_mib=700)),
@@ -114,6 +121,9 @@ class Life(RuleBasedStateMachine):
         self.slices: dict[str, Any] = {}
         self.starting: set[str] = set()
         self.workers: dict[str, WorkerAddress] = {}
+        self.parked: dict[str, int] = {}  # the workers whose state is in host memory, with its MiB
+        self.woken: list[str] = []
+        self.computed: dict[str, float] = {}
         self.order: dict[str, list[str]] = defaultdict(list)
         self.port = 0
         self.ledger = Ledger(self.url)
@@ -122,7 +132,8 @@ class Life(RuleBasedStateMachine):
         self.carry_out(self.manager.set_servers(SERVERS))
 
     def new_manager(self) -> Any:
-        manager = Manager(self.ledger, lambda: self.now, TTL, attach_timeout_s=ATTACH)
+        reclaim = ReclaimPolicy(Reclaim.IDLE, IDLE, min_resident_s=0.0)
+        manager = Manager(self.ledger, lambda: self.now, TTL, attach_timeout_s=ATTACH, reclaim=reclaim)
         return RecordedManager(manager, self.states)
 
     def teardown(self) -> None:
@@ -138,6 +149,22 @@ class Life(RuleBasedStateMachine):
                 assert not stopped, "stops come before starts"
                 self.workers.pop(action.lease_id, None)
                 self.starting.discard(action.lease_id)
+                self.end_parked(action.lease_id)
+            if isinstance(action, ResumeWorker):
+                stopped = True
+                lease = action.lease
+                assert (
+                    lease.state is LeaseState.ACTIVE and lease.id in self.parked and lease.id in self.workers
+                )
+                assert lease.id in self.woken, "nobody wakes a lease but its own program"
+                before = self.slices[lease.id]
+                assert [(s.name, s.server, s.memory_mib) for s in lease.slices] == [
+                    (s.name, s.server, s.memory_mib) for s in before
+                ]
+                self.slices[lease.id] = lease.slices
+                self.woken.remove(lease.id)
+                del self.parked[lease.id]
+                self.computed[lease.id] = self.now
             if isinstance(action, StartWorker):
                 stopped = True
                 assert action.lease.state is LeaseState.GRANTED and action.lease.slices
@@ -283,7 +310,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.starting)
     @rule(data=st.data())
     def worker_starts(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(sorted(self.starting)))
+        self.start_one(data.draw(st.sampled_from(sorted(self.starting))))
+
+    def start_one(self, lease: str) -> None:
         self.starting.discard(lease)
         self.workers[lease] = self.new_worker(lease)
         self.carry_out(self.manager.worker_started(lease, self.workers[lease]))
@@ -300,6 +329,7 @@ class Life(RuleBasedStateMachine):
     def worker_ends(self, data: st.DataObject, state: LeaseState) -> None:
         lease = data.draw(st.sampled_from(sorted(self.workers)))
         self.workers.pop(lease)
+        self.end_parked(lease)
         self.carry_out(self.manager.worker_exited(lease, state, "it ended"))
         assert self.manager.lease(lease).state.ended
 
@@ -308,6 +338,57 @@ class Life(RuleBasedStateMachine):
         if lease in self.ended:
             change = self.manager.worker_started(lease, WorkerAddress("127.0.0.1", 1, 1, 1.0))
             assert change.actions == (StopWorker(lease),)
+
+    def end_parked(self, lease: str) -> None:
+        if self.parked.pop(lease, None) is not None and lease in self.woken:
+            self.woken.remove(lease)
+
+    # -- parking ----------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([IDLE, IDLE, 1.0]), fails=st.sampled_from([False, False, False, True]))
+    def park_for_others(self, seconds: float, fails: bool) -> None:
+        """Workers have been idle for a while, and the engine parks those that the pool asks for."""
+        for lease in sorted(self.starting):
+            self.start_one(lease)
+        self.now += seconds
+        for lease in list(self.beats):
+            self.heartbeat(lease)
+        states = {lease: WorkerState(100) for lease in self.workers if lease not in self.parked}
+        parks = self.manager.find_parks(states, {"one": HOST_MIB, "two": HOST_MIB})
+        if parks is None:
+            return
+        before = self.manager.snapshot()
+        for lease in parks.leases:
+            assert lease.state is LeaseState.ACTIVE and lease.id not in self.parked
+            assert self.now - self.computed.get(lease.id, 0.0) >= IDLE, "one that computes is left alone"
+        assert sum(self.parked.values()) + 100 * len(parks.leases) <= 2 * HOST_MIB
+        if fails:  # the engine could not, and has undone what it did
+            assert self.manager.snapshot() == before
+            return
+        for lease in parks.leases:
+            self.parked[lease.id] = 100
+        change = self.manager.park(parks, dict.fromkeys((lease.id for lease in parks.leases), 100))
+        self.carry_out(change)
+        after = self.manager.lease(parks.waiting.id)
+        assert after.state in (LeaseState.GRANTED, LeaseState.ACTIVE), (
+            "the plan made room for the one that waited"
+        )
+
+    @precondition(lambda self: self.parked)
+    @rule(data=st.data(), again=st.booleans())
+    def wake(self, data: st.DataObject, again: bool) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.parked)))
+        if lease not in self.woken:
+            self.woken.append(lease)
+        for _ in range(1 + again):
+            self.carry_out(self.manager.wake(lease))
+
+    @rule(data=st.data())
+    def compute(self, data: st.DataObject) -> None:
+        computing = [lease for lease in sorted(self.workers) if lease not in self.parked]
+        some = data.draw(st.lists(st.sampled_from(computing))) if computing else []
+        self.manager.computing(some)
+        self.computed.update(dict.fromkeys(some, self.now))
 
     # -- the pool dies ----------------------------------------------------------------------------
 
@@ -325,13 +406,19 @@ class Life(RuleBasedStateMachine):
         if servers_first:
             self.carry_out(self.manager.set_servers(SERVERS))
         before = {lease.id: lease for lease in self.manager.leases()}
-        self.carry_out(self.manager.recover(dict(self.workers)))
+        self.parked = {lease: mib for lease, mib in self.parked.items() if lease in self.workers}
+        active = [id for id in before if before[id].state is LeaseState.ACTIVE and id in self.workers]
+        if active and data.draw(st.booleans()):
+            self.parked[active[0]] = 0  # the pool died before it wrote that down
+        self.woken = [lease for lease in self.woken if lease in self.parked]
+        self.carry_out(self.manager.recover(dict(self.workers), set(self.parked)))
         if not servers_first:
             self.carry_out(self.manager.set_servers(SERVERS))
         for lease in before.values():
             if lease.id in self.workers and lease.state.holds:
-                assert self.manager.lease(lease.id).state is LeaseState.ACTIVE, "its worker lives"
-            elif lease.state is LeaseState.ACTIVE:
+                state = LeaseState.PARKED if lease.id in self.parked else LeaseState.ACTIVE
+                assert self.manager.lease(lease.id).state is state, "its worker lives"
+            elif lease.state in (LeaseState.ACTIVE, LeaseState.PARKED) and lease.id not in self.workers:
                 assert self.manager.lease(lease.id).state is LeaseState.LOST
         for lease in self.beats:
             self.beats[lease] = self.now  # one TTL of grace
@@ -350,6 +437,7 @@ class Life(RuleBasedStateMachine):
             if lease.state.holds:
                 assert len({piece.gpu_uuid for piece in lease.slices}) == lease.request.num_gpus
                 assert lease.request.spread or len({piece.server for piece in lease.slices}) == 1
+                assert lease.parked is None
                 if lease.state is LeaseState.ACTIVE:
                     assert lease.worker == self.workers[lease.id], "every one of its workers is known"
                 for piece in lease.slices:
@@ -365,15 +453,21 @@ class Life(RuleBasedStateMachine):
                 assert lease.ended_at == self.now and lease.reason
                 self.ended[lease.id] = lease
             if lease.id in self.slices:
-                assert lease.slices == self.slices[lease.id], "a grant is never moved or granted again"
+                assert lease.slices == self.slices[lease.id], "only who was parked is moved"
             elif lease.slices:
                 self.slices[lease.id] = lease.slices
 
-        holding = {lease.id for lease in everything.values() if lease.state.holds}
+        holding = {lease.id for lease in everything.values() if lease.state.has_worker}
+        parked = {lease.id for lease in everything.values() if lease.state is LeaseState.PARKED}
+        assert parked == set(self.parked), "what is parked has no share, and nothing else is"
+        woken = [lease.id for lease in snapshot.queue if lease.state is LeaseState.PARKED]
+        assert woken == self.woken == [lease.id for lease in snapshot.queue[: len(woken)]], "they go first"
         assert set(self.workers) | self.starting <= holding, "no worker without its lease"
         assert holding <= set(self.workers) | self.starting, "a share is granted, but nothing will use it"
         for lease in everything.values():
-            assert (lease.state is LeaseState.ACTIVE) == (lease.id in self.workers and lease.id in holding)
+            assert (lease.state in (LeaseState.ACTIVE, LeaseState.PARKED)) == (
+                lease.id in self.workers and lease.id in holding
+            )
 
         assert [lease.position for lease in snapshot.queue] == list(range(1, len(snapshot.queue) + 1))
         self.fair(everything, snapshot)
@@ -382,13 +476,21 @@ class Life(RuleBasedStateMachine):
         for namespace, order in self.order.items():
             live = [everything[i] for i in order if not everything[i].state.ended]
             queued = [lease.id for lease in live if lease.state is LeaseState.QUEUED]
-            seen = [lease.id for lease in snapshot.queue if lease.request.namespace == namespace]
+            seen = [
+                lease.id
+                for lease in snapshot.queue
+                if lease.request.namespace == namespace and lease.state is LeaseState.QUEUED
+            ]
             assert seen == queued, "first come, first served"
         heard = [lease for lease in snapshot.queue if self.now - self.beats[lease.id] <= TTL]
         if heard and heard[0] == snapshot.queue[0]:  # behind a silent one it may take a tick
-            assert place(heard[0].request, SERVERS, snapshot.granted_mib) is None, (
-                "what fits is not left waiting"
+            first, used = heard[0], snapshot.granted_mib
+            fits = (
+                resumption.place(first, SERVERS, used)
+                if first.parked
+                else place(first.request, SERVERS, used)
             )
+            assert fits is None, "what fits is not left waiting"
 
 
 Life.TestCase.settings = settings(

@@ -28,7 +28,10 @@ def markdown() -> str:
 def collectors() -> list[tuple[Any, tuple[str, ...]]]:
     """Each metric and its labels, of a server that serves over TLS and so has every one of them."""
     service: Any = SimpleNamespace(
-        engine=SimpleNamespace(certfile="server.crt"), thread=SimpleNamespace(), listen=lambda callback: None
+        engine=SimpleNamespace(certfile="server.crt"),
+        thread=SimpleNamespace(),
+        listen=lambda callback: None,
+        on_resumed=lambda callback: None,
     )
     registry = ServerFigures(service).registry
     # The registry has no public list of its collectors; what it collects does not name labels without values.

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Executable
 
 from jupyter_gpupool.core.errors import LedgerUnavailable
-from jupyter_gpupool.core.models import Lease, LeaseState, Slice, WorkerAddress
+from jupyter_gpupool.core.models import Lease, LeaseState, Parked, Slice, WorkerAddress
 from jupyter_gpupool.pool.scheduling.quotas import Holding, of_slices
 from jupyter_gpupool.pool.scheduling.reservation import Share
 
@@ -20,10 +20,10 @@ from .bulk_statements import of_rows
 from .live_leases import LiveLeases
 from .queries import LIVE
 from .tables import gpus, lease_row, leases, slice_row, slices
-from .transaction import Transaction
+from .transaction import Transaction, by_waiting
 
 #: The attributes that hold what is not in the database yet.
-_PENDING_WRITES = ("_new", "_old", "_ended", "_placed", "_resized", "_used", "_appended")
+_PENDING_WRITES = ("_new", "_old", "_ended", "_placed", "_replaced", "_resized", "_used", "_appended")
 #: The tables that :class:`LiveLeases` is read from.
 _LIVE_TABLES = (leases, slices, gpus)
 
@@ -54,6 +54,7 @@ class BufferedTransaction(Transaction):
         self._old: dict[str, LeaseState] = {}  # in the database, with the state that it has there
         self._ended: dict[str, tuple[int, Lease]] = {}
         self._placed: dict[str, None] = {}  # leases whose slices are not in the database yet
+        self._replaced: dict[str, None] = {}  # leases whose slices in the database are to be replaced
         self._resized: list[dict[str, Any]] = []
         self._used: dict[str, int] = defaultdict(int)
         self._appended: list[tuple[Executable, dict[str, Any]]] = []
@@ -111,6 +112,9 @@ class BufferedTransaction(Transaction):
             ]
         return found if newest is None else found[len(found) - min(newest, len(found)) :]
 
+    def woken(self) -> list[Lease]:
+        return by_waiting(self.live.leases[lease_id] for lease_id in self.live.woken)
+
     def granted_mib(self) -> dict[str, int]:
         return self.live.granted
 
@@ -121,7 +125,7 @@ class BufferedTransaction(Transaction):
     def held(self) -> dict[tuple[str, str], Holding]:
         held: dict[tuple[str, str], Holding] = defaultdict(Holding)
         for lease in self.live.leases.values():
-            if lease.state.holds:
+            if lease.state.has_worker:
                 held[lease.request.namespace, lease.request.owner] += of_slices(lease.slices)
         return dict(held)
 
@@ -156,6 +160,39 @@ class BufferedTransaction(Transaction):
         self._change(active)
         return active
 
+    def park(self, lease: Lease, parked: Parked) -> Lease:
+        """ACTIVE to PARKED: its slices are free from here on."""
+        known = self.live.leases.get(lease.id)
+        if known is None or known.state is not LeaseState.ACTIVE or known.slices != lease.slices:
+            raise LedgerUnavailable(f"the ledger has no active lease {lease.id} with slices as they were")
+        done = replace(known, state=LeaseState.PARKED, parked=parked)
+        self._change(done)
+        for piece in known.slices:
+            self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
+        return done
+
+    def wake(self, lease: Lease, at: float) -> Lease:
+        """Record that the program of a parked lease waits for its GPUs."""
+        known = self.live.leases.get(lease.id)
+        if known is None or known.parked is None:
+            raise LedgerUnavailable(f"the ledger has no lease {lease.id} that is parked")
+        woken = replace(known, parked=replace(known.parked, wanted_since=at))
+        self._change(woken)
+        return woken
+
+    def resume(self, lease: Lease, pieces: Sequence[Slice]) -> Lease:
+        """PARKED to ACTIVE, with these slices. The database refuses what would exceed a GPU."""
+        known = self.live.leases.get(lease.id)
+        if known is None or known.state is not LeaseState.PARKED:
+            raise LedgerUnavailable(f"the ledger has no lease {lease.id} that is parked")
+        resumed = replace(known, state=LeaseState.ACTIVE, slices=tuple(pieces), parked=None)
+        self._change(resumed)
+        if lease.id not in self._placed:
+            self._replaced[lease.id] = None
+        for piece in pieces:
+            self._use_gpu(piece.gpu_uuid, piece.memory_mib)
+        return resumed
+
     def resize(self, lease: Lease, pieces: Sequence[Slice]) -> None:
         """Give a lease that holds slices other amounts of the same GPUs' memory."""
         known = self.live.leases.get(lease.id)
@@ -164,7 +201,7 @@ class BufferedTransaction(Transaction):
         for before, piece in zip(lease.slices, pieces, strict=True):
             if piece != before:
                 self._use_gpu(piece.gpu_uuid, piece.memory_mib - before.memory_mib)
-                if lease.id not in self._placed:
+                if lease.id not in self._placed and lease.id not in self._replaced:
                     self._resized.append(
                         {
                             "lease_id": lease.id,
@@ -191,7 +228,7 @@ class BufferedTransaction(Transaction):
         if known is None or known.state is not lease.state:
             raise LedgerUnavailable(f"the ledger has no lease {lease.id} in state {lease.state.value}")
         seq = self.live.seqs[lease.id]
-        ended = replace(known, state=state, reason=reason, ended_at=at)
+        ended = replace(known, state=state, reason=reason, ended_at=at, parked=None)
         if lease.id not in self._new:
             self._old.setdefault(lease.id, known.state)
         self._ended[lease.id] = (seq, ended)
@@ -228,11 +265,12 @@ class BufferedTransaction(Transaction):
             ],
             "leases as they were",
         )
+        self._many(sql.CLEAR_SLICES, [{"of_seq": everything[lease_id][0]} for lease_id in self._replaced])
         self._many(
             sql.ADD_SLICE,
             [
                 slice_row(everything[lease_id][0], piece)
-                for lease_id in placed
+                for lease_id in (*placed, *self._replaced)
                 for piece in everything[lease_id][1].slices
             ],
         )
@@ -294,6 +332,7 @@ def _changed(lease: Lease, plain: bool = False) -> dict[str, Any]:
         "workers_elsewhere": _elsewhere(worker) if worker and worker.elsewhere else None,
         "expires_at": lease.expires_at,
         "asked_back": json.dumps([asdict(one) for one in lease.asked_back]) if lease.asked_back else None,
+        "parked": json.dumps(asdict(lease.parked)) if lease.parked else None,
     }
     return values if plain else {f"to_{name}": value for name, value in values.items()}
 

@@ -21,10 +21,10 @@ from . import migrations, postgresql, sqlite
 from . import queries as sql
 from .buffered_transaction import BufferedTransaction, read_live_leases
 from .live_leases import LiveLeases
-from .queries import EVERY, HOLDING, LIVE
+from .queries import EVERY, HOLDING, LIVE, WITH_WORKER
 from .transaction import Transaction
 
-__all__ = ["EVERY", "HOLDING", "LIVE", "Ledger", "Transaction", "BufferedTransaction"]
+__all__ = ["EVERY", "HOLDING", "LIVE", "WITH_WORKER", "BufferedTransaction", "Ledger", "Transaction"]
 
 
 class Ledger:

@@ -24,6 +24,7 @@ class LiveLeases:
         self.leases: dict[str, Lease] = {lease.id: lease for lease in leases}
         self.seqs = dict(seqs)
         self.queued = dict.fromkeys(lease.id for lease in leases if lease.state is LeaseState.QUEUED)
+        self.woken = dict.fromkeys(lease.id for lease in leases if lease.is_woken)
         self.granted = Granted(granted)
         self._on: dict[str, dict[str, Share]] = {}
         for lease in leases:
@@ -51,12 +52,14 @@ class LiveLeases:
             self.queued[lease.id] = None
         else:
             self.queued.pop(lease.id, None)
+        self._set_woken(lease)
         self._undo.append(lambda: self._restore(lease.id, before))
 
     def drop(self, lease_id: str) -> None:
         """Remove a lease that has ended."""
         before, seq = self.leases.pop(lease_id), self.seqs.pop(lease_id)
         self.queued.pop(lease_id, None)
+        self.woken.pop(lease_id, None)
         self._vacate(before)
 
         def restore() -> None:
@@ -85,7 +88,11 @@ class LiveLeases:
 
     def difference_from(self, other: LiveLeases) -> str:
         """The first difference from another one, in one line; empty if there is none."""
-        if list(self.leases) != list(other.leases) or list(self.queued) != list(other.queued):
+        if (
+            list(self.leases) != list(other.leases)
+            or list(self.queued) != list(other.queued)
+            or self.woken.keys() != other.woken.keys()
+        ):
             return "other leases, or in another order"
         for lease_id, lease in self.leases.items():
             if (lease, self.seqs[lease_id]) != (other.leases[lease_id], other.seqs[lease_id]):
@@ -118,11 +125,18 @@ class LiveLeases:
             self.queued.pop(lease_id, None)
             return
         self.leases[lease_id] = before
+        self._set_woken(before)
         if before.state is LeaseState.QUEUED and lease_id not in self.queued:
             self.queued[lease_id] = None
             self._sort()
         elif before.state is not LeaseState.QUEUED:
             self.queued.pop(lease_id, None)
+
+    def _set_woken(self, lease: Lease) -> None:
+        if lease.is_woken:
+            self.woken[lease.id] = None
+        else:
+            self.woken.pop(lease.id, None)
 
     def _sort(self) -> None:
         """Restore the order of arrival after an undo."""

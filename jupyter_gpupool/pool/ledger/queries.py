@@ -13,6 +13,7 @@ from jupyter_gpupool.core.models import LeaseState
 from .tables import gpus, leadership, leases, schema_version, slices
 
 HOLDING = tuple(state for state in LeaseState if state.holds)
+WITH_WORKER = tuple(state for state in LeaseState if state.has_worker)
 LIVE = tuple(state for state in LeaseState if not state.ended)
 EVERY = tuple(LeaseState)
 
@@ -40,7 +41,7 @@ HELD = (
         func.count(leases.c.seq.distinct()).label("leases"),
     )
     .join(slices, slices.c.lease == leases.c.seq)
-    .where(_in_state(HOLDING))
+    .where(_in_state(WITH_WORKER))
     .group_by(leases.c.namespace, leases.c.owner)
 )
 FILTERS_ASKED_FOR = (
@@ -51,6 +52,7 @@ FILTERS_ASKED_FOR = (
 GPUS = select(gpus)
 
 INSERT_LEASES = insert(leases)
+CLEAR_SLICES = delete(slices).where(slices.c.lease == bindparam("of_seq"))
 ADD_SLICE = insert(slices)
 ADD_GPU = insert(gpus)
 SET_GPU = (
@@ -87,6 +89,7 @@ _CHANGING = (
     "worker_pid",
     "worker_created",
     "workers_elsewhere",
+    "parked",
 )
 CHANGE_LEASES = (
     update(leases)

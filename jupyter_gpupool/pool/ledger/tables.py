@@ -27,11 +27,11 @@ from sqlalchemy import (
     false,
 )
 
-from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Request, Slice, WorkerAddress
+from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Parked, Request, Slice, WorkerAddress
 from jupyter_gpupool.pool.scheduling.placement import in_order
 
 #: The newest step in migrations/versions. A change of the tables below is a step there, and one more here.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 metadata = MetaData()
 
@@ -99,6 +99,8 @@ leases = Table(
     Column("spread", Boolean, nullable=False, server_default=false()),
     #: WorkerAddress.elsewhere, as JSON.
     Column("workers_elsewhere", Text),
+    #: Parked, as JSON; NULL unless the lease is parked.
+    Column("parked", Text),
     CheckConstraint(f"state IN ({_STATES})", name="known_state"),
     CheckConstraint("num_gpus >= 1", name="some_gpus"),
     CheckConstraint("(partial IS NULL) <> (memory_mib IS NULL)", name="one_size"),
@@ -155,6 +157,8 @@ namespaces = Table(
     Column("ceiling", Text, nullable=False),
     Column("weight", Double, nullable=False),
     Column("names_holders", Boolean, nullable=False),
+    #: NULL: the pool's default.
+    Column("reclaim", String(16)),
     CheckConstraint("weight > 0", name="some_weight"),
 )
 
@@ -280,4 +284,5 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
         ttl_s=row.ttl_s,
         expires_at=row.expires_at,
         asked_back=tuple(AskedBack(**one) for one in json.loads(row.asked_back or "[]")),
+        parked=Parked(**json.loads(row.parked)) if row.parked else None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Executable
@@ -63,12 +63,16 @@ class Transaction:
         rows = self._read(query, {name: value for name, value in given.items() if value is not None})
         return self._with_slices(rows.all()[::-1])
 
+    def woken(self) -> list[Lease]:
+        """The parked leases whose programs wait for their GPUs, first come first."""
+        return by_waiting(lease for lease in self.leases((LeaseState.PARKED,)) if lease.is_woken)
+
     def granted_mib(self) -> dict[str, int]:
         """MiB granted now by GPU uuid, for every GPU that was ever recorded."""
         return {row.uuid: row.used_mib for row in self._execute(sql.GRANTED_MIB)}
 
     def held(self) -> dict[tuple[str, str], Holding]:
-        """What is held now, by namespace and owner."""
+        """What is held now, by namespace and owner; parked leases count as if they held their slices."""
         return {
             (row.namespace, row.owner): Holding(int(row.memory_mib), float(row.gpus), row.leases)
             for row in self._execute(sql.HELD)
@@ -122,3 +126,8 @@ class Transaction:
             for row in found:
                 pieces[row.lease].append(slice_from(row))
         return [lease_from(row, pieces[row.seq]) for row in rows]
+
+
+def by_waiting(leases: Iterable[Lease]) -> list[Lease]:
+    """Woken leases in the order in which they were woken."""
+    return sorted(leases, key=lambda lease: lease.parked.wanted_since or 0.0 if lease.parked else 0.0)

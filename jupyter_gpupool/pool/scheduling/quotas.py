@@ -113,7 +113,7 @@ def place(
         return slices, "", False
     # GPUs other than the best may be within the limits.
     slices = placement.place(
-        request, _within(request, index.servers, within), used, index.policy, index.demand
+        request, within_limits(request, index.servers, within), used, index.policy, index.demand
     )
     if slices is not None and first_objection(within, slices) is None:
         return slices, "", False
@@ -180,7 +180,7 @@ def first_objection(within: Sequence[Bound], slices: Sequence[Slice]) -> tuple[s
     return None
 
 
-def _within(request: Request, servers: Sequence[Server], within: Sequence[Bound]) -> list[Server]:
+def within_limits(request: Request, servers: Sequence[Server], within: Sequence[Bound]) -> list[Server]:
     """The servers with only those GPUs of which the requested number of slices is within the limits."""
 
     def fits(gpu: GPU) -> bool:

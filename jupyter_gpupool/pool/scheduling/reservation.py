@@ -112,16 +112,21 @@ def choose(group: Sequence[Candidate], count: int) -> tuple[Cost, list[Candidate
 
 def reservation(request: Request, chosen: Sequence[Candidate]) -> Reservation:
     """The reservation of those GPUs."""
+    return Reservation(
+        placement.slices(request, [candidate.gpu for candidate in chosen]),
+        blocked_mib(chosen),
+        frozenset(lease_id for candidate in chosen for lease_id in candidate.ending),
+    )
+
+
+def blocked_mib(chosen: Sequence[Candidate]) -> dict[str, int]:
+    """How much of the memory that is free now others must not use, by GPU uuid."""
     blocked = {}
     for candidate in chosen:
         freed = sum(share.memory_mib for share in candidate.ending.values())
         spare = candidate.free_mib + freed - candidate.share_mib  # what the request will leave
         blocked[candidate.gpu.uuid] = candidate.free_mib - min(candidate.free_mib, max(0, spare))
-    return Reservation(
-        placement.slices(request, [candidate.gpu for candidate in chosen]),
-        blocked,
-        frozenset(lease_id for candidate in chosen for lease_id in candidate.ending),
-    )
+    return blocked
 
 
 def _gpus(gpu: GPU, shares: Mapping[str, Share]) -> float:

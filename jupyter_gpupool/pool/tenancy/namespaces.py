@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 
 from jupyter_gpupool.core.errors import InvalidRequest, NamespaceConflict, PermissionDenied, UnknownNamespace
-from jupyter_gpupool.core.models import Lease, Limits, Namespace, Role
+from jupyter_gpupool.core.models import Lease, Limits, Namespace, Reclaim, Role
 from jupyter_gpupool.core.validation import check_namespace, check_text
 from jupyter_gpupool.pool.ledger.ledger import Transaction
 from jupyter_gpupool.pool.ledger.queries import LIVE
@@ -50,6 +50,7 @@ class Namespaces:
                 row.weight,
                 row.names_holders,
                 of.get(row.name, {}),
+                Reclaim(row.reclaim) if row.reclaim else None,
             )
         before, self._known = self._known, known
         self.version += before != known
@@ -248,6 +249,7 @@ def to_json(namespace: Namespace, owner: str | None, role: Role | None, held: An
         "ceiling": asdict(namespace.ceiling),
         "weight": namespace.weight,
         "names_holders": namespace.names_holders,
+        "reclaim": namespace.reclaim and namespace.reclaim.value,
         "members": {user: of.value for user, of in namespace.members.items() if everybody or user == owner},
         "role": Role.ADMINISTER.value if owner is None else role and role.value,
         "held": {**asdict(held), "gpus": round(held.gpus, 4)},
@@ -261,6 +263,7 @@ def _row(namespace: Namespace) -> dict[str, Any]:
         "ceiling": _packed(namespace.ceiling),
         "weight": namespace.weight,
         "names_holders": namespace.names_holders,
+        "reclaim": namespace.reclaim and namespace.reclaim.value,
     }
 
 
@@ -284,6 +287,9 @@ def _changed(namespace: Namespace, fields: Mapping[str, Any], owner: str | None)
     names = fields.get("names_holders", namespace.names_holders)
     if not isinstance(names, bool):
         raise InvalidRequest("names_holders is true or false")
+    reclaim = fields.get("reclaim", namespace.reclaim)
+    if reclaim is not None and reclaim not in [known.value for known in Reclaim]:
+        raise InvalidRequest(f"reclaim is {', '.join(known.value for known in Reclaim)} or null")
     given = fields.get("limits", {})
     check_limits(given)
     if owner is None:
@@ -303,6 +309,7 @@ def _changed(namespace: Namespace, fields: Mapping[str, Any], owner: str | None)
         description=description,
         weight=float(weight),
         names_holders=names,
+        reclaim=None if reclaim is None else Reclaim(reclaim),
         limits=limits,
         ceiling=ceiling,
     )

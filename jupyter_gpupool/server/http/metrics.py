@@ -30,6 +30,7 @@ _PER_GPU = {
 }
 _LIVE = [state.value for state in LeaseState if not state.ended]
 _WAITS_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
+_RESUME_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30, 300, 3600)
 _LEDGER_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2)
 _HTTP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 30)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -57,7 +58,19 @@ class PoolFigures:
             ("namespace",),
             registry=registry,
         )
-        self._queue = Gauge("gpupool_queue_length", "Requests that wait", registry=registry)
+        self._parked = Gauge(
+            "gpupool_parked_leases",
+            "Leases that are parked in host memory",
+            ("namespace",),
+            registry=registry,
+        )
+        self._kept = Gauge(
+            "gpupool_parked_bytes",
+            "Host memory that is kept for parked leases",
+            ("namespace",),
+            registry=registry,
+        )
+        self._queue = Gauge("gpupool_queue_length", "Requests and woken leases that wait", registry=registry)
         self._grants = Counter(
             "gpupool_grants", "Requests that were granted", ("namespace",), registry=registry
         )
@@ -96,6 +109,14 @@ class PoolFigures:
                 held[lease.request.namespace] += sum(piece.memory_mib for piece in lease.slices)
         for namespace in self._namespaces:
             self._held.labels(namespace).set(held[namespace] * MIB)
+        parked = [lease for lease in leases if lease.parked is not None]
+        asleep = Count(lease.request.namespace for lease in parked)
+        kept: Count[str] = Count()
+        for lease in parked:
+            kept[lease.request.namespace] += lease.parked.memory_mib if lease.parked else 0
+        for namespace in self._namespaces:
+            self._parked.labels(namespace).set(asleep[namespace])
+            self._kept.labels(namespace).set(kept[namespace] * MIB)
         self._queue.set(len(pool["queue"]))
         self.up.set(1)
 
@@ -159,6 +180,13 @@ class ServerFigures(PoolFigures):
                 registry=registry,
             )
             self._certificate.set_function(self._expiry)
+        self._resumes = Histogram(
+            "gpupool_resume_seconds",
+            "From a parked program's need of its GPUs until it had them again",
+            buckets=_RESUME_S,
+            registry=registry,
+        )
+        service.on_resumed(self._resumes.observe)
         service.thread.timed = self._ledger.observe
         service.listen(self.changed)
         service.on_usage = self.count_reconnects

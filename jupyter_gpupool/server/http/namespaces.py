@@ -17,6 +17,7 @@ _CHANGE: dict[str, tuple[type, ...]] = {
     "limits": (dict,),
     "weight": (int, float),
     "names_holders": (bool,),
+    "reclaim": (str, type(None)),
     "members": (dict,),
 }
 _NEW = {"name": (str,), **_CHANGE}

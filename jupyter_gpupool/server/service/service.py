@@ -15,7 +15,7 @@ from traitlets.config import LoggingConfigurable
 
 from jupyter_gpupool.core.engine import Engine
 from jupyter_gpupool.core.errors import ImpossibleRequest, PoolError, PoolUnreachable
-from jupyter_gpupool.core.models import Change, Lease, LeaseState, Request, Server, WorkerUsage
+from jupyter_gpupool.core.models import Change, Lease, LeaseState, Reclaim, Request, Server, WorkerUsage
 from jupyter_gpupool.core.validation import is_id
 from jupyter_gpupool.engines.registry import ENGINES, engine_class
 from jupyter_gpupool.former_names import FormerNames
@@ -23,6 +23,7 @@ from jupyter_gpupool.pool.ledger.file_lock import LedgerLock, ledger_file
 from jupyter_gpupool.pool.ledger.leader_lock import Leadership
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.reclaim import ReclaimPolicy
 from jupyter_gpupool.pool.scheduling.policy import FEW_SERVERS, POLICIES
 from jupyter_gpupool.pool.tenancy.namespaces import Namespaces
 from jupyter_gpupool.pool.usage_history import History
@@ -34,6 +35,7 @@ from .leader_election import LeaderElection
 from .lease_listeners import Listeners
 from .lease_waiters import Waiters
 from .manager_thread import ManagerThread
+from .reclaiming import Reclaiming
 from .resize import Resizing
 from .servers import ServerList
 from .tenants import Tenants
@@ -66,6 +68,18 @@ class PoolService(FormerNames, LoggingConfigurable):
     ).tag(config=True)
     audit_retention_days = Float(
         90.0, min=0.0, help="Days for which entries of the audit trail are kept."
+    ).tag(config=True)
+    reclaim = Enum(
+        [choice.value for choice in Reclaim],
+        Reclaim.NEVER.value,
+        help="Whether leases may be parked in host memory while others wait for their GPUs: `never`, or once they are "
+        "`idle`. A namespace may choose otherwise. The engine needs `park_memory_mib`.",
+    ).tag(config=True)
+    reclaim_after_s = Float(
+        300.0, min=0.0, help="Seconds that a lease must have been idle before it may be parked."
+    ).tag(config=True)
+    min_resident_s = Float(
+        60.0, min=0.0, help="Seconds that a lease keeps its GPUs at least, once it has them or has them back."
     ).tag(config=True)
     engine_name = Enum(
         list(ENGINES),
@@ -116,6 +130,9 @@ class PoolService(FormerNames, LoggingConfigurable):
         self._listeners = Listeners(self.log)
         self._servers = ServerList(self._change, self._spawn, self.log)
         self._workers = Workers(self.engine, self._together, lambda: self._manager, self._spawn, self.log)
+        self.reclaiming = Reclaiming(
+            self.engine, self._call, self._change, lambda: self._manager, self._spawn, self.log
+        )
         self.health_monitor = Health(
             self.engine, self.with_ledger, lambda: self._servers_changed(self.health_monitor.servers)
         )
@@ -151,12 +168,12 @@ class PoolService(FormerNames, LoggingConfigurable):
         servers = await self.engine.servers()
         live = await self._call(manager.leases)
         self._listeners.remember(live)
-        adopted = await self.engine.adopt([lease for lease in live if lease.state.holds])
+        adopted = await self.engine.adopt([lease for lease in live if lease.state.has_worker])
         await (
             self._settled()
         )  # record how workers ended while no pool ran, before recover() declares leases lost
         await self._change(manager.set_servers, servers)
-        await self._change(manager.recover, adopted)
+        await self._change(manager.recover, adopted, self.reclaiming.parked())
         self._ticker = asyncio.create_task(self._tick())
         self._servers_changed(await self.engine.servers())  # they may have changed meanwhile
         self._waiters.wake_all()  # they waited for changes that the former leader made
@@ -208,7 +225,10 @@ class PoolService(FormerNames, LoggingConfigurable):
         resume_s = float(getattr(self.engine, "resume_s", 0.0))
         audit_s = self.audit_retention_days * 86400.0
         policy = POLICIES[self.placement_policy]
-        return Manager(self._ledger, ttl_s=self.ttl_s, resume_s=resume_s, audit_s=audit_s, policy=policy)
+        reclaim = ReclaimPolicy(Reclaim(self.reclaim), self.reclaim_after_s, self.min_resident_s)
+        return Manager(
+            self._ledger, ttl_s=self.ttl_s, resume_s=resume_s, audit_s=audit_s, policy=policy, reclaim=reclaim
+        )
 
     async def _close(self) -> None:
         await self.engine.stop()
@@ -326,7 +346,7 @@ class PoolService(FormerNames, LoggingConfigurable):
         now = await self._call(self._require_manager().snapshot)
         return (
             pool_snapshot(now, self.engine.usage(), owner, names, self.health_monitor.ok),
-            [*now.leases, *now.queue],
+            [*now.leases, *now.parked, *now.queue],
             names,
         )
 
@@ -380,6 +400,10 @@ class PoolService(FormerNames, LoggingConfigurable):
         """Call ``callback`` in the event loop for each change of a lease's state. Returns a function that ends this."""
         return self._listeners.add(callback)
 
+    def on_resumed(self, callback: Callable[[float], None]) -> None:
+        """Call ``callback`` with the seconds from each parked program's need of its GPUs until it had them again."""
+        self._workers.on_resumed = callback
+
     # -- how it works
 
     def _require_manager(self) -> Manager:
@@ -418,6 +442,8 @@ class PoolService(FormerNames, LoggingConfigurable):
         for lease in change.changed:
             self._listeners.notify(lease)
         self._waiters.notify(change)
+        if any(lease.state is LeaseState.QUEUED or lease.is_woken for lease in change.changed):
+            self.reclaiming.look()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run it in the background; :meth:`stop` waits for it."""
@@ -448,6 +474,7 @@ class PoolService(FormerNames, LoggingConfigurable):
                 computing = [id for id, of_lease in usage.items() if any(of_lease.busy.values())]
                 await self._call(self._require_manager().computing, computing)
                 await self._change(self._require_manager().tick)
+                self.reclaiming.look()
                 await self._sample()
                 traces.current.look(self.engine.usage)
             except PoolError as e:

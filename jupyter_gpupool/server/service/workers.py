@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from jupyter_gpupool.core.engine import Engine
+from jupyter_gpupool.core.engine import Engine, ParkingEngine
 from jupyter_gpupool.core.errors import EngineError, NotLeading, PoolError
-from jupyter_gpupool.core.models import Change, Lease, LeaseState, StartWorker, StopWorker
+from jupyter_gpupool.core.models import Change, Lease, LeaseState, ResumeWorker, StartWorker, StopWorker
 from jupyter_gpupool.pool.manager import Manager
 
 from . import traces
@@ -37,6 +38,8 @@ class Workers:
         self._manager = manager
         self._spawn = spawn
         self._log = log
+        #: called with the seconds from a program's need of its GPUs until it had them again
+        self.on_resumed: Callable[[float], None] = lambda seconds: None
 
     def carry_out(self, change: Change) -> None:
         """Stop and start workers in the background, in that order."""
@@ -54,10 +57,11 @@ class Workers:
             if isinstance(action, StopWorker):
                 await self._engine.stop_worker(action.lease_id)
         starts = [action.lease for action in change.actions if isinstance(action, StartWorker)]
-        if len(starts) == 1:  # nearly always, and a task less for each grant
+        resumes = [action for action in change.actions if isinstance(action, ResumeWorker)]
+        if len(starts) == 1 and not resumes:  # nearly always, and a task less for each grant
             await self._start(starts[0])
         else:
-            await asyncio.gather(*map(self._start, starts))
+            await asyncio.gather(*map(self._resume, resumes), *map(self._start, starts))
 
     async def _start(self, lease: Lease) -> None:
         manager = self._manager()
@@ -75,6 +79,21 @@ class Workers:
             # A worker that is not in the ledger must not compute.
             self._log.error("The worker of lease %s cannot be recorded, so it is stopped: %s", lease.id, e)
             await self._engine.stop_worker(lease.id)
+
+    async def _resume(self, action: ResumeWorker) -> None:
+        manager, lease = self._manager(), action.lease
+        if manager is None or not isinstance(self._engine, ParkingEngine):
+            raise PoolError("the pool is not running")
+        try:
+            worker = await self._engine.resume_worker(lease)
+        except EngineError as e:
+            why = f"its state could not be brought back: {e}"
+            await self._run(manager.resume_failed, lease.id, why)
+            return
+        if action.woken_at is not None:
+            self.on_resumed(max(0.0, time.time() - action.woken_at))
+        if worker != lease.worker:
+            await self._run(manager.worker_started, lease.id, worker)
 
     async def _record_end(self, manager: Manager, lease_id: str, state: LeaseState, reason: str) -> None:
         while True:

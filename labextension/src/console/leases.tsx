@@ -213,7 +213,9 @@ function stateOf(lease: ILease, trans: TranslationBundle): [Tone, string] {
         lease.position === null ? trans.__('queued') : trans.__('position %1', lease.position)
       ];
     case 'PARKED':
-      return ['plain', trans.__('parked')];
+      return lease.position === null
+        ? ['plain', trans.__('asleep, wakes by itself')]
+        : ['wait', trans.__('waking, position %1', lease.position)];
     default:
       return ['plain', lease.state.toLowerCase()];
   }

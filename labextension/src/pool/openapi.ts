@@ -203,6 +203,8 @@ export type components = {
       id: string;
       /** @description Since when the lease has been idle; null while it computes. */
       idle_since: number | null;
+      /** @description Set while the lease is parked; its slices are then those that it held. */
+      parked: components['schemas']['Parked'] | null;
       /** @description Position in the queue, from 1. */
       position: number | null;
       reason: string;
@@ -262,6 +264,11 @@ export type components = {
       name: string;
       /** @description Members see which member holds which slices. */
       names_holders: boolean;
+      /**
+       * @description Whether its idle leases may be parked while others wait; null is the pool's default.
+       * @enum {string|null}
+       */
+      reclaim: 'never' | 'idle' | null;
       /** @description The caller's role. */
       role: ('view' | 'use' | 'administer') | null;
       /** @description The namespace's weight when requests queue. */
@@ -276,6 +283,11 @@ export type components = {
       };
       /** @description Members see which member holds which slices. */
       names_holders?: boolean;
+      /**
+       * @description Whether its idle leases may be parked while others wait; null is the pool's default.
+       * @enum {string|null}
+       */
+      reclaim?: 'never' | 'idle' | null;
       /** @description The namespace's weight when requests queue. */
       weight?: number;
     };
@@ -291,6 +303,11 @@ export type components = {
       name: string;
       /** @description Members see which member holds which slices. */
       names_holders?: boolean;
+      /**
+       * @description Whether its idle leases may be parked while others wait; null is the pool's default.
+       * @enum {string|null}
+       */
+      reclaim?: 'never' | 'idle' | null;
       /** @description The namespace's weight when requests queue. */
       weight?: number;
     };
@@ -322,6 +339,15 @@ export type components = {
       servers?: {
         [key: string]: unknown;
       }[];
+    };
+    /** @description A lease whose state is in host memory while others have its GPUs. */
+    Parked: {
+      /** @description The host memory that is kept for it. */
+      memory_mib: number;
+      /** @description In seconds since the epoch. */
+      since: number;
+      /** @description Since when its program has waited for its GPUs; null while it needs none. */
+      wanted_since: number | null;
     };
     /** @description The pool's state at one instant. */
     Pool: {

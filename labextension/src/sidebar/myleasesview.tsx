@@ -317,7 +317,9 @@ function stateOf(lease: ILease, trans: TranslationBundle): string {
     case 'GRANTED':
       return trans.__('starting');
     case 'PARKED':
-      return trans.__('parked');
+      return lease.position === null
+        ? trans.__('asleep, wakes by itself')
+        : trans.__('waking: position %1 in the queue', lease.position);
     default:
       return lease.state;
   }

@@ -12,8 +12,12 @@ import { ILease } from '../pool/apitypes';
 export function QueueView({ state, slices, trans }: IViewProps): JSX.Element | null {
   const { actions } = slices;
   const { me } = slices.myLeases;
-  const { waiting } = React.useMemo(() => split(mineOf(state.leases, me)), [state.leases, me]);
-  const others = state.queue.length - waiting.length;
+  const { held, waiting } = React.useMemo(
+    () => split(mineOf(state.leases, me)),
+    [state.leases, me]
+  );
+  const waking = held.filter(lease => lease.position !== null);
+  const others = state.queue.length - waiting.length - waking.length;
   if (state.queue.length === 0) {
     return null;
   }

@@ -11,7 +11,7 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from jupyter_gpupool.core.errors import ImpossibleRequest
 from jupyter_gpupool.core.models import Change, Lease, LeaseState, Request, Snapshot, StartWorker
-from jupyter_gpupool.pool.scheduling import quotas
+from jupyter_gpupool.pool.scheduling import quotas, resumption
 from jupyter_gpupool.pool.scheduling.placement import resized
 from jupyter_gpupool.pool.scheduling.placement_index import PlacementIndex
 from jupyter_gpupool.pool.scheduling.quotas import Holding
@@ -57,7 +57,13 @@ class Tenants(Life):
 
     def held(self) -> dict[tuple[str, str], Holding]:
         held: dict[tuple[str, str], Holding] = defaultdict(Holding)
-        for lease in self.manager.snapshot().leases:
+        snapshot = self.manager.snapshot()
+        woken = [lease for lease in snapshot.queue if lease.parked]
+        for lease in (
+            *snapshot.leases,
+            *snapshot.parked,
+            *woken,
+        ):  # parked ones keep their place within the limits
             held[lease.request.namespace, lease.request.owner] += quotas.of_slices(lease.slices)
         return held
 
@@ -151,7 +157,10 @@ class Tenants(Life):
         heard = {id for id, beat in self.beats.items() if self.now - beat <= TTL}
         held = self.held()
         queue = snapshot.queue
-        if queue and queue[0].id in heard:
+        if queue and queue[0].parked:
+            if queue[0].id in heard:
+                assert resumption.place(queue[0], SERVERS, snapshot.granted_mib) is None
+        elif queue and queue[0].id in heard:
             of = self.manager.namespaces.find(queue[0].request.namespace)
             within = quotas.bounds(of, queue[0].request.owner, held)
             slices, _, _ = quotas.place(

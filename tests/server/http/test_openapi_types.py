@@ -7,6 +7,7 @@ import os
 import subprocess
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from jupyter_gpupool.core.models import (
     AskedBack,
     Lease,
     LeaseState,
+    Parked,
     Request,
     Server,
     Slice,
@@ -55,6 +57,7 @@ def lease(server: Server, state: LeaseState = LeaseState.ACTIVE) -> Lease:
         WorkerAddress("h", 1, 2, 3.0, elsewhere={"two": worker}),
         granted_at=1.0,
         asked_back=(AskedBack("bob", 2.0),),
+        parked=Parked(5, 2.0, 3.0) if state is LeaseState.PARKED else None,
     )
 
 
@@ -62,7 +65,9 @@ def lease(server: Server, state: LeaseState = LeaseState.ACTIVE) -> Lease:
 def snapshot() -> Snapshot:
     server = Server("one", "h", (GPU("a", "one", 0, "Tesla V100", 10),))
     queued = Lease(Request("2", "bob", memory_mib=5), LeaseState.QUEUED, position=1)
-    return Snapshot((server,), {"a": 5}, (lease(server),), (queued,))
+    parked = lease(server, LeaseState.PARKED)
+    parked = replace(parked, request=replace(parked.request, id="3"))
+    return Snapshot((server,), {"a": 5}, (lease(server),), (queued,), (parked,))
 
 
 def whole(snapshot: Snapshot, owner: str | None = None) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def test_the_pool_is_as_described(snapshot: Snapshot, owner: str | None) -> None
 
 @pytest.mark.parametrize("owner", [None, "ada", "bob"])
 def test_the_first_message_of_a_feed_is_as_described(snapshot: Snapshot, owner: str | None) -> None:
-    leases = [*snapshot.leases, *snapshot.queue]
+    leases = [*snapshot.leases, *snapshot.parked, *snapshot.queue]
     state = VisiblePool(whole(snapshot), leases, Namespaces()).narrow(owner)
     validator("StateMessage").validate(as_sent({"type": "state", "feed": "f", **HEAD, **state}))
 

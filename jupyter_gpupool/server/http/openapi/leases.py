@@ -41,6 +41,15 @@ _WORKER: dict[str, Any] = {
     "created": {"type": "number"},
 }
 
+_PARKED: dict[str, Any] = {
+    "memory_mib": {**_COUNT, "description": "The host memory that is kept for it."},
+    "since": _TIME,
+    "wanted_since": {
+        "type": ["number", "null"],
+        "description": "Since when its program has waited for its GPUs; null while it needs none.",
+    },
+}
+
 _ASKED_BACK: dict[str, Any] = {"by": _TEXT, "at": _TIME, "message": _TEXT}
 
 #: The fields that every lease has, wherever it is sent.
@@ -67,6 +76,10 @@ _ALWAYS: dict[str, Any] = {
         "description": "The requests by other users to release this lease.",
         "items": _ref("AskedBack"),
     },
+    "parked": {
+        "anyOf": [_ref("Parked"), {"type": "null"}],
+        "description": "Set while the lease is parked; its slices are then those that it held.",
+    },
 }
 
 SCHEMAS: dict[str, Any] = {
@@ -88,6 +101,12 @@ SCHEMAS: dict[str, Any] = {
         "description": "The address and the process of a lease's worker.",
         "required": list(_WORKER),
         "properties": _WORKER,
+    },
+    "Parked": {
+        "type": "object",
+        "description": "A lease whose state is in host memory while others have its GPUs.",
+        "required": list(_PARKED),
+        "properties": _PARKED,
     },
     "AskedBack": {
         "type": "object",

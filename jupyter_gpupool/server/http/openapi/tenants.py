@@ -55,6 +55,11 @@ _CHANGE = {
         "description": "The namespace's weight when requests queue.",
     },
     "names_holders": {"type": "boolean", "description": "Members see which member holds which slices."},
+    "reclaim": {
+        "type": ["string", "null"],
+        "enum": ["never", "idle", None],
+        "description": "Whether its idle leases may be parked while others wait; null is the pool's default.",
+    },
 }
 _MEMBERS = {"type": "object", "additionalProperties": _ROLE}
 

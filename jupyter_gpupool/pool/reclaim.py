@@ -1,0 +1,103 @@
+"""Finds the idle leases that are parked for the one that waits first, as policies allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+from jupyter_gpupool.core.engine import WorkerState
+from jupyter_gpupool.core.models import Lease, LeaseState, Reclaim
+
+from .grants import Grants
+from .ledger.ledger import BufferedTransaction
+from .liveness import Liveness
+from .scheduling import planner
+from .scheduling.placement_index import PlacementIndex
+from .tenancy.namespaces import Namespaces
+
+
+@dataclass(frozen=True)
+class ReclaimPolicy:
+    """When a lease may be parked for somebody who waits.
+
+    ``default``: of the namespaces that choose nothing. ``after_s``: how long a lease must have been idle;
+    ``min_resident_s``: how long it keeps its GPUs at least, once it has them. Both in seconds.
+    """
+
+    default: Reclaim = Reclaim.NEVER
+    after_s: float = 300.0
+    min_resident_s: float = 60.0
+
+
+NO_RECLAIM = ReclaimPolicy()
+
+
+@dataclass(frozen=True)
+class Parks:
+    """The leases to park, and the one that waits for their GPUs."""
+
+    leases: tuple[Lease, ...]
+    waiting: Lease
+
+
+def find_parks(
+    tx: BufferedTransaction,
+    index: PlacementIndex,
+    grants: Grants,
+    namespaces: Namespaces,
+    liveness: Liveness,
+    policy: ReclaimPolicy,
+    states: Mapping[str, WorkerState],
+    arenas: Mapping[str, int],
+    besides: Collection[str],
+) -> Parks | None:
+    """The cheapest set of parks that makes room for one that waits; None if nobody waits, or nothing helps.
+
+    ``states`` and ``arenas``: what the engine says. ``besides``: ids of leases that are left alone.
+    """
+
+    def may_be_parked(lease: Lease) -> bool:
+        chosen = namespaces.of_lease(lease.request.namespace).reclaim or policy.default
+        return (
+            chosen is Reclaim.IDLE
+            and lease.id in states
+            and lease.id not in besides
+            and liveness.idle_s(lease) >= policy.after_s
+            and liveness.resident_s(lease) >= policy.min_resident_s
+            and len({piece.server for piece in lease.slices}) == 1
+        )
+
+    leases = {lease.id: lease for lease in tx.leases((LeaseState.ACTIVE,)) if may_be_parked(lease)}
+    if not leases:
+        return None
+    idle = [
+        planner.IdleLease(
+            lease.id,
+            lease.slices,
+            liveness.idle_s(lease),
+            states[lease.id].used_mib,
+            states[lease.id].is_clean,
+        )
+        for lease in leases.values()
+    ]
+    host_mib = dict(arenas)
+    for lease in tx.leases((LeaseState.PARKED,)):
+        server = lease.slices[0].server
+        if lease.parked is not None and server in host_mib:
+            host_mib[server] -= lease.parked.memory_mib
+    with closing(grants.heads(tx, index)) as heads:
+        for head, used in heads:
+            count = len(head.lease.slices) or head.lease.request.num_gpus
+            found = planner.plan(head.groups, count, used, idle, host_mib)
+            if found is not None:
+                return Parks(tuple(leases[lease_id] for lease_id in found.lease_ids), head.lease)
+    return None
+
+
+def why_parked(lease: Lease, memory_mib: int, waiting: Lease) -> str:
+    """The audit trail's words for a lease that was parked. Other namespaces' users are not named there."""
+    request = waiting.request
+    is_known = request.namespace == lease.request.namespace
+    whom = f"{request.owner}'s lease {request.id}" if is_known else f"lease {request.id}"
+    return f"for {whom}; {memory_mib} MiB are kept in host memory"
