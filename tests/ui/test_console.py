@@ -237,6 +237,19 @@ def test_a_namespace_with_limits_and_members(page: Page, console: Locator, serve
     expect(row(view, "vision")).to_have_count(0)
 
 
+def test_gpu_hours_by_user_and_by_namespace(console: Locator, server: Server) -> None:
+    ada = server.client(server.token(owner="ada")["token"])
+    ada.release(ada.request(requests.new_request(partial=0.1)[0], wait_s=60).id)
+    view = see(console, "Usage")
+    expect(row(view, "ada").first).to_be_visible()
+    view.get_by_label("Rows").select_option("by namespace")
+    expect(row(view, "default").first).to_be_visible()
+    expect(row(view, "ada")).to_have_count(0)
+    expect(view.get_by_role("link", name="Download as CSV")).to_have_attribute(
+        "download", "gpu-hours-by-namespace.csv"
+    )
+
+
 def test_it_is_there_again_after_a_reload(page: Page) -> None:
     page.reload()
     console = page.get_by_role("tabpanel", name="GPU Pool Console", exact=True)

@@ -29,6 +29,13 @@ export type INamespace = Schemas['Namespace'];
 
 export type IAuditEntry = Schemas['AuditEntry'];
 
+export type IUsage = Schemas['Usage'];
+
+/** GPU-hours of a user, a namespace or a GPU. */
+export type IUsageRow = Schemas['UsageRow'];
+
+export type UsageBy = IUsage['by'];
+
 const at = encodeURIComponent;
 
 /** Every call rejects with a `PoolError`; its status is 404 where the pool has no such call. */
@@ -79,6 +86,11 @@ export class AdminAPI {
 
   async audit(): Promise<IAuditEntry[]> {
     return (await this._api.other<Schemas['Audit']>('audit')).entries;
+  }
+
+  /** GPU-hours since then: the user's own, or everybody's for administrators. */
+  usage(by: UsageBy, since: number): Promise<IUsage> {
+    return this._api.other<IUsage>(`usage?by=${by}&since=${since}`);
   }
 
   release(id: string): Promise<ILease> {

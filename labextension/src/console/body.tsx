@@ -12,6 +12,7 @@ import { Namespaces } from './namespaces';
 import { Overview } from './overview';
 import { Button } from './parts';
 import { Tokens } from './tokens';
+import { Usage } from './usage';
 
 /** A view: its id, title and component. */
 type View = [string, string, (props: IConsoleProps) => JSX.Element];
@@ -41,6 +42,7 @@ export default function Body(context: IConsoleContext): JSX.Element {
     ['leases', trans.__('Leases'), Leases],
     ['tokens', trans.__('Tokens'), Tokens],
     ['namespaces', trans.__('Namespaces'), Namespaces],
+    ['usage', trans.__('Usage'), Usage],
     ['audit', trans.__('Audit'), Audit]
   ];
   const props = { ...context, adminAPI, state, who: who.answer };
