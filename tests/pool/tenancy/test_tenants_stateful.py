@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -12,7 +13,6 @@ from hypothesis.stateful import initialize, precondition, rule
 from jupyter_gpupool.core.errors import ImpossibleRequest
 from jupyter_gpupool.core.models import Change, Lease, LeaseState, Request, Snapshot, StartWorker
 from jupyter_gpupool.pool.scheduling import quotas, resumption
-from jupyter_gpupool.pool.scheduling.placement import resized
 from jupyter_gpupool.pool.scheduling.placement_index import PlacementIndex
 from jupyter_gpupool.pool.scheduling.quotas import Holding
 from jupyter_gpupool.pool.tenancy.audit_log import Entry
@@ -70,10 +70,9 @@ class Tenants(Life):
     def limited(self, lease: Lease, wanted: list[int]) -> bool:
         of = self.manager.namespaces.find(lease.request.namespace)
         within = quotas.bounds(of, lease.request.owner, self.held())
-        free = {gpu.uuid: -gpu.memory_mib for server in SERVERS for gpu in server.gpus}
         sizes = [
-            resized(lease, SERVERS, free, None, mib)[n]
-            for n, (mib, piece) in enumerate(zip(wanted, lease.slices))
+            replace(piece, memory_mib=mib)
+            for mib, piece in zip(wanted, lease.slices, strict=True)
             if mib <= piece.total_mib
         ]
         return len(sizes) == len(wanted) and quotas.objection_to(lease.slices, sizes, within) is not None
