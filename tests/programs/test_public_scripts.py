@@ -98,4 +98,5 @@ def test_the_cpu_prints_the_same(
         largest = max(abs(a - b) / abs(b) for a, b in pairs)
         assert largest <= program.bound
         result = f"at most {largest:.1%} apart; {program.bound:.0%} may be"
-    record(f"{program.repository}: {program}", compared=f"{len(found)} printed {program.what}", result=result)
+    what = program.what if len(found) > 1 else program.what.removesuffix("s")
+    record(f"{program.repository}: {program}", compared=f"{len(found)} printed {what}", result=result)
