@@ -15,7 +15,7 @@ from .options import Parser, UsageError
 from .table import table
 
 _BY = ("user", "namespace", "gpu")
-_HOURS = ("granted_h", "computing_h", "idle_h", "unknown_h")
+_HOURS = ("granted_h", "computing_h", "idle_h", "unknown_h", "parked_h")
 
 
 class UsageApp(Command):
@@ -63,7 +63,7 @@ class UsageApp(Command):
         if not usage["rows"]:
             print(f"Nothing was granted since {format_time(usage['since'])}")
             return
-        head = [self.args.by.upper(), "LEASES", "GRANTED", "COMPUTING", "IDLE", "UNKNOWN"]
+        head = [self.args.by.upper(), "LEASES", "GRANTED", "COMPUTING", "IDLE", "UNKNOWN", "PARKED"]
         rows = [
             [row["gpu"] or row["name"], str(row["leases"]), *(f"{row[hours]:.2f}" for hours in _HOURS)]
             for row in usage["rows"]

@@ -4,6 +4,8 @@ A GPU-hour is a whole GPU for an hour, or half of its memory for two. What was g
 ended leases are, and the database adds it up. Whether a GPU computed is in the samples of :mod:`.usage_history`: of a
 GPU, not of a lease. So while rows of the report share a GPU that computes, which of them computed is not known, as
 when nothing was measured. Slices of one row on one GPU compute together.
+
+While a lease is parked, others have its GPUs; the audit log has when that was.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import math
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +23,10 @@ from sqlalchemy import Double, and_, bindparam, case, cast, distinct, func, or_,
 from jupyter_gpupool.core.errors import InvalidRequest
 
 from .ledger.ledger import Ledger
-from .ledger.tables import leases, samples, slices
+from .ledger.tables import audit, leases, samples, slices
 from .usage_history import TIERS
 
+_WORDS = ("granted", "computing", "idle", "unknown", "parked")
 #: How long the ledger keeps leases that have ended, in seconds.
 LEASES_KEPT_S = 30 * 86400.0
 
@@ -36,6 +39,27 @@ _UNTIL = bindparam("until", type_=Double)
 _START = case((leases.c.granted_at < _SINCE, _SINCE), else_=leases.c.granted_at)
 _END = case((or_(leases.c.ended_at.is_(None), leases.c.ended_at > _UNTIL), _UNTIL), else_=leases.c.ended_at)
 _SHARE = cast(slices.c.memory_mib, Double) / slices.c.total_mib
+_AT = case((audit.c.at < _SINCE, _SINCE), else_=audit.c.at)
+_PARKS_WITHIN = and_(
+    audit.c.action.in_(("park", "resume")), audit.c.at >= bindparam("kept", type_=Double), audit.c.at < _UNTIL
+)
+#: Of each lease that was parked: the times of resuming less those of parking, and whether it is parked still.
+_PARKS = (
+    select(
+        audit.c.subject.label("id"),
+        func.sum(case((audit.c.action == "resume", _AT), else_=-_AT)).label("parked_s"),
+        func.sum(case((audit.c.action == "resume", -1), else_=1)).label("parked_still"),
+    )
+    .where(_PARKS_WITHIN)
+    .group_by(audit.c.subject)
+    .subquery()
+)
+# A lease that was parked before the first entry that is kept begins with being resumed.
+_PARKED_S = func.coalesce(
+    _PARKS.c.parked_s + case((_PARKS.c.parked_still < 0, -_START), else_=_PARKS.c.parked_still * _END),
+    0.0,
+)
+_GRANTED_S = func.sum((_END - _START - _PARKED_S) * _SHARE)
 _WITHIN = and_(slices.c.lease == leases.c.seq, leases.c.granted_at < _UNTIL, _END > _START)
 _MINE = leases.c.owner == bindparam("owner")
 
@@ -43,19 +67,22 @@ _GRANTED = {
     by: select(
         key.label("name"),
         func.count(distinct(leases.c.seq)).label("leases"),
-        func.sum((_END - _START) * _SHARE).label("granted_s"),
+        _GRANTED_S.label("granted_s"),
+        func.sum(_PARKED_S * _SHARE).label("parked_s"),
         func.max(slices.c.server).label("server"),
         func.max(slices.c.gpu_index).label("gpu_index"),
     )
+    .select_from(leases.join(slices).outerjoin(_PARKS, _PARKS.c.id == leases.c.id))
     .where(_WITHIN)
     .group_by(key)
-    .order_by(func.sum((_END - _START) * _SHARE).desc(), key)
+    .order_by(_GRANTED_S.desc(), key)
     for by, key in _KEYS.items()
 }
 _HELD = {
     by: select(
         slices.c.gpu_uuid,
         key.label("name"),
+        leases.c.id,
         leases.c.owner,
         _START.label("start"),
         _END.label("end"),
@@ -63,6 +90,9 @@ _HELD = {
     ).where(_WITHIN)
     for by, key in _KEYS.items()
 }
+_PARKS_AND_RESUMES = (
+    select(audit.c.subject, audit.c.action, audit.c.at).where(_PARKS_WITHIN).order_by(audit.c.id)
+)
 _MY_LEASES, _MY_SLICES = leases.alias(), slices.alias()
 _GPUS_OF_MINE = select(_MY_SLICES.c.gpu_uuid).where(
     _MY_SLICES.c.lease == _MY_LEASES.c.seq, _MY_LEASES.c.owner == bindparam("owner")
@@ -120,7 +150,7 @@ def read(
     if by not in BY:
         raise InvalidRequest(f"by={by[:40]}: give one of {', '.join(BY)}")
     since = min(max(since or 0.0, now - LEASES_KEPT_S), now)
-    span = {"since": since, "until": now}
+    span = {"since": since, "until": now, "kept": now - LEASES_KEPT_S}
     mine = {} if owner is None else {"owner": owner}
     with ledger.reading() as tx:
         granted = tx.execute(_GRANTED[by].where(_MINE) if mine else _GRANTED[by], {**span, **mine}).all()
@@ -138,11 +168,29 @@ def read(
             # With the slices of others on the same GPUs, for those may be what computed.
             statement = statement.where(slices.c.gpu_uuid.in_(_GPUS_OF_MINE))
         rows = tx.execute(statement, {**span, **mine, "since": max(since, packed[0].at)}).all()
+        parks: dict[str, list[tuple[str, float]]] = {}
+        for entry in tx.execute(_PARKS_AND_RESUMES, span).all():
+            parks.setdefault(entry.subject, []).append((entry.action, entry.at))
     held = [
-        Held(row.gpu_uuid, row.name if owner in (None, row.owner) else None, row.start, row.end, row.share)
+        Held(row.gpu_uuid, row.name if owner in (None, row.owner) else None, start, end, row.share)
         for row in rows
+        for start, end in _unparked(row.start, row.end, parks.get(row.id, ()))
     ]
     return Figures(since, now, by, granted, held, packed)
+
+
+def _unparked(start: float, end: float, parks: Sequence[tuple[str, float]]) -> Iterator[tuple[float, float]]:
+    """The parts of a time in which a lease was not parked. ``parks``: when it was parked and resumed, in order."""
+    since: float | None = None if parks and parks[0][0] == "resume" else start
+    for action, at in parks:
+        if action == "resume":
+            since = max(start, at)
+        elif since is not None:
+            if since < min(at, end):
+                yield since, min(at, end)
+            since = None
+    if since is not None and since < end:
+        yield since, end
 
 
 def report(figures: Figures) -> dict[str, Any]:
@@ -157,15 +205,13 @@ def report(figures: Figures) -> dict[str, Any]:
     for row in figures.granted:
         computing_s, idle_s = known.get(row.name, (0.0, 0.0))
         unknown_s = max(0.0, row.granted_s - computing_s - idle_s)
-        hours = zip(
-            ("granted", "computing", "idle", "unknown"), (row.granted_s, computing_s, idle_s, unknown_s)
-        )
+        seconds = (row.granted_s, computing_s, idle_s, unknown_s, row.parked_s)
         rows.append(
             {
                 "name": row.name,
                 "gpu": f"{row.server}:{row.gpu_index}" if figures.by == "gpu" else "",
                 "leases": row.leases,
-                **{f"{word}_h": round(seconds / 3600, 6) for word, seconds in hours},
+                **{f"{word}_h": round(of / 3600, 6) for word, of in zip(_WORDS, seconds)},
             }
         )
     return {

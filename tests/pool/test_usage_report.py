@@ -14,6 +14,7 @@ from jupyter_gpupool.gpus import emulated_gpus
 from jupyter_gpupool.pool import usage_report
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
+from jupyter_gpupool.pool.tenancy.audit_log import Entry, write
 from jupyter_gpupool.pool.usage_history import History, Use
 from jupyter_gpupool.pool.usage_report import Held, Measured, attributed
 
@@ -28,10 +29,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def hold(manager: Manager, clock: Clock) -> Callable[..., None]:
+def hold(manager: Manager, clock: Clock) -> Callable[..., str]:
     """Have a user hold part of the GPU with that index for so many hours."""
 
-    def hold(owner: str, hours: float, partial: float = 1.0, index: int = 0, namespace: str = "") -> None:
+    def hold(owner: str, hours: float, partial: float = 1.0, index: int = 0, namespace: str = "") -> str:
         lease_id = str(uuid.uuid4())
         request = Request(
             lease_id,
@@ -45,6 +46,7 @@ def hold(manager: Manager, clock: Clock) -> Callable[..., None]:
         assert lease is not None and lease.state.holds
         clock.advance(hours * HOUR)
         manager.release(lease_id)
+        return lease_id
 
     return hold
 
@@ -66,7 +68,7 @@ def measure(ledger: Ledger, start: float, seconds: int, *busy: float) -> None:
 
 
 def test_granted_hours_are_those_of_the_shares_within_the_time(
-    ledger: Ledger, clock: Clock, hold: Callable[..., None]
+    ledger: Ledger, clock: Clock, hold: Callable[..., str]
 ) -> None:
     begun = clock()
     hold("ada", 4, partial=0.5)
@@ -90,7 +92,7 @@ def test_a_lease_that_goes_on_counts_until_now(ledger: Ledger, clock: Clock, man
 
 
 def test_hours_are_computing_or_idle_where_it_was_measured(
-    ledger: Ledger, clock: Clock, hold: Callable[..., None]
+    ledger: Ledger, clock: Clock, hold: Callable[..., str]
 ) -> None:
     begun = clock()
     hold("ada", 0.1)
@@ -126,7 +128,7 @@ def test_a_lease_that_computed_for_the_short_time_that_it_had_was_never_idle() -
 
 
 def test_others_on_a_users_gpu_count_but_are_not_shown(
-    ledger: Ledger, clock: Clock, manager: Manager, hold: Callable[..., None]
+    ledger: Ledger, clock: Clock, manager: Manager, hold: Callable[..., str]
 ) -> None:
     begun = clock()
     manager.request(
@@ -138,3 +140,35 @@ def test_others_on_a_users_gpu_count_but_are_not_shown(
         (row,) = reported(ledger, clock(), begun, by, "ada").values()
         assert hours(row) == pytest.approx((0.025, 0, 0, 0.025), abs=2e-4)
     assert reported(ledger, clock(), begun, "gpu")["one:0"]["unknown_h"] == pytest.approx(0, abs=2e-4)
+
+
+def test_hours_in_which_a_lease_was_parked_are_not_granted_hours(
+    ledger: Ledger, clock: Clock, hold: Callable[..., str]
+) -> None:
+    begun = clock()
+    adas = hold("ada", 10)
+    bobs = hold("bob", 1)
+    # Bob's was parked before the first entry that is kept, Ada's ended while it was parked.
+    log = [(adas, "park", 2), (adas, "resume", 5), (adas, "park", 9.5), (bobs, "resume", 10.25)]
+    with ledger.transaction() as tx:
+        write(tx, [Entry(begun + hours * HOUR, action, id) for id, action, hours in log])
+    whole = reported(ledger, clock(), begun)
+    assert (whole["ada"]["granted_h"], whole["ada"]["parked_h"]) == pytest.approx((6.5, 3.5), abs=1e-3)
+    assert (whole["bob"]["granted_h"], whole["bob"]["parked_h"]) == pytest.approx((0.75, 0.25), abs=1e-3)
+    late = reported(ledger, clock(), begun + 4 * HOUR)["ada"]
+    assert (late["granted_h"], late["parked_h"]) == pytest.approx((4.5, 1.5), abs=1e-3)
+
+
+def test_who_has_a_parked_leases_gpu_is_known(
+    ledger: Ledger, clock: Clock, manager: Manager, hold: Callable[..., str]
+) -> None:
+    begun = clock()
+    adas = hold("ada", 0.05, partial=0.5)
+    hold("bob", 0.05, partial=0.5)
+    with ledger.transaction() as tx:
+        write(tx, [Entry(begun + 60, "park", adas)])
+    measure(ledger, begun, 60, 0.0)
+    measure(ledger, begun + 60, 300, 1.0)
+    found = reported(ledger, clock(), begun)
+    assert hours(found["ada"]) == pytest.approx((1 / 120, 0, 1 / 120, 0), abs=1e-4)
+    assert hours(found["bob"]) == pytest.approx((0.025, 0.025, 0, 0), abs=1e-4)

@@ -61,7 +61,8 @@ function Report({ adminAPI, trans, by, days, tools }: IReport): JSX.Element {
       granted_h: trans.__('Granted'),
       computing_h: trans.__('Computing'),
       idle_h: trans.__('Idle'),
-      unknown_h: trans.__('Unknown')
+      unknown_h: trans.__('Unknown'),
+      parked_h: trans.__('Parked')
     };
     return [
       {

@@ -2,7 +2,7 @@
 
 import { IUsageRow, UsageBy } from './adminapi';
 
-export const HOURS = ['granted_h', 'computing_h', 'idle_h', 'unknown_h'] as const;
+export const HOURS = ['granted_h', 'computing_h', 'idle_h', 'unknown_h', 'parked_h'] as const;
 
 const FIGURES = new Intl.NumberFormat(undefined, {
   minimumFractionDigits: 1,

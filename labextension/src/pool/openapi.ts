@@ -550,6 +550,8 @@ export type components = {
       leases: number;
       /** @description The user, the namespace, or the GPU's uuid. */
       name: string;
+      /** @description Not granted: leases were parked, and others had their GPUs. */
+      parked_h: number;
       /** @description Granted, and not known which of both: nothing was measured, or the GPU computed while several rows shared it. */
       unknown_h: number;
     };

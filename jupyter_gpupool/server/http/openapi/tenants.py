@@ -141,7 +141,7 @@ SCHEMAS: dict[str, Any] = {
     "UsageRow": {
         "type": "object",
         "description": "Hours of whole GPUs: half of a GPU's memory for two hours is one.",
-        "required": ["name", "gpu", "leases", "granted_h", "computing_h", "idle_h", "unknown_h"],
+        "required": ["name", "gpu", "leases", "granted_h", "computing_h", "idle_h", "unknown_h", "parked_h"],
         "properties": {
             "name": {**_TEXT, "description": "The user, the namespace, or the GPU's uuid."},
             "gpu": {**_TEXT, "description": "A GPU's server and index; empty in other reports."},
@@ -153,6 +153,10 @@ SCHEMAS: dict[str, Any] = {
                 **_HOURS,
                 "description": "Granted, and not known which of both: nothing was measured, or the GPU computed "
                 "while several rows shared it.",
+            },
+            "parked_h": {
+                **_HOURS,
+                "description": "Not granted: leases were parked, and others had their GPUs.",
             },
         },
     },
