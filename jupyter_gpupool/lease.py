@@ -305,7 +305,8 @@ def _forked() -> None:
     _attaching = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # a system without it has no fork either
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _either(name: str, value: T | None, alias: str, aliased: T | None) -> T | None:

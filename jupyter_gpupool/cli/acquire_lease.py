@@ -37,6 +37,10 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+#: Signals that end a process; Windows has the first two.
+_ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, n)]
+
+
 @contextlib.contextmanager
 def interruptions() -> Iterator[None]:
     """Signals that end a process raise :class:`Interrupted` in this block, so that everything is undone."""
@@ -45,7 +49,7 @@ def interruptions() -> Iterator[None]:
         raise Interrupted(signum)
 
     before = {}
-    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for sig in _ENDING:
         if signal.getsignal(sig) is not signal.SIG_IGN:
             before[sig] = signal.signal(sig, interrupt)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -117,6 +118,12 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         help="remote: compute on the GPU server; direct: use GPUs of this machine without a worker; auto (default): "
         "direct where possible, else remote",
     )
+
+
+def on_linux_only(command: str) -> None:
+    """Raise UsageError on other systems, whose processes cannot be supervised as ``command`` does."""
+    if sys.platform != "linux":
+        raise UsageError(f"`{command}` works on Linux only; call jupyter_gpupool.attach() in the program")
 
 
 def complete_request(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> None:

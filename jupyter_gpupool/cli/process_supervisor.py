@@ -24,16 +24,21 @@ import psutil
 
 #: Signals to `gpupool run` that are forwarded to the command.
 FORWARDED = frozenset(
-    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
 )
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True)
 
 #: A shell's exit code for a command that cannot be executed.
 NOT_EXECUTABLE = 126
 #: The longest message, in bytes; only additions to the environment are sent, not all of it.
 _MAX_MESSAGE_BYTES = 64 * 1024
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
 class ProcessSupervisor:
@@ -101,7 +106,7 @@ def _supervise(
     try:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)  # see _forward
         _set_title(f"supervisor: {' '.join(command)}")
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         wake, waker = os.pipe()
         os.set_blocking(waker, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -133,7 +138,7 @@ def _start(
             signal.signal(sig, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:  # it died before the line above
             os._exit(1)
 

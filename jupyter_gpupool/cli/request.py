@@ -20,7 +20,7 @@ from jupyter_gpupool.core.environment import LEASE
 
 from .acquire_lease import AcquiredLease, Interrupted, LeaseAcquisition, interruptions, new_config, release
 from .command import Command
-from .options import Parser, UsageError, add_request_options, complete_request
+from .options import Parser, UsageError, add_request_options, complete_request, on_linux_only
 
 
 def process_id(text: str) -> int:
@@ -69,6 +69,7 @@ class RequestApp(Command):
         super().parse_command_line(argv)
 
     def check(self) -> None:
+        on_linux_only("gpupool request")
         complete_request(self.args)
         if self.args.owner is not None:
             try:

@@ -8,7 +8,7 @@ import shutil
 
 from .acquire_lease import AcquiredLease, LeaseAcquisition, interruptions, new_config, release
 from .command import Command, fail
-from .options import Parser, UsageError, add_request_options, complete_request
+from .options import Parser, UsageError, add_request_options, complete_request, on_linux_only
 from .process_supervisor import NOT_EXECUTABLE, ProcessSupervisor
 
 #: A shell's exit code for a command that does not exist.
@@ -35,6 +35,7 @@ class RunApp(Command):
         add_request_options(parser)
 
     def check(self) -> None:
+        on_linux_only("gpupool run")
         complete_request(self.args)
         if not self.command:
             raise UsageError("which command? Write it after the options: gpupool run -n 1 -- python train.py")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,6 +135,10 @@ def find_or_start(say: Callable[[str], None] = lambda line: None) -> PoolAddress
     address = find()
     if address is not None:
         return address
+    if sys.platform != "linux":
+        raise PoolError(
+            "no GPU pool is running, and one can start on Linux only. Set GPUPOOL_URL to use a pool on a GPU server."
+        )
     with _exclusively("start"):
         return find() or _start(say)
 
@@ -188,6 +192,8 @@ def _last_line(log: Path) -> str:
 @contextlib.contextmanager
 def _exclusively(name: str) -> Iterator[None]:
     """Hold a file lock, so that only one process at a time runs the block."""
+    import fcntl  # pools start on Linux only
+
     with open(folder() / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -199,4 +205,5 @@ def _after_fork() -> None:
         os.close(_lifelines.pop())
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # a system without it has no fork either
+    os.register_at_fork(after_in_child=_after_fork)

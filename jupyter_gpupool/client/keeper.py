@@ -34,6 +34,13 @@ class Keeper:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._sock, theirs = socket.socketpair()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._beats = False
+        if (
+            os.name != "posix"
+        ):  # no descriptor can be passed on there: the threads of this process hold the lease alone
+            theirs.close()
+            return
         try:
             with theirs:
                 self._process = subprocess.Popen(
@@ -48,7 +55,6 @@ class Keeper:
         except OSError as e:
             self._sock.close()
             raise PoolError(f"the process that keeps the lease cannot be started: {e}") from e
-        self._beats = False
 
     def expect(self, client: PoolClient, lease_id: str) -> None:
         """Note the request that this process is about to send: it is withdrawn if the process dies."""
@@ -73,6 +79,8 @@ class Keeper:
             return
         self._tell({"leave": True})
         self._sock.close()
+        if self._process is None:
+            return
         try:
             self._process.wait(_LEAVE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -82,7 +90,8 @@ class Keeper:
     def forked(self) -> None:
         """In a forked child: the keeper is the parent's."""
         self._sock.close()
-        self._process.returncode = 0
+        if self._process is not None:
+            self._process.returncode = 0
 
     def _tell(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # it was killed: the program goes on without it

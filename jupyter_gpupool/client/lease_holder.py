@@ -159,6 +159,9 @@ class LeaseHolder:
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Block all signals; threads started in this block leave them to the main thread."""
+    if not hasattr(signal, "pthread_sigmask"):  # the main thread gets every signal there
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         yield

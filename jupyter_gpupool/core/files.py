@@ -17,7 +17,8 @@ def write_atomically(path: str | Path, data: str | bytes, mode: int = 0o600) -> 
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as f:
-            os.fchmod(f.fileno(), mode)
+            if hasattr(os, "fchmod"):  # elsewhere the folder's rights apply, which a home keeps to its user
+                os.fchmod(f.fileno(), mode)
             f.write(data.encode() if isinstance(data, str) else data)
         os.replace(draft, path)
     except BaseException:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import select
 import socket
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import frames, handshake, tls
+from .polling import READABLE, new_poll
 from .resumable_connection import NO_WORKER_S
 from .specs import AttachSpec
 
@@ -106,7 +106,8 @@ class _Line:
         self._resume_s = float(welcome.get("resume_s", 0.0))
         self._wake, self._waker = socket.socketpair()
         self._released = threading.Event()
-        os.register_at_fork(after_in_child=self._forked)
+        if hasattr(os, "register_at_fork"):  # a system without it has no fork either
+            os.register_at_fork(after_in_child=self._forked)
         self._thread = threading.Thread(target=self._run, name="gpupool-lifeline", daemon=True)
         self._thread.start()
 
@@ -142,9 +143,9 @@ class _Line:
         interval = max(0.2, self.spec.ttl_s / 4)
         self._sock.settimeout(self.spec.ttl_s)
         # Not select(): a Jupyter server with many kernels has more open files than it can handle.
-        ready = select.poll()
-        ready.register(self._sock, select.POLLIN)
-        ready.register(self._wake, select.POLLIN)
+        ready = new_poll()
+        ready.register(self._sock, READABLE)
+        ready.register(self._wake, READABLE)
         unanswered = 0
         while not self._released.is_set():
             if tls.readable(self._sock, ready, interval * 1000):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 from . import frames, tls
 from .handshake import Refused, connect_first
+from .polling import READABLE, new_poll
 from .resumption import ACKNOWLEDGE_BYTES, BadNumbers, ClientEnd, Frame
 
 #: Connects with these fields of the hello, within so many seconds; returns the connection and the welcome.
@@ -63,7 +63,7 @@ class ResumableConnection:
         self.end = ClientEnd()
         self._spare: list[bytearray] = []
         self._sock: tls.Connection | None = None
-        self._poll = select.poll()
+        self._poll = new_poll()
         self._transmitted = 0
         self._lost_at: float | None = None
         self._why = ""
@@ -272,8 +272,8 @@ class ResumableConnection:
 
     def _use(self, sock: tls.Connection) -> None:
         sock.settimeout(self._silence_s)
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._poll = new_poll()
+        self._poll.register(sock, READABLE)
         self._sock = sock
         if self._notice is not None:
             self._notice.cancel()

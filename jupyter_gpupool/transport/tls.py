@@ -7,13 +7,14 @@ server's single port can hand the connection to the right worker. Only the worke
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import ssl
 import threading
 import time
 from types import TracebackType
 from typing import Any
+
+from .polling import READABLE, WRITABLE, Poll, new_poll
 
 #: Prefix of the lease's id in the name of the application protocol.
 _PREFIX = "gpupool-lease/"
@@ -69,14 +70,14 @@ class SecureSocket:
             do_handshake_on_connect=False,
         )
         # Only one thread reads at a time, so this poll object can be shared; writers create their own.
-        self._readable = select.poll()
+        self._readable = new_poll()
 
     def handshake(self) -> None:
         """Run the whole TLS handshake within the timeout. Raises OSError."""
         self._ssl.settimeout(self._timeout)
         self._ssl.do_handshake()
         self._ssl.setblocking(False)
-        self._readable.register(self._ssl, select.POLLIN)
+        self._readable.register(self._ssl, READABLE)
 
     # -- the interface of a socket
 
@@ -154,16 +155,16 @@ class SecureSocket:
             except (OSError, ValueError):
                 return False
 
-    def _to_write(self) -> select.poll:
-        poll = select.poll()
+    def _to_write(self) -> Poll:
+        poll = new_poll()
         if self.fileno() >= 0:
-            poll.register(self._ssl, select.POLLOUT)
+            poll.register(self._ssl, WRITABLE)
         return poll
 
     def _deadline(self) -> float | None:
         return None if self._timeout is None else time.monotonic() + self._timeout
 
-    def _wait(self, until: select.poll, deadline: float | None) -> None:
+    def _wait(self, until: Poll, deadline: float | None) -> None:
         if self.fileno() < 0:
             raise _closed()
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
@@ -178,6 +179,6 @@ def _closed() -> OSError:
 Connection = socket.socket | SecureSocket
 
 
-def readable(sock: Connection, poll: select.poll, timeout_ms: float) -> bool:
+def readable(sock: Connection, poll: Poll, timeout_ms: float) -> bool:
     """Wait up to ``timeout_ms`` and return whether there is data to read. ``sock`` is registered with ``poll``."""
     return (type(sock) is SecureSocket and sock.pending()) or bool(poll.poll(timeout_ms))

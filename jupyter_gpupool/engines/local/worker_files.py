@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -102,6 +101,8 @@ def files(folder: str) -> Iterator[Path]:
 
 def lock(folder: str) -> int:
     """Wait for the lock; a descriptor to close. Forks of the caller hold it until they close theirs."""
+    import fcntl  # workers run on Linux only, and this module is imported elsewhere too
+
     descriptor = os.open(Path(folder) / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
@@ -110,6 +111,8 @@ def lock(folder: str) -> int:
 async def until_recorded(folder: str, timeout_s: float) -> bool:
     """Wait until every worker that has been forked is recorded; False if that took too long."""
     descriptor = os.open(Path(folder) / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    import fcntl
+
     deadline = time.monotonic() + timeout_s
     try:
         while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import final
@@ -38,6 +37,8 @@ class LedgerLock:
         """Take the lock at once, or raise :class:`PoolError` naming the process that holds it."""
         if self._descriptor is not None:
             return
+        import fcntl  # a pool runs on Linux only, and its modules are imported elsewhere too
+
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

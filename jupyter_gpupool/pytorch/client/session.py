@@ -180,4 +180,5 @@ def _after_fork() -> None:
 
 
 atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # a system without it has no fork either
+    os.register_at_fork(after_in_child=_after_fork)

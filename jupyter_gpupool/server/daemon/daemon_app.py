@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
 import socket
 from pathlib import Path
@@ -97,6 +96,8 @@ class GPUPoolDaemon(GPUPoolServer):
             json_logs.use_json(self.log)
         # Every connection without TLS writes a line, and anybody can open thousands.
         logging.getLogger("tornado.general").addFilter(json_logs.Damper())
+        import resource
+
         with contextlib.suppress(ValueError, OSError):
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -222,6 +223,8 @@ class GPUPoolDaemon(GPUPoolServer):
 
 def _connections() -> int:
     """Return the number of connections that this process's limit of open files allows."""
+    import resource
+
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(64, min(files, 1 << 16) - _OTHER_FILES)
 

@@ -77,7 +77,8 @@ class CommandStream:
         self._closed = False
         #: counters for benchmarks and tests
         self.frames = self.questions = self.bytes_up = self.bytes_down = 0
-        os.register_at_fork(after_in_child=self._forked)
+        if hasattr(os, "register_at_fork"):  # a system without it has no fork either
+            os.register_at_fork(after_in_child=self._forked)
         threading.Thread(target=self._pump, name="gpupool-stream", daemon=True).start()
 
     # -- storages
