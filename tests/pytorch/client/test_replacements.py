@@ -175,6 +175,24 @@ def test_a_table_filled_before_the_lease_finds_what_is_called_in_it(lease: None)
     assert t.to("cuda") == HELD[1](t, "cuda") == "moved"
 
 
+def test_a_function_held_before_the_lease_is_what_arrives_where_it_is_compared_with_that(lease: None) -> None:
+    zeros_like = HELD[0]  # from torch import zeros_like
+
+    class Compared(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return "zeros" if func is zeros_like else super().__torch_function__(func, types, args, kwargs)
+
+    class Inherited(Compared):
+        pass
+
+    for kind in (Compared, Inherited):
+        t = torch.ones(2).as_subclass(kind)
+        assert torch.zeros_like(t) == zeros_like(t) == "zeros"
+        assert torch.empty_like(t).shape == (2,)
+        assert isinstance(t.to(torch.float64), kind)
+
+
 def test_a_mode_sees_the_functions_that_the_program_calls(lease: None) -> None:
     class Mode(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -6,10 +6,12 @@ of the compiler), by their name (pickle) and by what :mod:`inspect` tells of the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import pkgutil
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from torch.overrides import get_ignored_functions, handle_torch_function, has_torch_function
@@ -71,6 +73,17 @@ def _resemble(value: Any, native: Any) -> Any:
     return value
 
 
+def _named_in(kind: type) -> Iterator[Any]:
+    """The values of the names in the ``__torch_function__`` of a class, and of those that it inherits from."""
+    for ancestor in kind.__mro__:
+        function = getattr(vars(ancestor).get("__torch_function__"), "__func__", None)
+        if isinstance(function, types.FunctionType):
+            code = function.__code__
+            yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+            with contextlib.suppress(ValueError):  # a variable that has no value yet
+                yield from (cell.cell_contents for cell in function.__closure__ or ())
+
+
 class Builtin:
     """Replaces a function or a method of tensors that is written in C++.
 
@@ -100,10 +113,18 @@ class Builtin:
                 # A class of tensors is no tensor: t.type(torch.FloatTensor).
                 asked = tuple(a for a in (*args, *kwargs.values()) if not isinstance(a, type))
                 if has_torch_function(asked):
-                    return handle_torch_function(self, asked, *args, **kwargs)
+                    return handle_torch_function(self._as_known_to(asked), asked, *args, **kwargs)
         elif self._asks_modes and is_torch_function_mode_enabled():
             return handle_torch_function(self, (), *args, **kwargs)
         return self.call(*args, **kwargs)
+
+    def _as_known_to(self, asked: tuple[Any, ...]) -> Any:
+        """PyTorch's own function if a ``__torch_function__`` that is asked has it from before the lease."""
+        if not self._is_method and any(
+            self.native is value for kind in map(type, asked) for value in _named_in(kind)
+        ):
+            return self.native
+        return self
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None or not self._is_method:
