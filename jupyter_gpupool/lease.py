@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -167,6 +168,7 @@ def attach(
                 on_update=update,
                 on_lost=on_lost,
                 on_resized=on_resized,
+                on_waiting=_show_waiting,
             ) as holder,
         ):
             children.offer(holder.spec)
@@ -174,6 +176,16 @@ def attach(
             keeper.hold(holder.spec, children.config)
         _current = Lease(holder, keeper, children)
         return _current
+
+
+def _show_waiting(position: int) -> None:
+    """Tell the user why the program, or the cell, does not go on."""
+    print(
+        f"Waiting for the GPUs, which others have while this program was idle: position {position} in the queue "
+        "(interrupt to stop waiting; nothing is lost)",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 class Lease:

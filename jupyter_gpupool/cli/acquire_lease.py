@@ -111,6 +111,7 @@ class LeaseAcquisition:
             on_update=self._report,
             on_lost=self._on_lost,
             on_resized=self._write_resized,
+            on_waiting=self._report_waiting,
         ) as holder:
             try:
                 self._config.write_text(holder.spec.to_json())
@@ -147,6 +148,11 @@ class LeaseAcquisition:
         with contextlib.suppress(OSError):
             if self._config.exists():  # else the lease is being released
                 write_config(self._config, spec)
+
+    def _report_waiting(self, position: int) -> None:
+        self._log.info(
+            f"Waiting for the GPUs, which others have while the program was idle: position {position} in the queue"
+        )
 
     def _warn_of_failures(self, client: PoolClient) -> None:
         for check in client.health()["checks"]:

@@ -32,7 +32,8 @@ class LeaseHolder:
 
     It takes over ``client`` and closes it on release. ``on_lost`` is called once, from another thread, with one line
     for people, when the lease ends without being released here. ``on_resized`` is called, from another thread too,
-    with the new limits when somebody else resizes the lease.
+    with the new limits when somebody else resizes the lease. ``on_waiting`` is called, from another thread too, with
+    each position in the queue of a lease that was parked and whose program needs its GPUs.
     Raises LeaseEnded when its worker cannot be reached. On any exception, KeyboardInterrupt included, the lease is
     released and ``client`` closed.
     """
@@ -44,12 +45,15 @@ class LeaseHolder:
         spec: AttachSpec,
         on_lost: Callable[[str], None] | None = None,
         on_resized: Callable[[AttachSpec], None] | None = None,
+        on_waiting: Callable[[int], None] | None = None,
     ) -> None:
         self.lease = lease
         self.spec = spec
         self._client = client
         self._on_lost = on_lost
         self._on_resized = on_resized
+        self._on_waiting = on_waiting
+        self._position: int | None = None
         self._lock = threading.Lock()
         self._resizing = threading.Lock()
         self._lost = ""
@@ -138,6 +142,10 @@ class LeaseHolder:
                 return  # the client is closed: the lease was released
 
     def _apply(self, lease: Lease) -> None:
+        position = lease.position if lease.is_woken else None
+        if position is not None and position != self._position and self._on_waiting is not None:
+            self._on_waiting(position)
+        self._position = position
         with self._resizing:
             spec = resized_spec(self.spec, lease)
             if spec == self.spec:
@@ -180,6 +188,7 @@ def acquired(
     on_update: Callable[[Lease], None] = lambda lease: None,
     on_lost: Callable[[str], None] | None = None,
     on_resized: Callable[[AttachSpec], None] | None = None,
+    on_waiting: Callable[[int], None] | None = None,
 ) -> Iterator[LeaseHolder]:
     """Acquire a lease, hold it, and run the block. If anything raises, release the lease and close ``client``.
 
@@ -191,7 +200,7 @@ def acquired(
     try:
         lease = acquire(client, request, on_update=on_update, timeout_s=timeout_s)
         spec = attach_spec(client, lease, secret, choose_connection(connection, lease))
-        holder = LeaseHolder(client, lease, spec, on_lost, on_resized)
+        holder = LeaseHolder(client, lease, spec, on_lost, on_resized, on_waiting)
         yield holder
     except BaseException:
         if holder is not None:

@@ -105,7 +105,10 @@ def acquire(
         lease = client.request(request)
         while True:
             on_update(lease)
-            if lease.state is LeaseState.ACTIVE:
+            if lease.state in (
+                LeaseState.ACTIVE,
+                LeaseState.PARKED,
+            ):  # it may be parked before this is noticed
                 return lease
             if lease.state.ended:
                 reason = lease.reason or "the pool gives no reason"

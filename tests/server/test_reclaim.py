@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="workers need PyTorch")
 
+import jupyter_gpupool  # noqa: E402
 from jupyter_gpupool.core.errors import NoCapacity  # noqa: E402
 from jupyter_gpupool.core.models import Lease, LeaseState  # noqa: E402
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
@@ -122,3 +124,37 @@ def test_a_parked_lease_outlives_its_pool(
     finally:
         mine.end()
     eventually(lambda: sum(pool.granted_mib()) == 0, "every share comes back")
+
+
+def test_a_program_that_waits_shows_its_place_and_can_be_interrupted(
+    start_pool: Callable[..., Pool], eventually: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Only leases of the namespace "default" may be parked, so that the other one keeps its GPUs.
+    pool = start_pool(*RECLAIM[1:], "--PoolService.ttl_s=1")
+    pool.client.change_namespace("default", {"reclaim": "idle"})
+    pool.client.create_namespace("busy", {})
+    with jupyter_gpupool.attach(2, 1.0) as mine:
+        x = torch.arange(4.0, device="cuda:1") + 1
+        assert x.sum().item() == 10.0
+        request = ask(1.0, 2, namespace="busy")
+        other, line = pool.hold(request)
+        over = threading.Event()
+
+        def beat_and_interrupt() -> None:
+            interrupted = False
+            while not over.wait(0.2):
+                pool.client.heartbeat(other.id)
+                if not interrupted and "position 1 in the queue" in capsys.readouterr().err:
+                    interrupted = True
+                    signal.raise_signal(signal.SIGINT)
+
+        thread = threading.Thread(target=beat_and_interrupt, daemon=True)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            (x + 1).sum().item()
+        assert pool.client.lease(mine.id).position == 1, "it waits still, for what was sent already"
+        over.set()
+        thread.join()
+        line.release()
+        assert (x + 1).sum().item() == 14.0
+        assert mine.state is LeaseState.ACTIVE

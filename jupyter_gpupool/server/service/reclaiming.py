@@ -109,7 +109,9 @@ class Reclaiming:
                 try:
                     await engine.resume_worker(now)
                 except EngineError as e:
-                    await self._run(manager.resume_failed, lease.id, str(e))
+                    await self._run(
+                        manager.resume_failed, lease.id, f"its state could not be brought back: {e}"
+                    )
 
     async def _wake(self, lease_id: str) -> None:
         manager = self._manager()
