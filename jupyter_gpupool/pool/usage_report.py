@@ -14,8 +14,8 @@ import json
 import math
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Double, and_, bindparam, case, cast, distinct, func, or_, select
@@ -128,55 +128,66 @@ class Measured:
     busy: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What the ledger has for one report; :func:`report` makes it from this."""
+class Reading:
+    """What the ledger has for one report, of ``owner`` or of everybody (None).
 
-    since: float
-    until: float
-    by: str
-    granted: Sequence[Any]
-    held: Sequence[Held] = ()
-    packed: Sequence[Any] = field(default=(), repr=False)
-
-
-def read(
-    ledger: Ledger, now: float, since: float | None = None, by: str = "user", owner: str | None = None
-) -> Figures:
-    """Read what a report needs, of ``owner`` or of everybody (None). Raises InvalidRequest and LedgerUnavailable.
-
-    ``since`` is in seconds since the epoch; a report reaches back as far as the ledger does, which is the default.
+    :attr:`steps` read it, each in a transaction of its own, so that others can use the ledger in between;
+    :func:`report` then needs the ledger no more. ``since`` is in seconds since the epoch; a report reaches back as far
+    as the ledger does, which is the default. Raises InvalidRequest.
     """
-    if by not in BY:
-        raise InvalidRequest(f"by={by[:40]}: give one of {', '.join(BY)}")
-    since = min(max(since or 0.0, now - LEASES_KEPT_S), now)
-    span = {"since": since, "until": now, "kept": now - LEASES_KEPT_S}
-    mine = {} if owner is None else {"owner": owner}
-    with ledger.reading() as tx:
-        granted = tx.execute(_GRANTED[by].where(_MINE) if mine else _GRANTED[by], {**span, **mine}).all()
-        packed: list[Any] = []
-        reached = math.floor(since) - TIERS[-1][0]
-        # The coarsest samples, then the finer ones for the slots that are not over yet.
-        for tier, _ in reversed(TIERS):
-            found = tx.execute(_SAMPLES, {"of_step": tier, "first": reached, "end": math.ceil(now)}).all()
-            packed += found
-            reached = found[-1].at + tier if found else reached
-        if not packed:
-            return Figures(since, now, by, granted)
-        statement = _HELD[by]
-        if mine:
+
+    def __init__(
+        self, now: float, since: float | None = None, by: str = "user", owner: str | None = None
+    ) -> None:
+        if by not in BY:
+            raise InvalidRequest(f"by={by[:40]}: give one of {', '.join(BY)}")
+        self.now = now
+        self.since = min(max(since or 0.0, now - LEASES_KEPT_S), now)
+        self.by = by
+        self._owner = owner
+        self._span = {"since": self.since, "until": now, "kept": now - LEASES_KEPT_S}
+        self._mine = {} if owner is None else {"owner": owner}
+        self.granted: Sequence[Any] = ()
+        self.packed: list[Any] = []
+        self.held: list[Held] = []
+
+    @property
+    def steps(self) -> Sequence[Callable[[Ledger], None]]:
+        """To be called in this order. Each raises LedgerUnavailable."""
+        return self._read_granted, self._read_samples, self._read_held
+
+    def _read_granted(self, ledger: Ledger) -> None:
+        statement = _GRANTED[self.by].where(_MINE) if self._mine else _GRANTED[self.by]
+        with ledger.reading() as tx:
+            self.granted = tx.execute(statement, {**self._span, **self._mine}).all()
+
+    def _read_samples(self, ledger: Ledger) -> None:
+        reached = math.floor(self.since) - TIERS[-1][0]
+        with ledger.reading() as tx:
+            # The coarsest samples, then the finer ones for the slots that are not over yet.
+            for tier, _ in reversed(TIERS):
+                span = {"of_step": tier, "first": reached, "end": math.ceil(self.now)}
+                found = tx.execute(_SAMPLES, span).all()
+                self.packed += found
+                reached = found[-1].at + tier if found else reached
+
+    def _read_held(self, ledger: Ledger) -> None:
+        if not self.packed:
+            return
+        statement = _HELD[self.by]
+        if self._mine:
             # With the slices of others on the same GPUs, for those may be what computed.
             statement = statement.where(slices.c.gpu_uuid.in_(_GPUS_OF_MINE))
-        rows = tx.execute(statement, {**span, **mine, "since": max(since, packed[0].at)}).all()
+        measured = {**self._span, **self._mine, "since": max(self.since, self.packed[0].at)}
         parks: dict[str, list[tuple[str, float]]] = {}
-        for entry in tx.execute(_PARKS_AND_RESUMES, span).all():
-            parks.setdefault(entry.subject, []).append((entry.action, entry.at))
-    held = [
-        Held(row.gpu_uuid, row.name if owner in (None, row.owner) else None, start, end, row.share)
-        for row in rows
-        for start, end in _unparked(row.start, row.end, parks.get(row.id, ()))
-    ]
-    return Figures(since, now, by, granted, held, packed)
+        with ledger.reading() as tx:
+            rows = tx.execute(statement, measured).all()
+            for entry in tx.execute(_PARKS_AND_RESUMES, self._span).all():
+                parks.setdefault(entry.subject, []).append((entry.action, entry.at))
+        for row in rows:
+            name = row.name if self._owner in (None, row.owner) else None
+            for start, end in _unparked(row.start, row.end, parks.get(row.id, ())):
+                self.held.append(Held(row.gpu_uuid, name, start, end, row.share))
 
 
 def _unparked(start: float, end: float, parks: Sequence[tuple[str, float]]) -> Iterator[tuple[float, float]]:
@@ -193,32 +204,32 @@ def _unparked(start: float, end: float, parks: Sequence[tuple[str, float]]) -> I
         yield since, end
 
 
-def report(figures: Figures) -> dict[str, Any]:
+def report(reading: Reading) -> dict[str, Any]:
     """Return the report as JSON: hours by row, most granted first."""
     slots = [
         Measured(row.at, row.at + row.step_s, _busy(row.gpus))
-        for row in figures.packed
-        if row.at + row.step_s > figures.since
+        for row in reading.packed
+        if row.at + row.step_s > reading.since
     ]
-    known = attributed(figures.held, slots)
+    known = attributed(reading.held, slots)
     rows = []
-    for row in figures.granted:
+    for row in reading.granted:
         computing_s, idle_s = known.get(row.name, (0.0, 0.0))
         unknown_s = max(0.0, row.granted_s - computing_s - idle_s)
         seconds = (row.granted_s, computing_s, idle_s, unknown_s, row.parked_s)
         rows.append(
             {
                 "name": row.name,
-                "gpu": f"{row.server}:{row.gpu_index}" if figures.by == "gpu" else "",
+                "gpu": f"{row.server}:{row.gpu_index}" if reading.by == "gpu" else "",
                 "leases": row.leases,
                 **{f"{word}_h": round(of / 3600, 6) for word, of in zip(_WORDS, seconds)},
             }
         )
     return {
-        "since": figures.since,
-        "until": figures.until,
-        "by": figures.by,
-        "measured_since": max(figures.since, slots[0].start) if slots else None,
+        "since": reading.since,
+        "until": reading.now,
+        "by": reading.by,
+        "measured_since": max(reading.since, slots[0].start) if slots else None,
         "rows": rows,
     }
 

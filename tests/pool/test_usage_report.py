@@ -51,8 +51,15 @@ def hold(manager: Manager, clock: Clock) -> Callable[..., str]:
     return hold
 
 
-def reported(ledger: Ledger, now: float, *words: Any, **known: Any) -> dict[str, dict[str, Any]]:
-    said = usage_report.report(usage_report.read(ledger, now, *words, **known))
+def read(ledger: Ledger, *words: Any) -> dict[str, Any]:
+    reading = usage_report.Reading(*words)
+    for step in reading.steps:
+        step(ledger)
+    return usage_report.report(reading)
+
+
+def reported(ledger: Ledger, *words: Any) -> dict[str, dict[str, Any]]:
+    said = read(ledger, *words)
     return {row["gpu"] or row["name"]: row for row in said["rows"]}
 
 
@@ -100,16 +107,16 @@ def test_hours_are_computing_or_idle_where_it_was_measured(
     assert hours(reported(ledger, clock(), begun)["ada"]) == pytest.approx(
         (0.1, 0.0125, 0.0375, 0.05), abs=2e-4
     )
-    said = usage_report.report(usage_report.read(ledger, clock(), begun - HOUR))
+    said = read(ledger, clock(), begun - HOUR)
     assert said["measured_since"] == begun
 
 
 def test_the_report_is_of_the_ledgers_time_and_words(ledger: Ledger, clock: Clock) -> None:
-    said = usage_report.report(usage_report.read(ledger, clock(), 0.0))
+    said = read(ledger, clock(), 0.0)
     assert said["since"] == clock() - usage_report.LEASES_KEPT_S
     assert (said["rows"], said["measured_since"]) == ([], None)
     with pytest.raises(InvalidRequest, match="by=room: give one of user, namespace, gpu"):
-        usage_report.read(ledger, clock(), by="room")
+        usage_report.Reading(clock(), by="room")
 
 
 def test_a_gpu_that_computes_for_two_leaves_unknown_for_whom() -> None:

@@ -52,6 +52,7 @@ class Tenants:
         self._with_manager = run
         self._carry_out = carry_out
         self._known = known
+        self._reporting = asyncio.Lock()
 
     async def whoami(self, owner: str | None, namespace: str = DEFAULT) -> dict[str, Any]:
         """Return ``{"owner", "administers", "namespace", "role", "namespaces": {name: role}}``."""
@@ -197,10 +198,11 @@ class Tenants:
 
     async def usage(self, owner: str | None, by: str, since: float | None = None) -> dict[str, Any]:
         """Return GPU-hours by ``user``, ``namespace`` or ``gpu``: everybody's, or those of ``owner``."""
-        now = time.time()
-        figures = await self._with_ledger(lambda ledger: usage_report.read(ledger, now, since, by, owner))
-        # Not on the manager's thread: a large pool has many samples.
-        return await asyncio.to_thread(usage_report.report, figures)
+        reading = usage_report.Reading(time.time(), since, by, owner)
+        async with self._reporting:  # a large pool's report takes seconds of a processor
+            for step in reading.steps:
+                await self._with_ledger(step)
+            return await asyncio.to_thread(usage_report.report, reading)
 
     async def _change(
         self,

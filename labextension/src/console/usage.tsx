@@ -11,7 +11,7 @@ import { Empty, RequestResult } from './parts';
 import { IColumn, Table } from './table';
 import { asCSV, figure, HOURS } from './usagerows';
 
-const EVERY_MS = 30000;
+const EVERY_MS = 300000;
 const DAYS = ['1', '7', '30'] as const;
 
 export function Usage(props: IConsoleProps): JSX.Element {
