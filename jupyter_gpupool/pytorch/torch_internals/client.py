@@ -149,7 +149,6 @@ DeviceContext = _value(
 )
 GET_STREAM = _attribute("torch.nn.parallel._functions._get_stream", "copy the inputs of nn.DataParallel")
 CUDNN_INIT = _attribute("torch.backends.cudnn.m._init", "leave the choice of kernels to the worker")
-TO_DLPACK = _attribute("torch._C._to_dlpack", "share the memory of a tensor on a slice")
 NVTX = _attribute("torch.cuda.nvtx._nvtx", "let NVTX annotations do nothing")
 JITTED_CALL = _attribute("torch.cuda.jiterator._JittedFunction.__call__", "refuse kernels written in C++")
 #: Functions of a CUDA build that torch.cuda.comm calls; a build for the CPU has none.

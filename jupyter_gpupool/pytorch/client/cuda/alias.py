@@ -22,7 +22,6 @@ from jupyter_gpupool.pytorch.torch_internals.client import (
     CUDNN_INIT,
     GET_STREAM,
     NVTX,
-    TO_DLPACK,
     DeviceContext,
     device_constructors,
 )
@@ -134,8 +133,8 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
         ):  # the worker's PyTorch chooses; a CUDA build here has no driver
             _patches.set(torch.backends.cuda, choice, lambda params, debug=False: False)
     to_dlpack = _to_dlpack(torch.to_dlpack)
-    for owner, name in ((torch.utils.dlpack, "to_dlpack"), (torch, "to_dlpack"), TO_DLPACK):
-        _patches.set(owner, name, to_dlpack)
+    for owner in (torch.utils.dlpack, torch):
+        _patches.set(owner, "to_dlpack", to_dlpack)
     # What set_default_device() and `with device:` use.
     _patches.set(DeviceContext, "__init__", _with_index(DeviceContext.__init__, first=1))
     for name in ("nested_tensor", "as_nested_tensor"):

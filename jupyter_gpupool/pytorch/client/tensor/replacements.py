@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import pkgutil
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,14 @@ from typing import Any
 from torch.overrides import get_ignored_functions, handle_torch_function, has_torch_function
 
 from jupyter_gpupool.pytorch.torch_internals.client import is_torch_function_mode_enabled
+
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+    # Annotations may name what PyTorch imports for type checkers only.
+    _signature = functools.partial(inspect.signature, annotation_format=annotationlib.Format.FORWARDREF)
+else:
+    _signature = inspect.signature
 
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _BUILTINS = (types.BuiltinFunctionType, types.MethodDescriptorType)
@@ -64,13 +73,23 @@ def _resemble(value: Any, native: Any) -> Any:
         setattr(value, name, getattr(native, name, None))
     if isinstance(native, types.FunctionType):
         value.__dict__.update(native.__dict__)  # __wrapped__ too, which the compiler looks for
-        value.__annotations__ = native.__annotations__
-        value.__type_params__ = getattr(native, "__type_params__", ())
-    try:
-        value.__signature__ = inspect.signature(native)
-    except (TypeError, ValueError):
-        pass  # written in C++, without a signature
+        if hasattr(native, "__annotate__"):  # since Python 3.14, evaluated when a program asks
+            value.__annotate__ = native.__annotate__
+        else:
+            value.__annotations__ = native.__annotations__
+    signature = _signature_of(native)
+    if signature is not None:
+        value.__signature__ = signature
     return value
+
+
+@functools.cache  # every lease replaces the same functions
+def _signature_of(native: Any) -> inspect.Signature | None:
+    """The signature of ``native``; None for what is written in C++ without one."""
+    try:
+        return _signature(native)
+    except (TypeError, ValueError):
+        return None
 
 
 def _named_in(kind: type) -> Iterator[Any]:
