@@ -25,6 +25,7 @@ COMMANDS = {
     "release": (f"{_HERE}.leases.ReleaseApp", "release leases"),
     "resize": (f"{_HERE}.leases.ResizeApp", "change the memory of a lease's GPU slices"),
     "extend": (f"{_HERE}.leases.ExtendApp", "extend the time of a lease"),
+    "keep": (f"{_HERE}.leases.KeepApp", "restart the idle time of a lease"),
     "leases": (f"{_HERE}.leases.LeasesApp", "list leases"),
     "gpus": (f"{_HERE}.gpus.GPUsApp", "list GPUs and their free memory"),
     "smi": (f"{_HERE}.smi.SmiApp", "show the use and the holders of every GPU"),

@@ -94,6 +94,27 @@ class ExtendApp(Command):
         return 0
 
 
+class KeepApp(Command):
+    name = "keep"
+    usage = "LEASE"
+    description = (
+        "Keep an idle lease: its idle time starts anew, so that it is neither parked nor ended for a while,\n"
+        "and requests by others to release it are answered."
+    )
+    examples = "  gpupool keep 60475feb"
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("lease", metavar="LEASE", help="a lease's id, or its first characters")
+
+    def act(self) -> int:
+        client = self.running_pool()
+        if client is None:
+            raise UnknownLease("no GPU pool is running, so there is no lease to keep")
+        lease = client.keep(find_lease(self.args.lease, client.leases()).id)
+        print(f"The idle time of lease {lease.id} starts anew")
+        return 0
+
+
 class ReleaseApp(Command):
     name = "release"
     usage = "[options] (LEASE ... | --all)"

@@ -253,6 +253,9 @@ def test_by_the_commands(server: Server) -> None:
     limits = ("--gpus", 1.5, "--user-share", 0.5, "--longest", "2h", "--idle", "30m", "--weight", 2)
     assert "gpupool token create --namespace lab" in said("namespace", "create", "lab", *limits)
     said("namespace", "add", "lab", "ida", "--role", "administer")
+    said("namespace", "set", "lab", "--reclaim", "never")
+    chosen = {of["name"]: of["reclaim"] for of in json.loads(said("namespace", "list", "--json"))}
+    assert (chosen["default"], chosen["lab"]) == (None, "never")
     said("namespace", "set", "lab", "--idle", "none", "--leases", 3, "--names-holders", "yes")
     listed = {of["name"]: of for of in json.loads(said("namespace", "list", "--json"))}["lab"]
     assert listed["limits"] == {
@@ -274,6 +277,8 @@ def test_by_the_commands(server: Server) -> None:
     ida.heartbeat(lease.id)  # starting a command takes a while
     refused = gpupool("extend", lease.id[:8], "--by", "1h", **admin)
     assert refused.returncode == 1 and "last 2 h at most, counted from now" in refused.stderr
+    ida.heartbeat(lease.id)
+    assert "starts anew" in said("keep", lease.id[:8])
     ida.heartbeat(lease.id)
     said("release", lease.id)
     line.release()
