@@ -163,13 +163,13 @@ def test_a_program_that_is_interrupted_while_it_attaches(
         signal.raise_signal(signal.SIGINT)
         return done
 
-    monkeypatch.setattr(lease_holder, within, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        jupyter_gpupool.attach(memory_fraction=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(lease_holder, within, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            jupyter_gpupool.attach(memory_fraction=0.5)
     assert pool.leases() == []
-    monkeypatch.undo()
-    with jupyter_gpupool.attach(memory_fraction=1.0):
-        pass
+    with jupyter_gpupool.attach(memory_fraction=1.0) as lease:
+        assert [one.id for one in pool.leases()] == [lease.id]
 
 
 def test_a_program_goes_on_when_its_keeper_is_killed(
