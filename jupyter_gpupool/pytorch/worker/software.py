@@ -20,7 +20,8 @@ def software() -> dict[str, Any]:
     with contextlib.suppress(RuntimeError):  # another cuDNN than PyTorch was compiled with is installed
         found["cudnn"] = torch.backends.cudnn.version()
     if nccl_version is not None:
-        with contextlib.suppress(RuntimeError):  # a client in this process answers for a GPU server that has none
+        # In tests a client in this process answers for a GPU server that has none.
+        with contextlib.suppress(RuntimeError):
             found["nccl"] = list(torch.cuda.nccl.version())
     # torch.cuda.get_arch_list() would ask the driver whether there is a GPU.
     found["architectures"] = (architecture_flags() or "").split()

@@ -44,25 +44,41 @@ interface ILife {
   onChange: (value: string) => void;
 }
 
-/** The lifetime of a token. */
-export function Life({ label, hint, value, trans, onChange }: ILife): JSX.Element {
+interface IChoice<T extends string> {
+  label: string;
+  hint?: string | undefined;
+  value: T;
+  /** Each value with its name. */
+  choices: readonly (readonly [T, string])[];
+  onChange: (value: T) => void;
+}
+
+/** One of a few values. */
+export function Choice<T extends string>(props: IChoice<T>): JSX.Element {
   return (
-    <Field label={label} hint={hint}>
+    <Field label={props.label} hint={props.hint}>
       {(id, described) => (
         <select
           id={id}
           aria-describedby={described}
           className="jp-mod-styled"
-          value={value}
-          onChange={event => onChange(event.target.value)}
+          value={props.value}
+          onChange={event => props.onChange(event.target.value as T)}
         >
-          {lives(trans).map(([life, , name]) => (
-            <option key={life} value={life}>
+          {props.choices.map(([value, name]) => (
+            <option key={value} value={value}>
               {name}
             </option>
           ))}
         </select>
       )}
     </Field>
+  );
+}
+
+/** The lifetime of a token. */
+export function Life({ trans, ...others }: ILife): JSX.Element {
+  return (
+    <Choice choices={lives(trans).map(([life, , name]) => [life, name] as const)} {...others} />
   );
 }

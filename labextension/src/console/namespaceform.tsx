@@ -5,7 +5,7 @@ import * as React from 'react';
 
 import { AdminAPI, ILimits, INamespace, Role } from './adminapi';
 import { Form } from './dialog';
-import { Figure, Text } from './fields';
+import { Choice, Figure, Text } from './fields';
 import { Button } from './parts';
 
 interface INamespaceForm {
@@ -21,6 +21,9 @@ interface IMember {
   role: Role;
 }
 
+/** What becomes of idle leases while somebody waits; the pool's default where the namespace says nothing. */
+type Reclaim = NonNullable<INamespace['reclaim']> | 'default';
+
 const ROLES: readonly Role[] = ['view', 'use', 'administer'];
 
 export function NamespaceForm({ adminAPI, before, trans, onClose }: INamespaceForm) {
@@ -29,6 +32,7 @@ export function NamespaceForm({ adminAPI, before, trans, onClose }: INamespaceFo
   const [limits, setLimits] = React.useState(() => textsOf(before?.limits ?? {}));
   const [weight, setWeight] = React.useState(String(before?.weight ?? 1));
   const [names, setNames] = React.useState(before?.names_holders ?? false);
+  const [reclaim, setReclaim] = React.useState<Reclaim>(before?.reclaim ?? 'default');
   const [members, setMembers] = React.useState<readonly IMember[]>(() =>
     Object.entries(before?.members ?? {}).map(([owner, role]) => ({ owner, role }))
   );
@@ -38,6 +42,7 @@ export function NamespaceForm({ adminAPI, before, trans, onClose }: INamespaceFo
       limits: valuesOf(limits),
       weight: Number(weight),
       names_holders: names,
+      reclaim: reclaim === 'default' ? null : reclaim,
       members: Object.fromEntries(
         members.filter(({ owner }) => owner.trim()).map(({ owner, role }) => [owner.trim(), role])
       )
@@ -97,6 +102,17 @@ export function NamespaceForm({ adminAPI, before, trans, onClose }: INamespaceFo
           onChange={setWeight}
         />
       </fieldset>
+      <Choice
+        label={trans.__('Idle leases while somebody waits')}
+        hint={trans.__('a parked lease keeps its tensors and wakes by itself')}
+        value={reclaim}
+        choices={[
+          ['default', trans.__('as the pool’s default')],
+          ['never', trans.__('keep their GPUs')],
+          ['idle', trans.__('are parked')]
+        ]}
+        onChange={setReclaim}
+      />
       <label className="jp-GPUPool-check">
         <input type="checkbox" checked={names} onChange={event => setNames(event.target.checked)} />
         {trans.__('Show members who holds which GPU slices')}
