@@ -22,7 +22,7 @@ NODE = $(shell node -e 'const [a, b] = process.versions.node.split("."); process
 # An environment that was not finished must not pass for one.
 .DELETE_ON_ERROR:
 
-# The files were timed beside other work: 2.9 is the ratio of their sum to the time of a whole run by itself.
+# 2.9 is the ratio of the sum of all files to the time of the run in which they were timed, with three workers.
 define FORECAST
 import json, pathlib
 total_s = sum(json.loads(pathlib.Path("tests/durations.json").read_text()).values())
@@ -35,7 +35,7 @@ export FORECAST
 help:
 	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
 	@echo "make lab          JupyterLab with the pool"
-	@echo "make test         every test; about half an hour on two cores"
+	@echo "make test         every test; about twenty minutes on two cores"
 	@echo "make test-quick   the short tests without browser, cluster and hub; up to 3 minutes"
 	@echo "make soak         the tests that try something many times, many more times; half an hour"
 	@echo "make conformance  every sample of PyTorch's operator suite against the CPU, and make programs; half an hour"

@@ -130,7 +130,7 @@ def test_a_program_that_waits_shows_its_place_and_can_be_interrupted(
     start_pool: Callable[..., Pool], eventually: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Only leases of the namespace "default" may be parked, so that the other one keeps its GPUs.
-    pool = start_pool(*RECLAIM[1:], "--PoolService.ttl_s=1")
+    pool = start_pool(*RECLAIM[1:], "--PoolService.ttl_s=15")
     pool.client.change_namespace("default", {"reclaim": "idle"})
     pool.client.create_namespace("busy", {})
     with jupyter_gpupool.attach(2, 1.0) as mine:
