@@ -88,7 +88,8 @@ def test_the_plan_makes_room_parks_no_more_than_it_needs_and_fits_into_host_memo
     assert has_room(used, parked, count, share)
     for lease in parked:
         assert not has_room(used, tuple(one for one in parked if one is not lease), count, share)
-    assert {lease.slices[0].server for lease in parked} == {"one"}, "the other server has no host memory"
+    there = {lease.slices[0].server for lease in parked if lease.used_mib}
+    assert there <= {"one"}, "the other server has no host memory, which an empty lease does not need"
     assert sum(lease.used_mib for lease in parked) <= host_mib
 
 
