@@ -1,0 +1,299 @@
+"""``gpupool kubernetes``"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.core.request_schema import FIELDS
+
+from .command import Command
+from .options import Parser, UsageError, lifetime, number, port, whole_number
+
+#: Signals that end the controller.
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+class WebhookApp(Command):
+    name = "kubernetes webhook"
+    usage = "--certificate FILE --key FILE [options]"
+    description = (
+        "Answer a Kubernetes API server's AdmissionReviews over TLS, until SIGTERM: give Pods what they ask of the\n"
+        "pool. It asks neither the pool nor the API server anything. Replaced certificate files are read again."
+    )
+    examples = "  gpupool kubernetes webhook --certificate /tls/tls.crt --key /tls/tls.key"
+    asks_pool = False
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("--certificate", metavar="FILE", required=True, help="certificate (PEM)")
+        parser.add_argument("--key", metavar="FILE", required=True, help="its private key (PEM)")
+        parser.add_argument(
+            "--host", metavar="ADDRESS", default="", help="address to listen on (default: all)"
+        )
+        parser.add_argument(
+            "--port", metavar="N", type=port, default=8443, help="port to listen on (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--leaving",
+            metavar="SECONDS",
+            type=whole_number(0, 3600, "the time to leave"),
+            default=5,
+            help="still answer for that long after SIGTERM, for callers that do not know yet (default: %(default)s)",
+        )
+        add_webhook_options(parser)
+
+    def act(self) -> int:
+        from jupyter_gpupool.kubernetes.injection import Settings
+        from jupyter_gpupool.kubernetes.webhook import Webhook
+        from jupyter_gpupool.server.daemon.https import Certificate
+
+        log_as_json(self.args.debug)
+        certificate = Certificate(self.args.certificate, self.args.key)
+        settings = Settings(self.args.gpu_memory, self.args.account_tokens)
+
+        args = self.args
+
+        async def serve() -> None:
+            await Webhook(settings, certificate, args.host, args.port, args.leaving).serve()
+
+        asyncio.run(serve())
+        return 0
+
+
+class ControllerApp(Command):
+    name = "kubernetes controller"
+    description = (
+        "Keep a Kubernetes cluster and the pool in step, until SIGTERM: a Namespace with the label\n"
+        "gpupool.io/managed=true gets a namespace of the pool, with its limits, and a Secret with a token, which is\n"
+        "replaced after two thirds of its life; nodes offer the pool's slices; Pods get Events about their leases.\n"
+        "Several controllers elect a leader by a Lease. Needs an administrator's bundle."
+    )
+    examples = "  GPUPOOL_CONFIG_DIR=/administrator gpupool kubernetes controller"
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument(
+            "--api-server", metavar="URL", default="", help="API server (default: this Pod's)"
+        )
+        parser.add_argument(
+            "--api-token", metavar="FILE", default="", help="token for it (default: this Pod's)"
+        )
+        parser.add_argument(
+            "--api-ca", metavar="FILE", default="", help="its authority (default: this Pod's)"
+        )
+        parser.add_argument(
+            "--interval",
+            metavar="SECONDS",
+            type=interval,
+            default=30,
+            help="seconds between two rounds while nothing changes (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--namespace",
+            metavar="NAME",
+            default="gpupool-system",
+            help="namespace of the Lease by which one of several controllers leads (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--token-life",
+            metavar="LIFETIME",
+            type=lifetime,
+            default=lifetime("30d"),
+            help="lifetime of a namespace's token, such as 12h or 30d (default: 30d)",
+        )
+        parser.add_argument(
+            "--adopt",
+            metavar="NAME",
+            action="append",
+            default=[],
+            help="also keep this namespace of the pool, which the controller did not make (may be repeated)",
+        )
+
+    def check(self) -> None:
+        if self.args.token_life is None:
+            raise UsageError("--token-life must have an end, because the token is replaced before it")
+
+    def act(self) -> int:
+        from jupyter_gpupool.kubernetes.api_server import APIServer
+        from jupyter_gpupool.kubernetes.controller import Controller
+        from jupyter_gpupool.kubernetes.controller_manifests import NAME
+        from jupyter_gpupool.kubernetes.leadership import Leadership
+        from jupyter_gpupool.kubernetes.pool_watching import PoolWatch
+        from jupyter_gpupool.kubernetes.watching import ClusterWatch
+
+        if not self.names_pool():
+            raise UsageError("which pool? Set GPUPOOL_CONFIG_DIR to an administrator's bundle")
+        log_as_json(self.args.debug)
+        api = APIServer(self.args.api_server, self.args.api_token, self.args.api_ca)
+        # Blocked in all threads, so that this one can wait for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        stop, changed = threading.Event(), threading.Event()
+        cluster, client = ClusterWatch(api, changed), self.pool()[0]
+        identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
+        leadership = Leadership(api, self.args.namespace, NAME, identity, changed)
+        controller = Controller(
+            api, client, cluster, leadership.leads, self.args.token_life, self.args.adopt, addresses()
+        )
+        rounds = threading.Thread(target=controller.run, args=(self.args.interval, changed, stop))
+        for part in (cluster, PoolWatch(client, changed), leadership, rounds):
+            part.start()
+        while rounds.is_alive() and signal.sigtimedwait(_ENDING, 1.0) is None:
+            pass
+        failed = not rounds.is_alive()
+        stop.set()
+        changed.set()
+        rounds.join()
+        leadership.stop()
+        cluster.stop()
+        if failed:
+            raise PoolError("the controller stopped because of an internal error; see the log above")
+        return 0
+
+
+class ManifestsApp(Command):
+    name = "kubernetes manifests"
+    usage = "--image IMAGE (--tls DIRECTORY | --issuer NAME) [options]"
+    description = (
+        "Print the webhook's manifests, for kubectl apply -f -. The directory keeps the webhook's own authority and\n"
+        "its certificate, which are made where they are missing; the certificate is renewed in its last third."
+    )
+    examples = (
+        "  gpupool kubernetes manifests --image registry.example/gpupool:1 --tls ./webhook-tls | kubectl apply -f -\n"
+        "  gpupool kubernetes manifests --image registry.example/gpupool:1 --issuer cluster-ca --kubernetes 1.33"
+    )
+    asks_pool = False
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument(
+            "--image", metavar="IMAGE", required=True, help="an image that contains jupyter_gpupool"
+        )
+        parser.add_argument(
+            "--tls",
+            metavar="DIRECTORY",
+            help="directory with the webhook's own authority and its certificate",
+        )
+        parser.add_argument(
+            "--issuer", metavar="NAME", help="ClusterIssuer of cert-manager that certifies the webhook"
+        )
+        parser.add_argument(
+            "--namespace",
+            metavar="NAME",
+            default="gpupool-system",
+            help="namespace of the webhook (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--kubernetes",
+            metavar="VERSION",
+            type=kubernetes_version,
+            default="1.28",
+            help="version of the API server. Before 1.28 only Pods with the label gpupool.io/inject are seen "
+            "(default: %(default)s and later)",
+        )
+        parser.add_argument(
+            "--replicas",
+            metavar="N",
+            type=whole_number(1, 100, "the count of Pods"),
+            default=2,
+            help="number of Pods (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--controller",
+            action="store_true",
+            help="also print the controller, whose Secret gpupool-administrator needs an administrator's bundle",
+        )
+        add_webhook_options(parser)
+
+    def check(self) -> None:
+        if bool(self.args.tls) == bool(self.args.issuer):
+            raise UsageError("who certifies the webhook? Give either --tls DIRECTORY or --issuer NAME")
+
+    def act(self) -> int:
+        from jupyter_gpupool.kubernetes.controller_manifests import controller_manifests
+        from jupyter_gpupool.kubernetes.manifests import TLS, Options, as_yaml, dns_names, manifests
+
+        args, tls = self.args, None
+        if args.tls:
+            from jupyter_gpupool.kubernetes.certificate import kept_certificate
+
+            pair, ca = kept_certificate(Path(args.tls).expanduser(), dns_names(args.namespace))
+            tls = TLS(pair.certificate, pair.key, ca)
+        options = Options(
+            args.image,
+            args.namespace,
+            args.kubernetes,
+            args.replicas,
+            tls,
+            args.issuer or "",
+            args.gpu_memory,
+            args.account_tokens,
+        )
+        objects = manifests(options)
+        if args.controller:
+            objects += controller_manifests(options)
+        print(as_yaml(objects), end="")
+        return 0
+
+
+def addresses() -> dict[str, str] | None:
+    """Return the files of the installed bundle without its token; None without a bundle."""
+    from jupyter_gpupool.client import bundle
+
+    found = bundle.find()
+    if found is None:
+        return None
+    hosts = [url.partition("://")[2] for url in found.urls]
+    content = bundle.files(found.ca, "", "", hosts)
+    return {name: content[name] for name in (bundle.CA, bundle.SERVERS)}
+
+
+def log_as_json(debug: bool) -> None:
+    """Write the log to stderr, an object a line."""
+    from jupyter_gpupool.server.daemon.json_logs import JSONLines
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines())
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every call
+
+
+def interval(text: str) -> float:
+    """Parse a number of seconds between two looks. Raises ArgumentTypeError."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0.1 <= found <= 3600:
+        raise argparse.ArgumentTypeError(f"the interval is from 0.1 to 3600 seconds, not {text!r}")
+    return found
+
+
+def kubernetes_version(text: str) -> tuple[int, int]:
+    """Parse a version such as 1.30. Raises ArgumentTypeError."""
+    match = re.fullmatch(r"v?1\.([0-9]{1,3})(?:\.[0-9]+)*", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"a version of Kubernetes is written as 1.30, not {text!r}")
+    return 1, int(match[1])
+
+
+def add_webhook_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which MiB of memory are counted as shares, and whose tokens Pods use."""
+    parser.add_argument(
+        "--account-tokens",
+        action="store_true",
+        help="Pods use the tokens of their ServiceAccounts, which the pool has to accept, unless they name a Secret",
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        metavar="MiB",
+        type=number(FIELDS["memory_mib"]),
+        help="memory of the pool's smallest GPU, by which requests in MiB count against quotas (default: they count as "
+        "whole GPUs)",
+    )

@@ -1,0 +1,1 @@
+"""Kubernetes: what a Pod asks of the pool, and what the webhook puts into it."""

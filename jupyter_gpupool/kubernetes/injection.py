@@ -1,0 +1,147 @@
+"""What the webhook puts into a Pod. Pure functions of JSON."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jupyter_gpupool.client import bundle
+from jupyter_gpupool.core.environment import NODE_NAME, POD_NAME, POD_NAMESPACE, POD_UID
+from jupyter_gpupool.core.errors import InvalidRequest
+
+from .names import (
+    ACCOUNT_TOKEN_LIFE_S,
+    ASKED,
+    AUDIENCE,
+    CONFIG_MAP,
+    FOLDER,
+    INJECT,
+    INJECTED,
+    SECRET,
+    SLICE,
+    VOLUME,
+)
+from .pod_request import NUM_GPUS, PARTIAL_GPU, PodRequest, listed, mapping, pod_request, resources
+
+#: What precedes a container's command. A Pod that starts while the pool is down waits for it.
+RUN = ("gpupool", "run", "--wait-for-pool")
+#: The permissions of the bundle's files: containers may run as any user.
+_MODE = 0o444
+
+#: Variable → field of the Pod, which the kubelet fills in.
+_DOWNWARD = {
+    POD_NAME: "metadata.name",
+    POD_NAMESPACE: "metadata.namespace",
+    POD_UID: "metadata.uid",
+    NODE_NAME: "spec.nodeName",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``gpu_memory_mib``: memory of the pool's smallest GPU; without it, MiB count as whole GPUs.
+
+    ``account_tokens``: Pods that say neither, and name no Secret, use the tokens of their ServiceAccounts.
+    """
+
+    gpu_memory_mib: int | None = None
+    account_tokens: bool = False
+
+
+def injected(pod: Mapping[str, Any], settings: Settings = Settings()) -> dict[str, Any] | None:
+    """Return the Pod with what it asks for, None where nothing is to be done. Raises InvalidRequest with one line."""
+    if is_injected(pod):
+        return None
+    request = pod_request(pod)
+    if request is None:
+        return None
+    after = copy.deepcopy(dict(pod))
+    _put_label(after)
+    spec = after["spec"]
+    container = spec["containers"][request.container]
+    _put_volume(spec, _volume(request, settings, mapping(mapping(pod, "metadata"), "annotations")))
+    _put_mount(container)
+    _put_environment(container, request)
+    _put_resources(container, request.slices(settings.gpu_memory_mib))
+    if request.wrapped:
+        container["command"] = [*RUN, *request.options(), "--", *container["command"]]
+    return after
+
+
+def is_injected(pod: Mapping[str, Any]) -> bool:
+    """Return whether the webhook has been here: a container has slices, and the bundle is mounted in it."""
+    labels = mapping(mapping(pod, "metadata"), "labels")
+    return labels.get(INJECT) != "false" and any(
+        SLICE in resources(container)
+        and not any(name in ASKED for name in resources(container))
+        and any(
+            (m.get("name"), m.get("mountPath")) == (VOLUME, FOLDER) for m in listed(container, "volumeMounts")
+        )
+        for container in listed(mapping(pod, "spec"), "containers")
+    )
+
+
+def _put_label(pod: dict[str, Any]) -> None:
+    metadata = dict(mapping(pod, "metadata"))
+    pod["metadata"] = {**metadata, "labels": {**mapping(metadata, "labels"), INJECTED: "true"}}
+
+
+def _volume(request: PodRequest, settings: Settings, annotations: Mapping[str, Any]) -> dict[str, Any]:
+    by_account = request.account_token
+    if by_account is None:
+        by_account = settings.account_tokens and SECRET not in annotations
+    if not by_account:
+        return {"name": VOLUME, "secret": {"secretName": request.secret, "defaultMode": _MODE}}
+    token = {"audience": AUDIENCE, "expirationSeconds": ACCOUNT_TOKEN_LIFE_S, "path": bundle.TOKEN}
+    items = [{"key": name, "path": name} for name in (bundle.CA, bundle.SERVERS)]
+    sources = [{"serviceAccountToken": token}, {"configMap": {"name": CONFIG_MAP, "items": items}}]
+    return {"name": VOLUME, "projected": {"defaultMode": _MODE, "sources": sources}}
+
+
+def _mount() -> dict[str, Any]:
+    # Not a subPath: the kubelet would never replace the file when the token is rotated.
+    return {"name": VOLUME, "mountPath": FOLDER, "readOnly": True}
+
+
+def _put_volume(spec: dict[str, Any], ours: dict[str, Any]) -> None:
+    volumes = listed(spec, "volumes")
+    if any(volume.get("name") == VOLUME for volume in volumes):
+        raise InvalidRequest(f"the volume name {VOLUME} is taken; give the Pod's own volume another name")
+    spec["volumes"] = [*volumes, ours]
+
+
+def _put_mount(container: dict[str, Any]) -> None:
+    mounts = listed(container, "volumeMounts")
+    if any(str(mount.get("mountPath")).rstrip("/") == FOLDER for mount in mounts):
+        raise InvalidRequest(f"the container mounts a volume at {FOLDER}; give it another path")
+    container["volumeMounts"] = [*mounts, _mount()]
+
+
+def _put_environment(container: dict[str, Any], request: PodRequest) -> None:
+    """Set what is missing; what the Pod's author has written stays."""
+    wanted: dict[str, Any] = {NUM_GPUS: {"value": str(request.num_gpus)}}
+    if request.partial is not None:
+        wanted[PARTIAL_GPU] = {"value": f"{request.partial:.9g}"}
+    wanted[bundle.VARIABLE] = {"value": FOLDER}
+    for name, path in _DOWNWARD.items():
+        wanted[name] = {"valueFrom": {"fieldRef": {"fieldPath": path}}}
+    variables = listed(container, "env")
+    present = {variable.get("name"): variable for variable in variables}
+    blank = [
+        n for n in (NUM_GPUS, PARTIAL_GPU) if n in present and not str(present[n].get("value") or "").strip()
+    ]
+    kept = [variable for variable in variables if variable.get("name") not in blank]
+    container["env"] = [
+        *kept,
+        *({"name": name, **value} for name, value in wanted.items() if name not in present or name in blank),
+    ]
+
+
+def _put_resources(container: dict[str, Any], slices: int) -> None:
+    both = dict(mapping(container, "resources"))
+    for kind in ("limits", "requests"):
+        kept = {name: value for name, value in mapping(both, kind).items() if name not in ASKED}
+        both[kind] = {**kept, SLICE: str(slices)}
+    container["resources"] = both

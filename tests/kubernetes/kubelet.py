@@ -1,0 +1,320 @@
+"""A small kubelet for tests: one node, whose Pods' containers are processes (container.py), and their logs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import http.server
+import json
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from jupyter_gpupool.server.daemon.certificates import new_authority, new_server
+
+from .control_plane import ControlPlane
+
+CONTAINER = Path(__file__).with_name("container.py")
+MERGE = {"Content-Type": "application/merge-patch+json"}
+_INTERVAL_S = 0.1
+
+
+class Kubelet:
+    """``files``: what every image contains, by path. ``visible``: folders of this machine that it sees, too."""
+
+    def __init__(
+        self, plane: ControlPlane, folder: Path, *, slices: int, files: dict[str, str], visible: list[Path]
+    ) -> None:
+        self.name = "node-1"
+        self._api, self._folder, self._slices = plane.api, folder, slices
+        self._image = {"files": files, "visible": [str(path) for path in visible]}
+        self._pods: dict[str, RunningPod] = {}
+        self._forgotten: set[tuple[str, str]] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._server = self._serve_logs()
+
+    def start(self) -> None:
+        self._register()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(60)
+        for pod in self._pods.values():
+            pod.kill()
+        self._server.shutdown()
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Neither report on a Pod nor end it from now on: the API server has lost this node."""
+        self._forgotten.add((namespace, name))
+
+    def kill(self, namespace: str, name: str) -> None:
+        """Kill the containers of a Pod, as `kill -9` of their first processes does."""
+        for pod in self._pods.values():
+            if pod.names == (namespace, name):
+                pod.kill()
+
+    def _register(self) -> None:
+        labels = {"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux"}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": labels}}
+        self._api.post("/api/v1/nodes", json=node).raise_for_status()
+        capacity = {"cpu": "16", "memory": "64Gi", "pods": "110", "gpupool.io/slice": str(self._slices)}
+        status = {
+            "capacity": capacity,
+            "allocatable": capacity,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Ready", "message": "for tests"}],
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self._server.server_address[1]}},
+        }
+        path = f"/api/v1/nodes/{self.name}/status"
+        self._api.patch(path, content=json.dumps({"status": status}), headers=MERGE).raise_for_status()
+
+    def _run(self) -> None:
+        selector = {"fieldSelector": f"spec.nodeName={self.name}"}
+        while not self._stopping.wait(_INTERVAL_S):
+            with contextlib.suppress(httpx.TransportError):
+                found = self._api.get("/api/v1/pods", params=selector)
+                for pod in found.json().get("items", []):
+                    self._attend_to(pod)
+
+    def _attend_to(self, pod: dict[str, Any]) -> None:
+        uid = pod["metadata"]["uid"]
+        if (pod["metadata"]["namespace"], pod["metadata"]["name"]) in self._forgotten:
+            return
+        if uid not in self._pods:
+            self._pods[uid] = RunningPod(self._api, pod, self._folder / uid, self._image)
+        self._pods[uid].advance(pod)
+
+    def _serve_logs(self) -> http.server.ThreadingHTTPServer:
+        kubelet = self
+
+        class Logs(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                match = re.fullmatch(r"/containerLogs/([^/]+)/([^/]+)/([^/?]+)(\?.*)?", self.path)
+                pods = [p for p in kubelet._pods.values() if match and p.names == (match[1], match[2])]
+                self.send_response(200 if pods else 404)
+                self.end_headers()
+                if pods:
+                    self.wfile.write(pods[-1].log(match[3] if match else ""))
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Logs)
+        pair = new_server(new_authority("kubelet"), ["127.0.0.1"])
+        certificate = self._folder / "kubelet.pem"
+        certificate.write_bytes(pair.certificate + pair.key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
+
+
+class _NotYet(Exception):
+    """A volume is not there yet."""
+
+
+class RunningPod:
+    """A Pod on the node: its volumes, the processes of its containers, and the state that the API server has of it."""
+
+    def __init__(self, api: httpx.Client, pod: dict[str, Any], folder: Path, image: dict[str, Any]) -> None:
+        self._api, self._folder, self._image = api, folder, image
+        metadata = pod["metadata"]
+        self._uid, self._account = metadata["uid"], pod["spec"].get("serviceAccountName", "default")
+        self.names: tuple[str, str] = (metadata["namespace"], metadata["name"])
+        self._path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._reported: Any = None
+        self._waiting = ""
+        self._kill_at: float | None = None
+        self._deleted = False
+        folder.mkdir()
+
+    def log(self, container: str) -> bytes:
+        path = self._folder / f"{container}.log"
+        return path.read_bytes() if path.exists() else b""
+
+    def advance(self, pod: dict[str, Any]) -> None:
+        """Do what is next: start its containers, report how they are, or end them."""
+        if pod["metadata"].get("deletionTimestamp"):
+            self._end(pod["metadata"].get("deletionGracePeriodSeconds", 30))
+            return
+        if not self._processes:
+            try:
+                sources = {volume["name"]: self._source(volume) for volume in pod["spec"].get("volumes", [])}
+            except _NotYet as e:
+                if str(e) != self._waiting:
+                    self._waiting = str(e)
+                    self._event(pod, "FailedMount", str(e))
+                return
+            for container in pod["spec"]["containers"]:
+                self._start(pod, container, sources)
+        self._report(pod)
+
+    def kill(self) -> None:
+        for process in self._processes.values():
+            process.kill()  # unshare --kill-child takes the container with it
+            process.wait()
+
+    def _source(self, volume: dict[str, Any]) -> str:
+        folder = self._folder / "volumes" / volume["name"]
+        namespace = f"/api/v1/namespaces/{self.names[0]}"
+        if "persistentVolumeClaim" in volume:
+            name = volume["persistentVolumeClaim"]["claimName"]
+            claim = self._api.get(f"{namespace}/persistentvolumeclaims/{name}").json()
+            if claim.get("status", {}).get("phase") != "Bound":
+                raise _NotYet(f'persistentvolumeclaim "{name}" is not bound')
+            found = self._api.get(f"/api/v1/persistentvolumes/{claim['spec']['volumeName']}").json()
+            return str(found["spec"]["hostPath"]["path"])
+        folder.mkdir(parents=True, exist_ok=True)
+        if "secret" in volume:
+            name = volume["secret"]["secretName"]
+            secret = self._api.get(f"{namespace}/secrets/{name}")
+            if secret.status_code == 404:
+                raise _NotYet(
+                    f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret "{name}" not found'
+                )
+            for key, value in secret.json().get("data", {}).items():
+                (folder / key).write_bytes(base64.b64decode(value))
+                (folder / key).chmod(volume["secret"].get("defaultMode", 0o644))
+        elif "projected" in volume:
+            for source in volume["projected"]["sources"]:
+                self._project(folder, source)
+        elif "emptyDir" not in volume:
+            raise AssertionError(f"this kubelet knows no volume such as {volume}")
+        return str(folder)
+
+    def _project(self, folder: Path, source: dict[str, Any]) -> None:
+        namespace = f"/api/v1/namespaces/{self.names[0]}"
+        if "serviceAccountToken" in source:
+            of = source["serviceAccountToken"]
+            about = {"apiVersion": "v1", "kind": "Pod", "name": self.names[1], "uid": self._uid}
+            spec = {
+                "audiences": [of["audience"]],
+                "expirationSeconds": of["expirationSeconds"],
+                "boundObjectRef": about,
+            }
+            made = self._api.post(f"{namespace}/serviceaccounts/{self._account}/token", json={"spec": spec})
+            (folder / of["path"]).write_text(made.json()["status"]["token"])
+            return
+        name = source["configMap"]["name"]
+        found = self._api.get(f"{namespace}/configmaps/{name}")
+        if found.status_code == 404:
+            raise _NotYet(f'configmap "{name}" not found')
+        for item in source["configMap"]["items"]:
+            (folder / item["path"]).write_text(found.json()["data"][item["key"]])
+
+    def _start(self, pod: dict[str, Any], container: dict[str, Any], sources: dict[str, str]) -> None:
+        root = self._folder / f"{container['name']}.root"
+        root.mkdir()
+        mounts = [
+            {"source": sources[m["name"]], "path": m["mountPath"], "read_only": m.get("readOnly", False)}
+            for m in container.get("volumeMounts", [])
+        ]
+        spec = {
+            **self._image,
+            "root": str(root),
+            "mounts": mounts,
+            "command": [*container.get("command", []), *container.get("args", [])],
+            "env": self._environment(pod, container),
+        }
+        file = self._folder / f"{container['name']}.json"
+        file.write_text(json.dumps(spec))
+        command = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            sys.executable,
+            str(CONTAINER),
+            str(file),
+        ]
+        with (self._folder / f"{container['name']}.log").open("wb") as log:
+            self._processes[container["name"]] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def _environment(self, pod: dict[str, Any], container: dict[str, Any]) -> dict[str, str]:
+        kept = ("PATH", "PYTHONPATH", "LANG")
+        environment = {"HOME": "/tmp", **{name: os.environ[name] for name in kept if name in os.environ}}
+        for variable in container.get("env", []):
+            value = variable.get("value", "")
+            if "valueFrom" in variable:
+                place: Any = pod
+                for step in variable["valueFrom"]["fieldRef"]["fieldPath"].split("."):
+                    place = place[step]
+                value = place
+            environment[variable["name"]] = value
+        return environment
+
+    def _report(self, pod: dict[str, Any]) -> None:
+        codes = {name: process.poll() for name, process in self._processes.items()}
+        if codes == self._reported:
+            return
+        self._reported = codes
+        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if any(code is None for code in codes.values()):
+            phase = "Running"
+        else:
+            phase = "Failed" if any(codes.values()) else "Succeeded"
+        statuses = [
+            {
+                "name": name,
+                "image": "image",
+                "imageID": "image",
+                "restartCount": 0,
+                "ready": code is None,
+                "started": code is None,
+                "state": {"running": {"startedAt": now}}
+                if code is None
+                else {"terminated": {"exitCode": code % 256, "finishedAt": now}},
+            }
+            for name, code in codes.items()
+        ]
+        status = {"phase": phase, "startTime": now, "containerStatuses": statuses}
+        self._api.patch(f"{self._path}/status", content=json.dumps({"status": status}), headers=MERGE)
+
+    def _end(self, grace_s: float) -> None:
+        alive = [process for process in self._processes.values() if process.poll() is None]
+        if alive and self._kill_at is None:
+            self._kill_at = time.monotonic() + grace_s
+            for process in alive:
+                _terminate(process)
+        if alive and self._kill_at is not None and time.monotonic() > self._kill_at:
+            self.kill()
+            alive = []
+        if not alive and not self._deleted:
+            self._deleted = True
+            self._api.request("DELETE", self._path, params={"gracePeriodSeconds": 0})
+
+    def _event(self, pod: dict[str, Any], reason: str, message: str) -> None:
+        about = {key: pod["metadata"][key] for key in ("namespace", "name", "uid")}
+        event = {
+            "metadata": {"generateName": f"{about['name']}.", "namespace": about["namespace"]},
+            "involvedObject": {"apiVersion": "v1", "kind": "Pod", **about},
+            "reason": reason,
+            "message": message,
+            "type": "Warning",
+        }
+        self._api.post(f"/api/v1/namespaces/{about['namespace']}/events", json=event)
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """Ask the first process of the container, which is the child of `unshare`, to end."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    with contextlib.suppress(OSError):
+        for child in children.read_text().split():
+            os.kill(int(child), signal.SIGTERM)

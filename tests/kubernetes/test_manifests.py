@@ -1,0 +1,172 @@
+"""What `gpupool kubernetes manifests` prints."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from cryptography import x509
+
+from jupyter_gpupool.kubernetes import certificate
+from jupyter_gpupool.kubernetes.certificate import kept_certificate
+from jupyter_gpupool.kubernetes.manifests import dns_names
+from jupyter_gpupool.kubernetes.names import INJECT
+
+VERSIONS = ("1.28", "1.37")
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jupyter_gpupool", "kubernetes", "manifests", "--image", "gpupool:1"]
+    return subprocess.run([*command, *options], capture_output=True, text=True)
+
+
+def printed(*options: str) -> list[dict[str, Any]]:
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def of(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The webhook's object of that kind."""
+    ours = [m for m in manifests if not m["metadata"]["name"].startswith("gpupool-controller")]
+    (found,) = [m for m in ours if m["kind"] == kind]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tls") / "new"
+
+
+@pytest.fixture(scope="module")
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    return printed("--tls", str(folder), "--gpu-memory", "32510", "--controller")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_manifests_are_valid(manifests: list[dict[str, Any]], version: str) -> None:
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_names_of_the_objects_agree(manifests: list[dict[str, Any]]) -> None:
+    pod = of(manifests, "Deployment")["spec"]["template"]
+    for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy"):
+        spec = of(manifests, kind)["spec"]
+        selector = spec.get("selector") or spec["podSelector"]
+        assert selector.get("matchLabels", selector) == pod["metadata"]["labels"], kind
+    (container,) = pod["spec"]["containers"]
+    (port,) = container["ports"]
+    assert of(manifests, "Service")["spec"]["ports"][0]["targetPort"] == port["name"]
+    assert pod["spec"]["volumes"][0]["secret"]["secretName"] == of(manifests, "Secret")["metadata"]["name"]
+    assert pod["spec"]["serviceAccountName"] == of(manifests, "ServiceAccount")["metadata"]["name"]
+    webhook = of(manifests, "MutatingWebhookConfiguration")["webhooks"][0]
+    service = webhook["clientConfig"]["service"]
+    assert f"{service['name']}.{service['namespace']}.svc" in dns_names(service["namespace"])
+    assert container["command"][-2:] == ["--gpu-memory", "32510"]
+
+
+def test_it_stands_in_no_other_pods_way(manifests: list[dict[str, Any]]) -> None:
+    (webhook,) = of(manifests, "MutatingWebhookConfiguration")["webhooks"]
+    assert (webhook["timeoutSeconds"], webhook["sideEffects"]) == (5, "None")
+    (condition,) = webhook["matchConditions"]
+    assert INJECT in condition["expression"]
+    (names,) = webhook["namespaceSelector"]["matchExpressions"]
+    assert (names["operator"], set(names["values"])) == ("NotIn", {"gpupool-system", "kube-system"})
+    assert (
+        of(manifests, "PodDisruptionBudget")["spec"]["minAvailable"]
+        < of(manifests, "Deployment")["spec"]["replicas"]
+    )
+
+
+def test_the_webhook_has_no_rights(manifests: list[dict[str, Any]]) -> None:
+    bindings = [m for m in manifests if m["kind"] == "ClusterRoleBinding"]
+    account = of(manifests, "ServiceAccount")["metadata"]["name"]
+    assert [s["name"] for b in bindings for s in b["subjects"]] == ["gpupool-controller"]
+    assert account != "gpupool-controller"
+    assert of(manifests, "ServiceAccount")["automountServiceAccountToken"] is False
+    assert of(manifests, "NetworkPolicy")["spec"]["egress"] == []
+
+
+def test_older_api_servers_get_a_selector_by_label(folder: Path) -> None:
+    found = printed("--tls", str(folder), "--kubernetes", "v1.20.2")
+    (webhook,) = of(found, "MutatingWebhookConfiguration")["webhooks"]
+    assert "matchConditions" not in webhook
+    assert webhook["objectSelector"] == {"matchLabels": {INJECT: "true"}}
+    assert of(found, "PodDisruptionBudget")["apiVersion"] == "policy/v1beta1"
+
+
+def test_from_1_30_on_the_controller_may_create_only_its_own_secrets(tmp_path: Path) -> None:
+    found = printed(
+        "--tls", str(tmp_path / "tls"), "--kubernetes", "1.30", "--controller", "--namespace", "gpus"
+    )
+    policy, binding = (m for m in found if m["kind"].startswith("ValidatingAdmissionPolicy"))
+    for manifest in (policy, binding):
+        kubernetes_validate.validate(manifest, "1.30", strict=True)
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    (account,) = [m for m in found if m["kind"] == "ServiceAccount" and "controller" in m["metadata"]["name"]]
+    user = f"system:serviceaccount:gpus:{account['metadata']['name']}"
+    assert policy["spec"]["matchConditions"][0]["expression"] == f"request.userInfo.username == '{user}'"
+    assert policy["spec"]["matchConstraints"]["resourceRules"][0]["operations"] == ["CREATE"]
+
+
+def test_cert_manager_can_certify_it() -> None:
+    found = printed("--issuer", "cluster-ca", "--namespace", "gpus")
+    certificate = of(found, "Certificate")
+    assert certificate["spec"]["dnsNames"] == dns_names("gpus")
+    configuration = of(found, "MutatingWebhookConfiguration")
+    name = f"gpus/{certificate['metadata']['name']}"
+    assert configuration["metadata"]["annotations"] == {"cert-manager.io/inject-ca-from": name}
+    assert "caBundle" not in configuration["webhooks"][0]["clientConfig"]
+
+
+def test_the_certificate_is_what_the_configuration_trusts(
+    folder: Path, manifests: list[dict[str, Any]]
+) -> None:
+    webhook = of(manifests, "MutatingWebhookConfiguration")["webhooks"][0]
+    trust = ssl.create_default_context(cadata=base64.b64decode(webhook["clientConfig"]["caBundle"]).decode())
+    assert trust.cert_store_stats()["x509_ca"] == 1
+    served = base64.b64decode(of(manifests, "Secret")["data"]["tls.crt"])
+    names = x509.load_pem_x509_certificate(served).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert names.value.get_values_for_type(x509.DNSName) == dns_names("gpupool-system")
+    assert printed("--tls", str(folder), "--gpu-memory", "32510", "--controller") == manifests
+    assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {0o600}
+
+
+def test_a_certificate_is_renewed_by_the_same_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, ca = kept_certificate(tmp_path, ["a.svc"])
+    assert kept_certificate(tmp_path, ["a.svc"]) == (first, ca)
+    other, same = kept_certificate(tmp_path, ["b.svc"])
+    assert (other != first, same) == (True, ca)
+    now = certificate.time.time()
+    monkeypatch.setattr(certificate.time, "time", lambda: now + 86400 * certificate.SERVER_DAYS * 0.7)
+    renewed, same = kept_certificate(tmp_path, ["b.svc"])
+    assert (renewed != other, same) == (True, ca)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "who certifies the webhook?"),
+        (["--issuer", "a", "--tls", "b"], "who certifies the webhook?"),
+        (["--issuer", "a", "--kubernetes", "2"], "a version of Kubernetes is written as 1.30"),
+        (["--issuer", "a", "--replicas", "0"], "from 1 to 100"),
+        (["--tls", "/dev/null/x"], "cannot be used for certificates"),
+    ],
+)
+def test_a_wrong_option_is_one_line(options: list[str], words: str) -> None:
+    done = run(*options)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
