@@ -1,0 +1,1 @@
+"""The PJRT plugin: JAX's devices in a process that holds a lease."""

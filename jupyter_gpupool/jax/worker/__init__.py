@@ -1,0 +1,1 @@
+"""What executes a JAX client's programs on the slices of its lease."""
