@@ -120,10 +120,11 @@ def spawning(leased: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
 def test_two_slices_train_what_two_cpu_processes_train(
-    spawning: None, tmp_path: Path, record: Callable[..., None]
+    spawning: None, tmp_path: Path, backend: str, record: Callable[..., None]
 ) -> None:
-    net, run = fit_on_two(tmp_path / "gpu", "gpu", process_group_backend="gloo")
+    net, run = fit_on_two(tmp_path / "gpu", "gpu", process_group_backend=backend)
     local, _ = fit_on_two(tmp_path / "cpu", "cpu", process_group_backend="gloo")
     found = torch.cat([p.detach().cpu().flatten() for p in net.parameters()])
     expected = torch.cat([p.detach().flatten() for p in local.parameters()])
@@ -131,12 +132,7 @@ def test_two_slices_train_what_two_cpu_processes_train(
     assert run.num_devices == 2
     largest = (found - expected).abs().max().item()
     record(
-        "lightning: DistributedDataParallel over gloo on two slices",
+        f"lightning: DistributedDataParallel over {backend} on two slices",
         compared=f"{len(found)} weights after 12 steps",
         result=f"at most {largest:.0e} apart" if largest else "the same digits",
     )
-
-
-def test_two_slices_without_gloo_are_refused_with_the_way_out(spawning: None, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="use the backend gloo, which exchanges them through the host"):
-        fit_on_two(tmp_path, "gpu")

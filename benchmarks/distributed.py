@@ -1,0 +1,152 @@
+"""A step of DistributedDataParallel on two slices of one lease, beside two processes of this machine with gloo."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from jupyter_gpupool.transport.lifeline import Lifeline
+from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec, WorkerSpec
+
+from .far_worker import serve
+from .networks import ResNet50
+
+RANKS = 2
+ROUNDS = 5
+#: The network → the steps of a round.
+STEPS = {"resnet50": 1, "transformer": 5}
+GOALS = {f"{name}_remote_to_local": ("<=", 1.1) for name in STEPS}
+_SECRET = "of one benchmark"
+
+
+def run() -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for name, steps in STEPS.items():
+        with _ranks(None, name) as local, _ranks(_lease, name) as remote:
+            ratios, times = [], []
+            for _ in range(ROUNDS + 1):
+                here, there = _round(local, steps), _round(remote, steps)
+                ratios.append(there[0] / here[0])
+                times.append(there[0] / steps)
+                moved, gradients = there[1] / steps, there[2]
+        figures |= {
+            f"{name}_remote_to_local": round(statistics.median(ratios[1:]), 3),
+            f"{name}_step_ms": round(1e3 * statistics.median(times[1:]), 1),
+            f"{name}_mib_through_a_client": round(moved / (1 << 20), 3),
+            f"{name}_gradients_mib": round(gradients / (1 << 20), 1),
+        }
+    return figures
+
+
+def _round(ranks: list[Any], steps: int) -> tuple[float, int, int]:
+    """Return seconds until every rank is done, and the first rank's bytes through its client and of its gradients."""
+    began = time.perf_counter()
+    for pipe in ranks:
+        pipe.send(steps)
+    said = [pipe.recv() for pipe in ranks]
+    return time.perf_counter() - began, *said[0]
+
+
+@contextmanager
+def _lease() -> Iterator[AttachSpec]:
+    """A worker with a slice for each rank."""
+    devices = tuple(DeviceSpec(k, f"GPU-emulated-{k}", "emulated", 8192, 8192, True) for k in range(RANKS))
+    spec = WorkerSpec(
+        "benchmark", hashlib.sha256(_SECRET.encode()).hexdigest(), devices, attach_timeout_s=300.0
+    )
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(8)
+        near = AttachSpec(spec.lease_id, "127.0.0.1", listener.getsockname()[1], _SECRET, devices, spec.ttl_s)
+        worker = multiprocessing.get_context("spawn").Process(
+            target=serve, args=(listener, spec), daemon=True
+        )
+        worker.start()
+    line = Lifeline(near, lambda reason: None)
+    try:
+        yield near
+    finally:
+        line.release()
+        worker.kill()
+        worker.join()
+
+
+@contextmanager
+def _ranks(lease: Any, name: str) -> Iterator[list[Any]]:
+    """Processes that train together, by the pipes that tell each to make steps."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as closing:
+        spec = closing.enter_context(lease()) if lease is not None else None
+        folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-"))
+        pipes, processes = [], []
+        for rank in range(RANKS):
+            ours, theirs = context.Pipe()
+            store = str(Path(folder, "store"))
+            processes.append(
+                context.Process(target=_train, args=(spec, store, rank, name, theirs), daemon=True)
+            )
+            processes[-1].start()
+            pipes.append(ours)
+        for pipe in pipes:
+            pipe.recv()
+        try:
+            yield pipes
+        finally:
+            for pipe in pipes:
+                pipe.send(0)
+            for process in processes:
+                process.join(30)
+                process.kill()
+
+
+def _network(name: str) -> tuple[nn.Module, torch.Tensor]:
+    if name == "resnet50":
+        return ResNet50(), torch.randn(4, 3, 96, 96)
+    layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), torch.randn(16, 64, 128)
+
+
+def _train(spec: AttachSpec | None, store: str, rank: int, name: str, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    device = "cpu"
+    stream: Any = None
+    if spec is not None:
+        from jupyter_gpupool.pytorch.client import session
+        from jupyter_gpupool.pytorch.client.dispatch import attachment
+
+        session.activate(spec)
+        device = f"cuda:{rank}"
+        torch.cuda.set_device(rank)
+        torch.cuda.synchronize()
+        stream = attachment.stream(rank)
+    backend = "gloo" if spec is None else "nccl"
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    torch.manual_seed(0)
+    network, batch = _network(name)
+    model = nn.parallel.DistributedDataParallel(network.to(device))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters())
+    batch = batch.to(device)
+    pipe.send(None)
+    while steps := pipe.recv():
+        before = stream.bytes_up + stream.bytes_down if stream is not None else 0
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = model(batch).square().mean()
+            loss.backward()
+            optimizer.step()
+        loss.item()
+        after = stream.bytes_up + stream.bytes_down if stream is not None else 0
+        pipe.send((after - before, gradients))
