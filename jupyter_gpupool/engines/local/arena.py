@@ -1,8 +1,8 @@
 """Host memory for parked leases: reserved when the server starts, anonymous, and never seen by two leases.
 
-A chunk is a file in memory without a name. A worker gets the descriptors of its own chunks and of no others. When it
-has ended, its chunks are zeroed and lent again. A worker that goes on might still see what it once mapped: a chunk
-that it gives back is replaced by a new one.
+A chunk is a file in memory without a name. A worker gets the descriptors of its own chunks and of no others. Who has
+once mapped a chunk might still see what is in it, be it a worker that goes on or a process that one has started: a
+chunk that comes back is replaced by a new one.
 """
 
 from __future__ import annotations
@@ -77,42 +77,40 @@ class Arena:
         """The leases that have some of it, the one with the most first."""
         return self._account.lenders(besides)
 
-    def release(self, lease_id: str, ended: bool) -> asyncio.Task[None]:
-        """Take back what a lease has. ``ended``: no process has it mapped any more, so that it is only zeroed."""
-        task = asyncio.get_running_loop().create_task(self._renew(self._account.release(lease_id), ended))
+    def release(self, lease_id: str) -> asyncio.Task[None]:
+        """Take back what a lease has."""
+        task = asyncio.get_running_loop().create_task(self._renew(self._account.release(lease_id)))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return task
 
-    async def _renew(self, chunks: list[int], ended: bool) -> None:
+    async def _renew(self, chunks: list[int]) -> None:
         for chunk in chunks:
             if self._closed:
                 return
-            descriptor, mapped = self._chunks[chunk]
-            if ended:
-                await asyncio.to_thread(_zero, mapped)
-            else:
-                mapped.close()
-                os.close(descriptor)
-                try:
-                    self._chunks[chunk] = await asyncio.to_thread(_chunk, self.chunk_mib * _MIB)
-                except OSError as e:
-                    del self._chunks[chunk]
-                    self._log.error("The memory for parked leases shrinks: %s", e.strerror)
-                    continue
-            if not self._closed:
-                self._account.add(chunk)
+            descriptor, mapped = self._chunks.pop(chunk)
+            mapped.close()
+            os.close(descriptor)
+            try:
+                await self._reserve(chunk)
+            except OSError as e:
+                self._log.error("The memory for parked leases shrinks: %s", e.strerror)
 
     async def _add(self) -> None:
-        self._chunks[self._next] = await asyncio.to_thread(_chunk, self.chunk_mib * _MIB)
-        if not _lock(self._chunks[self._next][1]) and not self._warned:
+        await self._reserve(self._next)
+        self._next += 1
+
+    async def _reserve(self, chunk: int) -> None:
+        self._chunks[chunk] = await asyncio.to_thread(_chunk, self.chunk_mib * _MIB)
+        is_locked = await asyncio.to_thread(_lock, self._chunks[chunk][1])
+        if not is_locked and not self._warned:
             self._warned = True
             self._log.warning(
                 "The memory for parked leases cannot be locked, so it may be swapped out; "
                 "raise the limit of locked memory (LimitMEMLOCK= of systemd, ulimit -l)"
             )
-        self._account.add(self._next)
-        self._next += 1
+        if not self._closed:
+            self._account.add(chunk)
 
 
 def _chunk(nbytes: int) -> tuple[int, mmap.mmap]:
@@ -132,10 +130,6 @@ def _address(mapped: mmap.mmap) -> Any:
 
 def _lock(mapped: mmap.mmap) -> bool:
     return bool(ctypes.CDLL(None).mlock(ctypes.byref(_address(mapped)), ctypes.c_size_t(len(mapped))) == 0)
-
-
-def _zero(mapped: mmap.mmap) -> None:
-    ctypes.memset(_address(mapped), 0, len(mapped))
 
 
 __all__ = ["Arena", "ArenaFull"]

@@ -14,7 +14,7 @@ class ArenaFull(Exception):
 
 
 class ArenaAccount:
-    """Chunks by number. A chunk that was lent is zeroed, or replaced, before it is lent again."""
+    """Chunks by number. A chunk that was lent is replaced before it is lent again."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -22,7 +22,7 @@ class ArenaAccount:
         self._cleaning: set[int] = set()
 
     def add(self, chunk: int) -> None:
-        """A new chunk, or one that has been zeroed."""
+        """A new chunk, or one that has been replaced."""
         self._cleaning.discard(chunk)
         self._free.append(chunk)
 

@@ -6,6 +6,7 @@ import hashlib
 import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,12 +14,20 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Float, Int, Unicode, default
 from traitlets.config import LoggingConfigurable
 
-from jupyter_gpupool.core import processes
-from jupyter_gpupool.core.engine import ServersChanged, WorkerExit, WorkerState
+from jupyter_gpupool.core import processes, torch_release
+from jupyter_gpupool.core.engine import ServersChanged, WorkerExit, WorkerReplaced, WorkerState
 from jupyter_gpupool.core.errors import EngineError, SliceInUse
 from jupyter_gpupool.core.models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
 from jupyter_gpupool.core.readings import ServerReading
-from jupyter_gpupool.engines.worker_options import EmulatedGPUs, WorkerEnvironments, WorkerPort
+from jupyter_gpupool.engines.environment_records import OWN, default_folder
+from jupyter_gpupool.engines.worker_options import (
+    EmulatedGPUs,
+    WorkerBounds,
+    WorkerEnvironments,
+    WorkerParking,
+    WorkerPort,
+    WorkerSandbox,
+)
 from jupyter_gpupool.gpus import discover
 from jupyter_gpupool.gpus.emulated import DEFAULT_COUNT
 from jupyter_gpupool.gpus.health.host_reader import read as read_host
@@ -26,10 +35,15 @@ from jupyter_gpupool.gpus.health.monitor import Watch, Xids
 from jupyter_gpupool.transport import specs
 
 from . import worker_files
+from .bounds.bounds import Bounds
 from .data_port import DataPort
+from .environment import Environment
 from .environments import Environments
 from .exit_codes import end_of
+from .moving import Moving
 from .parking import Parking
+from .renewal import Renewal
+from .replacement import Replacements
 from .warm_parent import WarmParent
 from .workers import LocalWorkers
 
@@ -41,7 +55,15 @@ _RECORD_TIMEOUT_S = 30.0
 _ORPHAN_TIMEOUT_S = 10.0
 
 
-class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigurable):
+class LocalEngine(
+    EmulatedGPUs,
+    WorkerPort,
+    WorkerParking,
+    WorkerSandbox,
+    WorkerBounds,
+    WorkerEnvironments,
+    LoggingConfigurable,
+):
     """The engine of a pool that has one GPU server: this machine."""
 
     server_name = Unicode(help="Name of this GPU server. Default: the host's name.").tag(config=True)
@@ -65,18 +87,6 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
         config=True
     )
 
-    park_memory_mib = Int(
-        0,
-        min=0,
-        help="Host memory for parked leases, in MiB. It is reserved when the server starts. 0: no lease is parked.",
-    ).tag(config=True)
-    clean_after_s = Float(
-        60.0,
-        min=0.0,
-        help="Seconds without an operator after which a lease is copied to the memory for parked leases, so that "
-        "parking it later takes no time.",
-    ).tag(config=True)
-
     @default("server_name")
     def _default_server_name(self) -> str:
         return socket.gethostname()
@@ -93,10 +103,30 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
         self._real = False
         self._workers = LocalWorkers(self.run_dir, self.log)
         self._parking = Parking(self.run_dir, self.clean_after_s, self.log)
-        self._parent = self._parent_of()
-        self._environments = Environments(self._parent, self._parent_of, self.environment_idle_s, self.log)
+        self._arriving: dict[str, tuple[Lease, int]] = {}
+        self.moving = Moving(self._parking, self._workers, bool(self.certfile), self._has_arrived)
+        self._bounds = Bounds(
+            self.run_dir,
+            host_memory_mib=self.host_memory_mib,
+            disk_mib=self.worker_disk_mib,
+            workers=self._workers.addresses,
+            lent_mib=self._parking.lent_mib,
+            log=self.log,
+        )
+        self._replacements = Replacements(self._start_again, self.log)
+        self._renewal = Renewal(self._workers.addresses, self._parking.channel, self.log)
+        own = Environment(OWN, "", torch_release.installed(), tuple(self.operators.get(OWN, ())))
+        self._parent = self._parent_of(own)
+        self._environments = Environments(
+            self._parent,
+            own,
+            self._parent_of,
+            idle_s=self.environment_idle_s,
+            folder=self.environments_dir or default_folder(),
+            log=self.log,
+        )
 
-    def _parent_of(self, python: str = "") -> WarmParent:
+    def _parent_of(self, runs: Environment) -> WarmParent:
         return WarmParent(
             self.run_dir,
             persistent=self.persistent,
@@ -104,7 +134,10 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
             workers=self._workers,
             address_of=self._address,
             log=self.log,
-            python=python,
+            runs=runs,
+            sandbox=self.sandbox,
+            bounds=self._bounds.admit,
+            unbound=self._bounds.ended,
         )
 
     # -- Engine
@@ -114,11 +147,19 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
         if sys.platform != "linux":
             raise EngineError("GPU workers run only on Linux. Set GPUPOOL_URL to use a pool on a GPU server.")
 
-        def ended(lease_id: str, state: LeaseState, reason: str) -> None:
+        def left(lease_id: str) -> None:
             self._parking.ended(lease_id)
+            self._replacements.forget(lease_id)
+            self._arriving.pop(lease_id, None)
+
+        def ended(lease_id: str, state: LeaseState, reason: str) -> None:
+            left(lease_id)
             on_exit(lease_id, state, reason)
 
-        self._workers.on_exit = ended
+        self._workers.on_exit = self._replacements.on_exit = ended
+        self._workers.on_left = left
+        self._workers.replace = self._replace
+        self._workers.excess = self._bounds.ended
         self._parent.is_stopping = False
         try:
             Path(self.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,9 +170,11 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
         if self.certfile:
             self._door = DataPort(self.data_host, self.data_port, self.run_dir, self.persistent, self.log)
             await self._door.start()
+            self._renewal.start(self.certfile, self.keyfile)
         await self._parking.start(self.park_memory_mib, self._workers.addresses)
+        self._bounds.start()
         self._parent.start()
-        await self._environments.start(self.environments)
+        await self._environments.start(self.environments, self.operators)
         self._health = Watch(self._read)
         self._health.start()
 
@@ -155,13 +198,31 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
     def readings(self) -> Sequence[ServerReading]:
         """The last reading of this machine's health, if there is one."""
         latest = self._health.latest if self._health is not None else None
-        return [] if latest is None else [latest]
+        if latest is None:
+            return []
+        sandbox = self._parent.sandbox.get("real" if self._real else "emulated")
+        return [replace(latest, sandbox=sandbox, bounds=dict(self._bounds.missing))]
 
     async def start_worker(self, lease: Lease, first: int = 0) -> WorkerAddress:
         """``first``: the number of the lease's first slice here, if it has others on other servers."""
-        return await self._environments.start_worker(lease, self._spec(lease, first), self.host)
+        worker = await self._environments.start_worker(lease, self._spec(lease, first), self.host)
+        self._replacements.remember(lease, first)
+        return worker
+
+    async def receive_worker(self, lease: Lease, first: int = 0) -> WorkerAddress:
+        """Start a worker to which another one of the lease is to send everything, see :mod:`.moving`."""
+        spec = replace(self._spec(lease, first), awaits_state=True)
+        worker = await self._environments.start_worker(lease, spec, self.host)
+        self._arriving[lease.id] = lease, first
+        return worker
+
+    def _has_arrived(self, lease_id: str) -> None:
+        arriving = self._arriving.pop(lease_id, None)
+        if arriving is not None:
+            self._replacements.remember(*arriving)
 
     async def stop_worker(self, lease_id: str) -> None:
+        await self._replacements.until_done(lease_id)
         await self._workers.stop(lease_id)
 
     async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
@@ -175,6 +236,10 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
             raise EngineError(f"{file.parent} cannot be written: {e.strerror}") from None
         if in_use is None:
             raise EngineError(f"the worker of lease {lease_id} does not answer; ask again")
+        if not in_use:
+            resized = self._replacements.resize(lease_id, limits)
+            if resized is not None:
+                self._bounds.follow(self._spec(resized))
         for uuid, mib in in_use.items():
             number = list(limits).index(uuid)
             raise SliceInUse(
@@ -191,18 +256,19 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
             raise EngineError(
                 "the workers of the pool that ran before cannot be counted; start the pool again"
             )
+        self._workers.delete(*worker_files.put_aside(self.run_dir))
         wanted = {lease.id: lease for lease in leases}
         for file in list(worker_files.files(self.run_dir)):
             state = worker_files.read(file)
             if state is None:
-                worker_files.remove(file)
+                self._workers.delete(worker_files.forget(file))
                 continue
             lease_id = state["lease"]
             worker = self._address(state)
             lease = wanted.get(lease_id)
             if not processes.lives(worker.pid, worker.created):
-                worker_files.remove(file)
-                if lease is not None and state.get("code") is not None:
+                self._workers.delete(worker_files.forget(file))
+                if lease is not None and state.get("code") not in (None, specs.EXIT_MOVED):
                     self._workers.on_exit(lease_id, *end_of(state["code"]))
             elif lease is not None:
                 # Clients use the address that it was started with.
@@ -213,15 +279,20 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
                     "Ending the worker of lease %s (pid %d): the lease is not live", lease_id, worker.pid
                 )
                 await self._end_orphan(lease_id, worker)
-                worker_files.remove(file)
+                self._workers.delete(worker_files.forget(file))
         for lease in leases:  # the ledger has those whose files were lost
             held_by = lease.worker
             if held_by is None or self._workers.gone(lease.id) is not None:
                 continue
             if processes.lives(held_by.pid, held_by.created):
                 self._workers.adopt(lease.id, held_by)
+        found = self._workers.addresses()
+        for lease_id in found:
+            self._replacements.remember(wanted[lease_id])
+            self._bounds.follow(self._spec(wanted[lease_id]))
+        self._bounds.settle(set(found))
         if self._parking.arena is not None:
-            await self._parking.adopt(self._workers.addresses())
+            await self._parking.adopt(found)
         return self._workers.addresses()
 
     def usage(self) -> dict[str, WorkerUsage]:
@@ -232,6 +303,9 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
         self._parent.is_stopping = True
         if self._health is not None:
             self._health.stop()
+        await self._renewal.stop()
+        await self._bounds.stop()
+        await self._replacements.cancel_all()
         if not self.persistent:
             await self._workers.stop_all()
         self._workers.forget_all()
@@ -240,6 +314,26 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
         await self._parent.stop()
         if self._door is not None:
             await self._door.stop()
+
+    # -- replacing
+
+    def on_replaced(self, replaced: WorkerReplaced) -> None:
+        """Call ``replaced`` for each worker that has taken the place of one that ended by what it computed."""
+        self._replacements.on_replaced = replaced
+
+    def _replace(self, lease_id: str, worker: WorkerAddress, code: int | None) -> bool:
+        if self._parent.is_stopping or lease_id in self._parking.parked:
+            return False  # what is parked is all that there is of such a lease
+        if not self._replacements.begin(lease_id, worker, code):
+            return False
+        self._parking.ended(lease_id)
+        return True
+
+    async def _start_again(self, lease: Lease, first: int, port: int) -> WorkerAddress:
+        # Its holder is there, and may be out of reach for as long as a connection may be.
+        spec = self._spec(lease, first)
+        patient = replace(spec, attach_timeout_s=max(spec.attach_timeout_s, self.resume_s))
+        return await self._environments.start_worker(lease, patient, self.host, port)
 
     # -- parking
 
@@ -281,21 +375,14 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
         address = self._workers.addresses().get(lease.id)
         if address is None:
             raise EngineError(f"the worker of lease {lease.id} has ended")
+        self._replacements.remember(lease)
+        self._bounds.follow(self._spec(lease))
         return address
-
-    async def move_worker(self, lease: Lease) -> WorkerAddress:
-        """Raises EngineError: there is no second server, and parking is how a lease changes its GPUs here."""
-        raise EngineError(f"lease {lease.id} cannot be moved: the engine has one GPU server")
 
     @property
     def listens_on(self) -> int:
         """The data port's number; 0 if every worker has its own port."""
         return self._door.port if self._door is not None else 0
-
-    @property
-    def releases(self) -> Mapping[str, str]:
-        """The release of PyTorch of each environment that workers may run in, by its name."""
-        return self._environments.releases
 
     @property
     def warm(self) -> bool:
@@ -333,8 +420,12 @@ class LocalEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, LoggingConfigura
     def _address(self, state: Mapping[str, Any]) -> WorkerAddress:
         """A worker's address, from what it reports; a worker behind the data port has no port of its own."""
         port = self._door.port if self._door is not None else state["port"]
-        return WorkerAddress(self.host, port, state["pid"], state["created"])
+        # A worker of an earlier version does not say where it runs.
+        runs_in = {name: state.get(name, "") for name in ("environment", "torch")}
+        return WorkerAddress(self.host, port, state["pid"], state["created"], **runs_in)
 
     async def _end_orphan(self, lease_id: str, worker: WorkerAddress) -> None:
         if not await processes.kill(worker.pid, worker.created, _ORPHAN_TIMEOUT_S):
             self.log.error("The worker of lease %s (pid %d) cannot be killed", lease_id, worker.pid)
+        else:
+            processes.kill_group(worker.pid, worker.created)

@@ -19,7 +19,9 @@ from jupyter_gpupool.core.models import Lease
 from jupyter_gpupool.transport.specs import DeviceSpec
 
 from .arena import Arena, ArenaFull
+from .worker_answers import time_limit_s
 from .worker_controls import WorkerChannel
+from .worker_tasks import WorkerTasks
 
 _MIB = 1 << 20
 #: How often workers are asked whether they compute, in seconds.
@@ -45,6 +47,7 @@ class Parking:
         #: parked leases that somebody waits for
         self._wanted: set[str] = set()
         self._channels: dict[str, WorkerChannel] = {}
+        self._cleaning = WorkerTasks(log)
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self, memory_mib: int, workers: Callable[[], Iterable[str]]) -> None:
@@ -73,6 +76,7 @@ class Parking:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
             self._watching = None
+        await self._cleaning.stop()
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()
@@ -83,8 +87,12 @@ class Parking:
             await self.arena.close()
             self.arena = None
 
+    def lent_mib(self, lease_id: str) -> int:
+        """The host memory that a lease has of the arena."""
+        return 0 if self.arena is None else self.arena.lent_mib(lease_id)
+
     def ended(self, lease_id: str) -> None:
-        """A worker has ended: nobody sees its chunks any more."""
+        """A worker has ended."""
         channel = self._channels.pop(lease_id, None)
         if channel is not None:
             channel.close()
@@ -92,19 +100,21 @@ class Parking:
         self.parked.discard(lease_id)
         self.clean.discard(lease_id)
         if self.arena is not None:
-            self.arena.release(lease_id, ended=True)
+            self.arena.release(lease_id)
 
     async def adopt(self, lease_ids: Iterable[str]) -> None:
         """Ask the workers of an earlier pool which are parked; one may wait for its GPUs already."""
-        for lease_id in lease_ids:
-            with contextlib.suppress(EngineError):
-                state = await self._channel(lease_id).ask("state")
-                (self.parked.add if state["parked"] else self.parked.discard)(lease_id)
-                self._remind(lease_id)
+        await asyncio.gather(*map(self._adopt, lease_ids))
+
+    async def _adopt(self, lease_id: str) -> None:
+        with contextlib.suppress(EngineError):
+            state = await self.channel(lease_id).ask("state")
+            (self.parked.add if state["parked"] else self.parked.discard)(lease_id)
+            self._remind(lease_id)
 
     async def park(self, lease_id: str) -> int:
         """Park a lease's memory, and return the MiB that are kept for it. Raises EngineError."""
-        channel = self._channel(lease_id)
+        channel = self.channel(lease_id)
         await self._lend(lease_id, channel, make_room=True)
         await channel.ask("park")
         self.parked.add(lease_id)
@@ -115,12 +125,13 @@ class Parking:
 
     async def resume(self, lease: Lease, devices: Sequence[DeviceSpec]) -> None:
         """Bring a lease's memory back, onto these slices. Raises EngineError."""
-        channel = self._channel(lease.id)
+        channel = self.channel(lease.id)
         self._wanted.discard(lease.id)
         await channel.ask("resume", devices=[asdict(device) for device in devices])
         self.parked.discard(lease.id)
 
-    def _channel(self, lease_id: str) -> WorkerChannel:
+    def channel(self, lease_id: str) -> WorkerChannel:
+        """The connection to a worker. Raises EngineError."""
         known = self._channels.get(lease_id)
         if known is not None and known.is_open:
             return known
@@ -168,12 +179,13 @@ class Parking:
         """Take memory back from the first of these leases that can do without it. False if none can."""
         for lease_id in lease_ids:
             try:
-                await self._channel(lease_id).ask("forget")
-            except EngineError:
+                # Nor is what it was asked before waited for.
+                await asyncio.wait_for(self.channel(lease_id).ask("forget"), time_limit_s("forget"))
+            except (EngineError, TimeoutError, asyncio.TimeoutError):
                 continue
             self.clean.discard(lease_id)
             assert self.arena is not None, "it has been lent"
-            await self.arena.release(lease_id, ended=False)
+            await self.arena.release(lease_id)
             return True
         return False
 
@@ -182,17 +194,18 @@ class Parking:
             await asyncio.sleep(_IDLE_CHECK_INTERVAL_S)
             for lease_id in list(workers()):
                 if lease_id not in self.parked:
-                    with contextlib.suppress(
-                        EngineError
-                    ):  # it has ended, or there is no room: it is not clean
-                        await self.clean_if_idle(lease_id)
+                    self._cleaning.start(lease_id, self._clean_if_possible)
+
+    async def _clean_if_possible(self, lease_id: str) -> None:
+        with contextlib.suppress(EngineError):  # it has ended, or there is no room: it is not clean
+            await self.clean_if_idle(lease_id)
 
     async def clean_if_idle(self, lease_id: str) -> None:
         """Copy the memory of a lease that has not computed for a while, so that parking it takes no time later.
 
         Raises EngineError.
         """
-        channel = self._channel(lease_id)
+        channel = self.channel(lease_id)
         state = await channel.ask("state")
         if state["parked"]:
             return

@@ -18,8 +18,11 @@ from jupyter_gpupool.core.errors import EngineError
 from jupyter_gpupool.core.models import WorkerAddress
 from jupyter_gpupool.transport.specs import WorkerSpec
 
+from .environment import Environment
 from .workers import LocalWorkers
 
+#: The module of the process.
+ZYGOTE = "jupyter_gpupool.engines.local.zygote"
 #: The largest message on the control socket, in bytes.
 _MAX_MESSAGE_BYTES = 1 << 20
 #: How long the parent may take to end after its socket was closed, in seconds.
@@ -29,9 +32,11 @@ _EXIT_TIMEOUT_S = 10.0
 class WarmParent:
     """Starts the parent, replaces it when it dies, and asks it for workers.
 
-    ``python``: the interpreter that it runs, if not this one. ``folder``: of the workers' state files.
+    ``runs``: the environment that it runs in. ``folder``: of the workers' state files.
     ``start_timeout_s``: how long it may take to import PyTorch, and how long a worker may take to start.
-    ``address_of``: the address of a worker, from what the parent reports of it.
+    ``address_of``: the address of a worker, from what the parent reports of it. ``sandbox``: whether workers are shut
+    in, as :class:`~jupyter_gpupool.engines.worker_options.WorkerSandbox` has it. ``bounds``: what a worker enters;
+    ``unbound`` is called for one that did not start.
     """
 
     def __init__(
@@ -43,9 +48,14 @@ class WarmParent:
         workers: LocalWorkers,
         address_of: Callable[[Mapping[str, Any]], WorkerAddress],
         log: Any,
-        python: str = "",
+        runs: Environment,
+        sandbox: str = "off",
+        bounds: Callable[[WorkerSpec], dict[str, Any]] = lambda spec: {},
+        unbound: Callable[[str], object] = lambda lease_id: None,
     ) -> None:
-        self._python = python
+        self._runs = runs
+        self._sandbox = sandbox
+        self._bounds, self._unbound = bounds, unbound
         self._folder = folder
         self._persistent = persistent
         self._start_timeout_s = start_timeout_s
@@ -57,6 +67,8 @@ class WarmParent:
         self.control: socket.socket | None = None
         #: Why no worker can be started, in one line; empty if nothing is wrong.
         self.failure = ""
+        #: why its workers lack a layer of their sandbox, empty if they have it, by "emulated" and "real" and layer
+        self.sandbox: Mapping[str, Mapping[str, str]] = {}
         self._ready: asyncio.Future[int] | None = None
         self._starting: dict[str, asyncio.Future[WorkerAddress]] = {}
         self._children: set[str] = set()  # the leases whose workers it was asked for
@@ -77,12 +89,13 @@ class WarmParent:
     def start(self) -> None:
         """Start the process. Raises EngineError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = [str(theirs.fileno()), str(os.getpid()), self._folder]
+        arguments = [str(theirs.fileno()), str(os.getpid()), self._folder, *self._runs.options()]
+        arguments.append(f"--sandbox={self._sandbox}")
         if self._persistent:
             arguments.append("--persistent")
         try:
             self.process = subprocess.Popen(
-                processes.command("jupyter_gpupool.engines.local.zygote", *arguments, python=self._python),
+                processes.command(ZYGOTE, *arguments, python=self._runs.python),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # a reader of the pool's output must not wait for its workers
@@ -116,21 +129,23 @@ class WarmParent:
             raise EngineError("the warm parent of the workers died; ask again")
         return self.control
 
-    async def start_worker(self, spec: WorkerSpec, host: str) -> WorkerAddress:
-        """Fork a worker that listens on ``host``. Raises EngineError."""
+    async def start_worker(self, spec: WorkerSpec, host: str, port: int = 0) -> WorkerAddress:
+        """Fork a worker that listens on ``host``, on that port or any (0). Raises EngineError."""
         self._children.add(spec.lease_id)
         try:
-            return await self._start_worker(spec, host)
+            return await self._start_worker(spec, host, port)
         except BaseException:
             self._children.discard(spec.lease_id)
+            self._unbound(spec.lease_id)
             raise
 
-    async def _start_worker(self, spec: WorkerSpec, host: str) -> WorkerAddress:
+    async def _start_worker(self, spec: WorkerSpec, host: str, port: int) -> WorkerAddress:
         control = await self.until_warm()
         answer: asyncio.Future[WorkerAddress] = asyncio.get_running_loop().create_future()
         self._starting[spec.lease_id] = answer
         try:
-            control.send(json.dumps({"start": asdict(spec), "host": host}).encode())
+            asked = {"start": asdict(spec), "host": host, "port": port, "bounds": self._bounds(spec)}
+            control.send(json.dumps(asked).encode())
             return await asyncio.wait_for(answer, self._start_timeout_s)
         except (OSError, TimeoutError, asyncio.TimeoutError) as e:
             why = str(e) or "the warm parent does not answer"
@@ -167,9 +182,14 @@ class WarmParent:
         assert self._ready is not None
         if "ready" in message and not self._ready.done():
             self.failure = ""
+            self.sandbox = message.get("sandbox", {})
             self._ready.set_result(message["ready"])
+            for operator, why in message.get("operators", {}).items():
+                if why:
+                    self._log.warning("%s is allowed, and cannot be used: %s", operator, why)
         elif "unusable" in message and not self._ready.done():
-            self.failure = f"{message['unusable']}; install it there: pip install 'jupyter_gpupool[torch]'"
+            advice = message.get("advice", "install it there: pip install 'jupyter_gpupool[torch]'")
+            self.failure = f"{message['unusable']}; {advice}"
             self._ready.set_exception(EngineError(self.failure))
         elif "started" in message:
             lease_id = message["started"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from logging import LoggerAdapter
+from pathlib import Path
 from typing import Any
 
 from jupyter_gpupool.core import processes
 from jupyter_gpupool.core.engine import WorkerExit
-from jupyter_gpupool.core.models import WorkerAddress, WorkerUsage
+from jupyter_gpupool.core.models import LeaseState, WorkerAddress, WorkerUsage
 
 from . import worker_files
 from .exit_codes import end_of
@@ -29,9 +30,18 @@ class LocalWorkers:
         self._folder = folder
         self._log: LoggerAdapter[Any] = log
         self.on_exit: WorkerExit = lambda lease_id, state, reason: None
+        #: whether another worker takes the place of one that ended by itself, with that exit code
+        self.replace: Callable[[str, WorkerAddress, int | None], bool] = lambda lease_id, worker, code: False
+        #: called instead of ``on_exit`` for a worker whose lease goes on elsewhere
+        self.on_left: Callable[[str], None] = lambda lease_id: None
+        #: why a worker that has ended went beyond its bounds; empty for any other end
+        self.excess: Callable[[str], str] = lambda lease_id: ""
         self._addresses: dict[str, WorkerAddress] = {}
         self._gone: dict[str, asyncio.Event] = {}
         self._watched: dict[str, int] = {}  # pidfds
+        self._stopping: set[str] = set()
+        #: leases that go on at another server: the ends of their workers here are not those of the leases
+        self.leaving: set[str] = set()
 
     def addresses(self) -> dict[str, WorkerAddress]:
         """Every worker's address, by lease id."""
@@ -78,15 +88,30 @@ class LocalWorkers:
 
     def remove(self, lease_id: str, code: int | None) -> None:
         """A worker has ended. ``code``: its exit code; None: the one in its state file."""
-        if self._addresses.pop(lease_id, None) is None:
+        worker = self._addresses.pop(lease_id, None)
+        if worker is None:
             return
         self._unwatch(lease_id)
+        if code is None:  # whoever reaps a worker does that before
+            processes.kill_group(worker.pid, worker.created)
         file = worker_files.path(self._folder, lease_id)
         if code is None:
             code = (worker_files.read(file) or {}).get("code")
-        worker_files.remove(file)
+        self.delete(worker_files.forget(file))
         self._gone.pop(lease_id).set()
-        self.on_exit(lease_id, *end_of(code))
+        excess = self.excess(lease_id)
+        if lease_id in self.leaving:
+            self.on_left(lease_id)
+        elif excess:
+            self.on_exit(lease_id, LeaseState.LOST, excess)
+        elif lease_id in self._stopping or not self.replace(lease_id, worker, code):
+            self.on_exit(lease_id, *end_of(code))
+
+    def delete(self, *directories: Path | None) -> None:
+        """Delete what workers have left, which may take long, in another thread."""
+        for directory in directories:
+            if directory is not None:
+                asyncio.get_running_loop().run_in_executor(None, worker_files.delete, directory)
 
     async def stop(self, lease_id: str) -> None:
         """End a worker, if there is one; returns when it is gone."""
@@ -94,13 +119,17 @@ class LocalWorkers:
         if worker is None:
             return
         gone = self._gone[lease_id]
-        for sig, timeout_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _KILL_TIMEOUT_S)):
-            processes.send(worker.pid, worker.created, sig)
-            try:
-                await asyncio.wait_for(gone.wait(), timeout_s)
-                return
-            except (TimeoutError, asyncio.TimeoutError):
-                continue
+        self._stopping.add(lease_id)
+        try:
+            for sig, timeout_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _KILL_TIMEOUT_S)):
+                processes.send(worker.pid, worker.created, sig)
+                try:
+                    await asyncio.wait_for(gone.wait(), timeout_s)
+                    return
+                except (TimeoutError, asyncio.TimeoutError):
+                    continue
+        finally:
+            self._stopping.discard(lease_id)
         self._log.error("The worker of lease %s (pid %d) cannot be killed", lease_id, worker.pid)
 
     async def stop_all(self) -> None:

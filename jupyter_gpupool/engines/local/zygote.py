@@ -1,42 +1,61 @@
 """The warm parent: a process that has imported PyTorch and forks a worker for each lease.
 
 Started by :class:`~.warm_parent.WarmParent` as ``python -m jupyter_gpupool.engines.local.zygote FD POOL FOLDER
-[--persistent]``: the descriptor of its control socket, the pool's process id, and the folder of the state files.
+[--persistent] [--environment=NAME] [--operators=NAME,…] [--sandbox=auto|require|off]``: the descriptor of its control
+socket, the pool's process id, the folder of the state files, the name of the environment that it runs in, the
+operators of other libraries that are allowed there, as :mod:`jupyter_gpupool.core.operator_names` writes them, and
+whether workers are shut in.
 Messages are JSON on a SOCK_SEQPACKET socket, one in each packet. It never starts a thread and never uses CUDA: forks
 would inherit neither intact.
 
-In: ``{"start": WorkerSpec, "host": where to listen}``. Out: ``{"ready": pid}`` or ``{"unusable": why}``
-once; ``{"started": lease, "pid", "created", "port"}`` or ``{"failed": lease, "why"}``;
-``{"ended": lease, "code": exit code, or minus the signal}``. A worker with a certificate
+In: ``{"start": WorkerSpec, "host": where to listen, "port": 0 for any, "bounds": what the worker enters, see
+bounds/own_limits.py}``. Out: ``{"ready": pid, "torch", "abi": of its
+Python, "gpupool": version, "operators": {name: why it cannot be used, empty if it can}, "sandbox": {"emulated": {layer:
+why workers lack it, empty if they have it}, "real": the same with real GPUs}}`` or ``{"unusable": why, "advice": what
+to do, if not to install PyTorch}`` once; ``{"started": lease, "pid", "created", "port", "environment", "torch"}`` or
+``{"failed": lease, "why"}``; ``{"ended": lease, "code": exit code, or minus the signal}``. A worker with a certificate
 has a socket file for the data port, not a port.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
 import signal
 import socket
 import sys
-from typing import Any
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
 
+from jupyter_gpupool._version import __version__
 from jupyter_gpupool.core import processes
+from jupyter_gpupool.core.operator_names import ExtraOperator, extra_operator
+from jupyter_gpupool.core.torch_release import release_of
 from jupyter_gpupool.gpus.mps import mps_limits, mps_runs
 from jupyter_gpupool.transport import control
-from jupyter_gpupool.transport.specs import EXIT_UNRECORDED, WorkerSpec
+from jupyter_gpupool.transport.specs import EXIT_NOT_BOUND, EXIT_NOT_SHUT_IN, EXIT_UNRECORDED, WorkerSpec
 
 from . import worker_files
+from .bounds import own_limits
+from .sandbox import layers, surroundings
+from .sandbox.sandbox import NotShutIn, Sandbox, prepare
 
 
 class Zygote:
     """Forks workers on request, and reports their ends."""
 
-    def __init__(self, control: socket.socket, folder: str, persistent: bool) -> None:
+    def __init__(self, control: socket.socket, folder: str, persistent: bool, environment: str) -> None:
         self._control = control
         self._folder = folder
         self._persistent = persistent
+        #: what every worker from here says of itself: the environment, and its release of PyTorch
+        self.runs_in = {"environment": environment, "torch": ""}
+        self.sandbox = Sandbox()
         self._children: dict[int, str] = {}
         self._wake, waker = socket.socketpair()
         self._wake.setblocking(False)
@@ -88,11 +107,14 @@ class Zygote:
     def _reap(self) -> None:
         while self._children:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if not pid:
+            if ended is None:
                 return
+            pid = ended.si_pid
+            processes.kill_group(pid, None)  # what it has started must not outlive its lease
+            _, status = os.waitpid(pid, 0)
             lease = self._children.pop(pid, None)
             if lease is not None:
                 self.send({"ended": lease, "code": os.waitstatus_to_exitcode(status)})
@@ -100,7 +122,11 @@ class Zygote:
     def _start(self, message: dict[str, Any]) -> None:
         spec = WorkerSpec.from_json(message["start"])
         try:
-            listener = _door(self._folder, spec.lease_id) if spec.certfile else _listen(message["host"])
+            listener = (
+                _door(self._folder, spec.lease_id)
+                if spec.certfile
+                else _listen(message["host"], message.get("port", 0))
+            )
         except OSError as e:
             self.send({"failed": spec.lease_id, "why": f"{message['host']}: {e.strerror or e}"})
             return
@@ -113,7 +139,7 @@ class Zygote:
                     return  # the pool is gone, and its successor may have counted the workers already
                 pid = os.fork()
                 if pid == 0:
-                    self._become_worker(spec, listener, asked_at, me, lock)
+                    self._become_worker(spec, listener, asked_at, me, lock, message.get("bounds", {}))
             finally:
                 os.close(lock)
         except OSError as e:
@@ -128,7 +154,7 @@ class Zygote:
         self._children[pid] = spec.lease_id
         # It is not reaped yet, so that even a dead worker has a creation time; its end follows.
         created = processes.birth(pid) or 0.0
-        self.send({"started": spec.lease_id, "pid": pid, "created": created, "port": port})
+        self.send({"started": spec.lease_id, "pid": pid, "created": created, "port": port, **self.runs_in})
 
     def _become_worker(
         self,
@@ -137,6 +163,7 @@ class Zygote:
         asked_at: socket.socket | None,
         parent: int,
         lock: int,
+        bounds: Mapping[str, Any],
     ) -> None:
         """Never returns. Closes the pool's sockets first."""
         code = 1
@@ -145,8 +172,11 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for sock in (self._control, self._wake, self._waker):
                 sock.close()
-            if self._persistent or processes.die_with_parent(parent):
-                code = _work(spec, listener, asked_at, self._folder, lock)
+            os.setpgid(0, 0)  # what it starts belongs to it, and ends with it
+            if not _enter_bounds(spec.lease_id, bounds):
+                code = EXIT_NOT_BOUND
+            elif self._persistent or processes.die_with_parent(parent):
+                code = _work(spec, listener, asked_at, self._folder, lock, self.runs_in, self.sandbox)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -154,11 +184,23 @@ class Zygote:
             os._exit(code)
 
 
-def _listen(host: str) -> socket.socket:
+def _enter_bounds(lease_id: str, bounds: Mapping[str, Any]) -> bool:
+    try:
+        own_limits.enter(bounds)
+    except OSError as e:
+        print(f"gpupool worker: lease {lease_id} cannot be bounded: {e.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """``port`` 0: any; else that of a worker that has ended, whose clients come back there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     try:
-        listener.bind((host, 0))
+        # A successor takes the port over while connections of this worker are not quite closed.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
         listener.listen(64)
     except OSError:
         listener.close()
@@ -196,12 +238,22 @@ def _port(listener: socket.socket) -> int:
 
 
 def _work(
-    spec: WorkerSpec, listener: socket.socket, asked_at: socket.socket | None, folder: str, lock: int
+    spec: WorkerSpec,
+    listener: socket.socket,
+    asked_at: socket.socket | None,
+    folder: str,
+    lock: int,
+    runs_in: Mapping[str, str],
+    sandbox: Sandbox,
 ) -> int:
     file = worker_files.path(folder, spec.lease_id)
     me = os.getpid()
-    identity = {"lease": spec.lease_id, "pid": me, "created": processes.birth(me), "port": _port(listener)}
+    identity = {
+        **{"lease": spec.lease_id, "pid": me, "created": processes.birth(me), "port": _port(listener)},
+        **runs_in,
+    }
     try:
+        own = worker_files.make_own_directory(file)
         worker_files.write(file, identity)
     except OSError as e:
         print(f"gpupool worker: cannot write {file}: {e.strerror}", file=sys.stderr)
@@ -210,14 +262,15 @@ def _work(
 
     if mps_runs():
         os.environ.update(mps_limits(spec.devices))
+    from jupyter_gpupool.engines.frameworks import FRAMEWORKS
     from jupyter_gpupool.pytorch.worker import worker
 
-    known: dict[str, Any] = dict(identity)
+    known: dict[str, Any] = {}
 
     def note(**more: Any) -> None:
         known.update(more)
         try:
-            worker_files.write(file, known)
+            worker_files.report(file, known)
         except OSError:
             pass  # a full disk: the worker is recorded, only its state is not updated
 
@@ -226,7 +279,18 @@ def _work(
         if order is not None and order["order"] != known.get("obeyed", {}).get("order"):
             note(obeyed={"order": order["order"], "in_use": limit(order["limits"])})
 
-    code = worker.serve(spec, listener, lambda usage: note(usage=usage), look, asked_at)
+    def shut_in() -> None:
+        surroundings.prepare(own, listener, sandbox.missing(real))
+        sandbox.enter(own, real)
+
+    real = any(not device.emulated for device in spec.devices)
+    try:
+        code = worker.serve(
+            spec, listener, lambda usage: note(usage=usage), look, asked_at, FRAMEWORKS, shut_in
+        )
+    except NotShutIn as e:
+        print(f"gpupool worker: lease {spec.lease_id} cannot be shut in its sandbox: {e}", file=sys.stderr)
+        code = EXIT_NOT_SHUT_IN
     note(code=code)
     return code
 
@@ -234,22 +298,76 @@ def _work(
 def main() -> None:
     """Run the warm parent until the pool is gone."""
     persistent = "--persistent" in sys.argv[4:]
+    options = dict(word[2:].split("=", 1) for word in sys.argv[4:] if "=" in word)
+    environment = options.get("environment", "")
+    operators = [extra_operator(name) for name in options.get("operators", "").split(",") if name]
     if not persistent and not processes.die_with_parent(int(sys.argv[2])):
         return
-    zygote = Zygote(socket.socket(fileno=int(sys.argv[1])), sys.argv[3], persistent)
+    zygote = Zygote(socket.socket(fileno=int(sys.argv[1])), sys.argv[3], persistent, environment)
     try:
         import torch
 
+        from jupyter_gpupool.engines import frameworks
         from jupyter_gpupool.pytorch.worker import worker  # noqa: F401  imported once here, before the forks
 
+        frameworks.preload()
+        usable = _allow(operators, environment)
         _warm_up(torch)
+        mode = cast("layers.Mode", options.get("sandbox", "off"))
+        zygote.sandbox = prepare(mode, Path(sys.argv[3]))
     except ImportError as e:
         zygote.send({"unusable": f"PyTorch cannot be imported where the pool runs ({e})"})
         return
+    if zygote.sandbox.objection:
+        why = f"sandbox is set to 'require', and workers here cannot have all of it ({zygote.sandbox.objection})"
+        zygote.send({"unusable": why, "advice": "set it to 'auto'"})
+        return
     gc.collect()
     gc.freeze()  # keeps the pages shared with the forks
-    zygote.send({"ready": os.getpid()})
+    zygote.runs_in["torch"] = release_of(torch.__version__)
+    zygote.send(
+        {
+            **{
+                "ready": os.getpid(),
+                "torch": torch.__version__,
+                "abi": sysconfig.get_config_var("SOABI") or "",
+            },
+            **{"gpupool": __version__, "operators": usable},
+            "sandbox": {
+                "emulated": zygote.sandbox.missing(real=False),
+                "real": zygote.sandbox.missing(real=True),
+            },
+        }
+    )
     zygote.run()
+
+
+def _allow(operators: Sequence[ExtraOperator], environment: str) -> dict[str, str]:
+    """Import the libraries of these operators and let workers run them.
+
+    Return each with why it cannot be used, empty if it can.
+    """
+    import torch
+
+    from jupyter_gpupool.pytorch.worker import allowed_operators
+
+    missing: dict[str, str] = {}
+    for module in dict.fromkeys(extra.module for extra in operators):
+        try:
+            importlib.import_module(module)
+        except Exception as e:  # a library's own mistakes are of many kinds
+            why = " ".join(str(e).split())
+            missing[module] = f"{module} cannot be imported ({type(e).__name__}: {why})"
+    usable = {}
+    for operator, module in operators:
+        library, _, name = operator.partition("::")
+        is_there = hasattr(getattr(torch.ops, library), name)
+        usable[operator] = "" if is_there else missing.get(module, f"{module} has no such operator")
+    where = f": gpupool server environment add {environment} --operators NAME,…"
+    if environment == "default":
+        where = " to c.LocalEngine.operators"
+    allowed_operators.allow(usable, where)
+    return usable
 
 
 def _warm_up(torch: Any) -> None:

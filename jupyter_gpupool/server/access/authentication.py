@@ -16,7 +16,7 @@ from tornado.httputil import HTTPServerRequest
 
 from jupyter_gpupool.core.addresses import network
 from jupyter_gpupool.core.errors import PermissionDenied, PoolError, TooManyAttempts, Unauthenticated
-from jupyter_gpupool.core.models import Request
+from jupyter_gpupool.core.models import Request, Scope
 from jupyter_gpupool.pool.tenancy.tokens import Token, Tokens
 
 #: After so many wrong tokens from one address within so many seconds, further ones are refused until these are over.
@@ -29,12 +29,18 @@ _MAX_ADDRESSES = 10_000
 PROTOCOL, TOKEN_PROTOCOL = "gpupool", "gpupool.token."
 
 
+#: The methods of calls that change nothing.
+READS = frozenset(("GET", "HEAD", "OPTIONS"))
+_RANK = {scope: rank for rank, scope in enumerate(Scope)}
+
+
 @dataclass(frozen=True)
 class Caller:
     """An authenticated caller. An administrator sees everybody's leases.
 
     ``objection``: why the token is no longer valid. It may still renew and release the leases that it requested.
     ``cut``: the token was revoked together with its leases.
+    ``may``: the most that the caller may do now. ``one_namespace``: nothing is changed in another one.
     """
 
     owner: str
@@ -43,6 +49,8 @@ class Caller:
     namespace: str | None = None
     objection: str = ""
     cut: bool = False
+    may: Scope = Scope.ADMINISTER
+    one_namespace: bool = False
 
     @property
     def scope(self) -> str | None:
@@ -58,6 +66,28 @@ class Caller:
                 f"ask the pool's administrator for a token of that one"
             )
         return replace(request, namespace=self.namespace)
+
+    def permitted(self, method: str, changes_need: Scope) -> Caller:
+        """Return the caller as who makes the call: without an administrator's rights where its token has none.
+
+        ``changes_need``: the scope that the call needs where it changes something. Raises PermissionDenied.
+        """
+        if method in READS:
+            return self
+        if _RANK[self.may] < _RANK[changes_need]:
+            raise PermissionDenied(
+                f"this token's scope is {self.may.value}, and the call needs {changes_need.value}; ask the pool's "
+                f"administrator for a token of that scope"
+            )
+        return self if self.may is Scope.ADMINISTER else replace(self, administers=False)
+
+    def check_within(self, namespace: str) -> None:
+        """Raise PermissionDenied unless the caller may change what is in that namespace."""
+        if self.one_namespace and namespace != self.namespace:
+            raise PermissionDenied(
+                f"this token changes nothing outside of the namespace {self.namespace!r}; ask the pool's "
+                f"administrator for another token"
+            )
 
 
 class Authenticator(Protocol):
@@ -79,18 +109,40 @@ class Authenticator(Protocol):
         """Note that the lease is the caller's."""
 
 
-async def who_calls(tokens: Authenticator, request: HTTPServerRequest) -> Caller:
+class BrowserSessions(Protocol):
+    """Those who have signed in in a browser, which has a cookie and never their token."""
+
+    async def authorization(self, request: HTTPServerRequest) -> str:
+        """Return the ``Authorization`` header for a request with a session's cookie; empty for one without it.
+
+        Raises Unauthenticated where the session has ended, or the request may come from a page of another site.
+        """
+
+    def is_open(self, request: HTTPServerRequest) -> bool:
+        """Return whether the session of a request has not ended; True for a request without one."""
+
+
+async def who_calls(
+    tokens: Authenticator, request: HTTPServerRequest, sessions: BrowserSessions | None = None
+) -> Caller:
     """Return who made an HTTP request. Raises what :meth:`Authenticator.authenticate` raises."""
     authorization = request.headers.get("Authorization", "") or _by_subprotocol(request)
+    if not authorization and sessions is not None:
+        authorization = await sessions.authorization(request)
     caller = tokens.authenticate(authorization, request.remote_ip or "unknown")
     return await caller if inspect.isawaitable(caller) else caller
 
 
 def _by_subprotocol(request: HTTPServerRequest) -> str:
-    """Return a token that came as a subprotocol: a page's WebSocket can set no other header."""
+    shown = in_subprotocol(request, TOKEN_PROTOCOL)
+    return f"Bearer {shown}" if shown else ""
+
+
+def in_subprotocol(request: HTTPServerRequest, prefix: str) -> str:
+    """Return what came as a subprotocol after ``prefix``, or nothing: a page's WebSocket can set no other header."""
     offered = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
-    shown = [word[len(TOKEN_PROTOCOL) :] for word in offered if word.startswith(TOKEN_PROTOCOL)]
-    return f"Bearer {shown[0]}" if len(shown) == 1 else ""
+    shown = [word[len(prefix) :] for word in offered if word.startswith(prefix)]
+    return shown[0] if len(shown) == 1 else ""
 
 
 def digest(token: str) -> str:
@@ -98,7 +150,8 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _token_in(authorization: str) -> str:
+def token_in(authorization: str) -> str:
+    """Return the token of an ``Authorization`` header. Raises Unauthenticated."""
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() not in ("bearer", "token") or not token.strip():
         raise Unauthenticated("this pool requires its token: send Authorization: Bearer <token>")
@@ -115,7 +168,7 @@ class TokenStore:
     def admits(self, authorization: str) -> bool:
         """Return whether an ``Authorization`` header carries a known token, in the same time for any wrong one."""
         try:
-            shown = digest(_token_in(authorization))
+            shown = digest(token_in(authorization))
         except PoolError:
             return False
         admitted = False
@@ -145,10 +198,10 @@ class LedgerTokens:
         self.tokens = tokens
         self.used: dict[str, float] = {}  # token id → when it was last used, until that is recorded
         self.asked: dict[str, str] = {}  # lease → the token that requested it, or last renewed it
-        self._throttle = _Throttle()
+        self._throttle = Throttle()
 
     def authenticate(self, authorization: str, address: str) -> Caller:
-        shown = _token_in(authorization)
+        shown = token_in(authorization)
         named = self.tokens.named(shown)
         # A client that guesses must not lock out others behind its address who know their token.
         key = f"{network(address)} {named.id if named else ''}"
@@ -186,10 +239,12 @@ def _caller(token: Token, now: float) -> Caller:
         token.namespace,
         objection,
         cut=bool(objection) and token.cuts_leases,
+        may=Scope(token.scope),
+        one_namespace=token.one_namespace,
     )
 
 
-class _Throttle:
+class Throttle:
     """Counts failed attempts by key, for the most recent addresses."""
 
     def __init__(self) -> None:

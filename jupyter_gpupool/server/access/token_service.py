@@ -12,6 +12,7 @@ from typing import Any
 
 from jupyter_gpupool.core.durations import format_time
 from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.core.models import Scope
 from jupyter_gpupool.core.validation import check_namespace
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.tenancy.tokens import Token, Tokens, new_token
@@ -49,6 +50,8 @@ class Administration:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
+            with contextlib.suppress(PoolError):  # another process may have the ledger already
+                await self._record_uses()
 
     def tokens(self) -> list[Token]:
         """Return all tokens, with when they were last used."""
@@ -59,7 +62,14 @@ class Administration:
         ]
 
     async def create(
-        self, description: str, owner: str, namespace: str, administers: bool, expires_at: float | None
+        self,
+        description: str,
+        owner: str,
+        namespace: str,
+        administers: bool,
+        expires_at: float | None,
+        scope: str = Scope.ADMINISTER.value,
+        one_namespace: bool = False,
     ) -> tuple[Token, str, Mapping[str, str]]:
         """Create a token. Returns it, its text, and the client's files by name."""
         token = new_token(
@@ -69,6 +79,8 @@ class Administration:
             namespace=namespace,
             administers=administers,
             expires_at=expires_at,
+            scope=scope,
+            one_namespace=one_namespace,
         )
         check_namespace(namespace)
         await self._service.tenants.find(namespace)
@@ -99,7 +111,8 @@ class Administration:
 
     async def _note(self, action: str, token: Token, more: str = "") -> None:
         until = format_time(token.expires_at) if token.expires_at is not None else "for good"
-        outcome = f"of {token.owner}, until {until}{more}"
+        where = " in its namespace only" if token.one_namespace else ""
+        outcome = f"of {token.owner}, scope {token.scope}{where}, until {until}{more}"
         await self._service.tenants.note(action, token.id, token.namespace, outcome)
 
     async def _cut(self, token: Token) -> None:
@@ -114,6 +127,11 @@ class Administration:
         with contextlib.suppress(PoolError):  # it has ended by itself meanwhile
             await self._service.release(lease_id, None, "its token was revoked")
 
+    async def _record_uses(self) -> None:
+        used, self.authenticator.used = self.authenticator.used, {}
+        if used:
+            await self._service.with_ledger(partial(self._record_use, used))
+
     def _record_use(self, used: dict[str, float], ledger: Ledger) -> None:
         self._tokens.used(ledger, used)
 
@@ -125,8 +143,7 @@ class Administration:
                 await self._service.with_ledger(self._tokens.read)
                 if self.authenticator.used and time.monotonic() - recorded > _RECORD_INTERVAL_S:
                     recorded = time.monotonic()
-                    used, self.authenticator.used = self.authenticator.used, {}
-                    await self._service.with_ledger(partial(self._record_use, used))
+                    await self._record_uses()
                     live = {lease.id for lease in await self._service.leases(None)}
                     asked = self.authenticator.asked
                     self.authenticator.asked = {lease: of for lease, of in asked.items() if lease in live}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -10,12 +11,20 @@ from typing import Any, TypeAlias
 
 from tornado import web
 
-from jupyter_gpupool.core.errors import InvalidRequest, PermissionDenied, PoolError, Unauthenticated
-from jupyter_gpupool.core.models import Request
+from jupyter_gpupool.core.errors import (
+    InvalidRequest,
+    PermissionDenied,
+    PoolError,
+    TooManyRequests,
+    Unauthenticated,
+)
+from jupyter_gpupool.core.models import Request, Scope
 from jupyter_gpupool.core.request_schema import check_types, types
 from jupyter_gpupool.pool.tenancy.audit_log import acting
 from jupyter_gpupool.pool.tenancy.namespaces import DEFAULT
 from jupyter_gpupool.server.access.authentication import Authenticator, Caller, who_calls
+from jupyter_gpupool.server.access.open_calls import OpenCallLimits
+from jupyter_gpupool.server.access.rates import RateLimits, kind_of
 from jupyter_gpupool.server.service.backend import PoolBackend
 
 MAX_BODY = 64 * 1024
@@ -37,6 +46,8 @@ class BaseHandler(web.RequestHandler):
     #: The methods that a token may still use after it has expired or was revoked, for the leases it requested before.
     last_rights: Sequence[str] = ()
     administrators_only = False
+    #: The scope that a token needs for the methods that change something.
+    changes_need = Scope.LEASE
     #: The name of the PoolError by which the call was refused.
     refusal = ""
 
@@ -50,25 +61,42 @@ class BaseHandler(web.RequestHandler):
 
     async def authenticate(self) -> Caller:
         """Return who calls, and set ``current_user``. Raises Unauthenticated and PermissionDenied."""
-        caller = await who_calls(self.authenticator, self.request)
+        caller = await who_calls(self.authenticator, self.request, self.settings.get("sessions"))
         if caller.objection:
             if self.request.method not in self.last_rights:
                 raise Unauthenticated(caller.objection)
             caller = replace(caller, administers=False)
+        caller = caller.permitted(str(self.request.method), self.changes_need)
         if self.administrators_only and not caller.administers:
             raise PermissionDenied(
                 "this requires an administrator token; ask the person who issued yours for one"
             )
         self.settings.get("admitted", lambda request: None)(self.request)
+        self.count_call(caller)
         self.current_user = caller
         return caller
+
+    def count_call(self, caller: Caller) -> None:
+        """Count the call where callers are limited, and tell what is left. Raises TooManyRequests."""
+        limits: RateLimits | None = self.settings.get("rate_limits")
+        if limits is None:
+            return
+        left = limits.admit(caller, kind_of(str(self.request.method), self.last_rights))
+        if left is not None:
+            for name, value in left.headers():
+                self.set_header(name, value)
+
+    def waiting(self, wait_s: float) -> contextlib.AbstractContextManager[None]:
+        """Count the call among the open ones while it waits, where these are limited. Raises TooManyRequests."""
+        limits: OpenCallLimits | None = self.settings.get("open_calls")
+        return contextlib.nullcontext() if limits is None else limits.waiting(self.caller, wait_s)
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")  # a caller who is not authenticated need not learn what runs here
         self.set_header("X-Content-Type-Options", "nosniff")
 
     def check_xsrf_cookie(self) -> None:
-        pass  # no cookies here: the token itself is what another site cannot send
+        pass  # another site can send neither a token nor what a session's calls have to carry
 
     def owner(self) -> str:
         """Return the name whose leases these are."""
@@ -91,6 +119,12 @@ class BaseHandler(web.RequestHandler):
         request = self.caller.admitted(request)
         await self.service.tenants.check_use(self.scope(), request.namespace, request.id)
         return request
+
+    async def check_lease(self, lease_id: str) -> None:
+        """Raise PermissionDenied for a change of a lease outside of the only namespace of the caller's token."""
+        if self.caller.one_namespace:
+            lease = await self.service.wait(lease_id, self.scope(), 0.0)
+            self.caller.check_within(lease.request.namespace)
 
     def expect_lease(self, lease_id: str) -> None:
         """Note that the caller asks for a lease of that id."""
@@ -117,6 +151,8 @@ class BaseHandler(web.RequestHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, PoolError):
             self.refusal = type(error).__name__
+            if isinstance(error, TooManyRequests):
+                self.set_header("Retry-After", str(math.ceil(error.retry_after_s)))
             self.reply({"error": type(error).__name__, "message": str(error)}, error.status)
             return
         reason = getattr(error, "log_message", None) or getattr(error, "reason", None) or self._reason

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_server.auth.decorator import authorized, ws_authenticated
@@ -9,8 +11,16 @@ from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from jupyter_gpupool.core.errors import PoolError, TooManyAttempts, Unauthenticated
-from jupyter_gpupool.server.access.authentication import PROTOCOL, Authenticator, Caller, who_calls
+from jupyter_gpupool.core.errors import PoolError, TooManyAttempts, TooManyRequests, Unauthenticated
+from jupyter_gpupool.server.access.authentication import (
+    PROTOCOL,
+    Authenticator,
+    BrowserSessions,
+    Caller,
+    who_calls,
+)
+from jupyter_gpupool.server.access.open_calls import OpenCallLimits
+from jupyter_gpupool.server.access.rates import RateLimits
 from jupyter_gpupool.server.watch.feed import Feed, WatcherState
 
 #: RFC 6455: "policy violation".
@@ -74,9 +84,12 @@ class _Events(WebSocketHandler):
 
 
 class EventsWithToken(_Events):
-    """In a pool's own server, where the token comes in a header, which no page of another site can send."""
+    """In a pool's own server: no page of another site can send a token, or what a session's calls have to carry."""
 
     caller: Caller
+    #: counts it among the caller's open calls no longer
+    uncount: Callable[[], None] = staticmethod(lambda: None)
+    is_gone = False
 
     def set_default_headers(self) -> None:
         self.clear_header("Server")
@@ -87,21 +100,45 @@ class EventsWithToken(_Events):
 
     async def prepare(self) -> None:
         try:
-            self.caller = await who_calls(self.tokens, self.request)
+            self.caller = await who_calls(self.tokens, self.request, self.settings.get("sessions"))
             if self.caller.objection:
                 raise Unauthenticated(self.caller.objection)
+            limits: RateLimits | None = self.settings.get("rate_limits")
+            if limits is not None:
+                limits.admit(self.caller, "reads")
+            self.count()
             if self.feed.view(self.caller.scope).watched >= _MAX_WATCHERS:
                 raise TooManyAttempts(
                     f"{_MAX_WATCHERS} connections watch with tokens of this owner already; close one of them"
                 )
         except PoolError as e:
             self.set_status(e.status)
+            if isinstance(e, TooManyRequests):
+                self.set_header("Retry-After", str(math.ceil(e.retry_after_s)))
             self.finish({"error": type(e).__name__, "message": str(e)})
             return
         self.settings.get("admitted", lambda request: None)(self.request)
 
+    def count(self) -> None:
+        """Count it among the caller's open calls until its connection ends. Raises TooManyRequests."""
+        limits: OpenCallLimits | None = self.settings.get("open_calls")
+        if limits is not None and not self.is_gone:
+            self.uncount = limits.open(self.caller)
+
+    def on_close(self) -> None:
+        self.is_gone = True  # perhaps before it was counted
+        super().on_close()
+        self.uncount()
+
+    def on_finish(self) -> None:
+        super().on_finish()
+        if self.get_status() != 101:  # it never became an event stream
+            self.uncount()
+
     def send(self, message: str) -> None:
-        if self.tokens.is_still_valid(self.caller):
+        sessions: BrowserSessions | None = self.settings.get("sessions")
+        is_open = sessions is None or sessions.is_open(self.request)
+        if is_open and self.tokens.is_still_valid(self.caller):
             super().send(message)
         else:
             self.close(_POLICY_VIOLATION, "the token is not valid any more")

@@ -30,7 +30,7 @@ class LeasesHandler(BaseHandler):
         request = await self.check_request(parse_request(self.body(), self.owner()))
         wait_s = self.seconds("wait")
         self.expect_lease(request.id)
-        with traces.current.request(self.request.headers, request):
+        with self.waiting(wait_s), traces.current.request(self.request.headers, request):
             lease = await self.service.request(request, wait_s)
         await self.keep_lease(lease.id)
         self.reply(lease.to_json(), 201 if lease.state.holds else 202)
@@ -46,17 +46,20 @@ class LeaseHandler(BaseHandler):
         position = self.get_query_argument("position", "")
         if position and not re.fullmatch(r"[0-9]{1,9}", position):
             raise InvalidRequest(f"position={position[:40]}: give a number")
-        lease = await self.service.wait(
-            lease_id,
-            self.scope(),
-            self.seconds("wait"),
-            self.get_query_argument("state", None),
-            int(position) if position else None,
-        )
+        wait_s = self.seconds("wait")
+        with self.waiting(wait_s):
+            lease = await self.service.wait(
+                lease_id,
+                self.scope(),
+                wait_s,
+                self.get_query_argument("state", None),
+                int(position) if position else None,
+            )
         self.reply(lease.to_json())
 
     @web.authenticated
     async def patch(self, lease_id: str) -> None:
+        await self.check_lease(lease_id)
         body = self.body()
         check_types(body, {**types(SIZE), "extend_s": (int, float)})
         if "extend_s" in body:
@@ -79,6 +82,7 @@ class LeaseHandler(BaseHandler):
 
     @web.authenticated
     async def delete(self, lease_id: str) -> None:
+        await self.check_lease(lease_id)
         self.reply((await self.service.release(lease_id, self.scope())).to_json())
 
 
@@ -89,6 +93,7 @@ class HeartbeatHandler(BaseHandler):
 
     @web.authenticated
     async def post(self, lease_id: str) -> None:
+        await self.check_lease(lease_id)
         lease = await self.service.heartbeat(lease_id, self.scope())
         await self.keep_lease(lease_id)
         self.reply(lease.to_json())
@@ -99,6 +104,7 @@ class AskHandler(BaseHandler):
 
     @web.authenticated
     async def post(self, lease_id: str) -> None:
+        await self.check_lease(lease_id)
         body = self.body()
         check_types(body, {"message": (str,)})
         self.reply(await self.service.tenants.ask(self.scope(), lease_id, body.get("message", "")))
@@ -109,6 +115,7 @@ class KeepHandler(BaseHandler):
 
     @web.authenticated
     async def post(self, lease_id: str) -> None:
+        await self.check_lease(lease_id)
         self.reply((await self.service.tenants.keep(self.scope(), lease_id)).to_json())
 
 

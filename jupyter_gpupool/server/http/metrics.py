@@ -31,6 +31,7 @@ _PER_GPU = {
 _LIVE = [state.value for state in LeaseState if not state.ended]
 _WAITS_S = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
 _RESUME_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30, 300, 3600)
+_MOVE_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 _LEDGER_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2)
 _HTTP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 30)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -187,6 +188,18 @@ class ServerFigures(PoolFigures):
             registry=registry,
         )
         service.on_resumed(self._resumes.observe)
+        self._moves = Counter(
+            "gpupool_moves", "Leases that were to move to another server", ["outcome"], registry=registry
+        )
+        self._move_seconds = Histogram(
+            "gpupool_move_seconds",
+            "From the decision to move a lease until its program could go on at the other server",
+            buckets=_MOVE_S,
+            registry=registry,
+        )
+        for outcome in ("moved", "stayed"):
+            self._moves.labels(outcome)  # a series that begins with its first event hides that event
+        service.on_moved(self._count_move)
         service.thread.timed = self._ledger.observe
         service.listen(self.changed)
         service.on_usage = self.count_reconnects
@@ -230,6 +243,11 @@ class ServerFigures(PoolFigures):
         refusal = getattr(handler, "refusal", "")
         if refusal and call == "leases" and method == "POST":
             self._refusals.labels(refusal).inc()
+
+    def _count_move(self, seconds: float | None) -> None:
+        self._moves.labels("stayed" if seconds is None else "moved").inc()
+        if seconds is not None:
+            self._move_seconds.observe(seconds)
 
     def _expiry(self) -> float:
         try:

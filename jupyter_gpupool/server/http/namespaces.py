@@ -8,6 +8,7 @@ from tornado import web
 
 from jupyter_gpupool.core.api import MAX_AUDIT_ENTRIES
 from jupyter_gpupool.core.errors import InvalidRequest
+from jupyter_gpupool.core.models import Scope
 from jupyter_gpupool.core.request_schema import check_types
 
 from .base import BaseHandler, Route
@@ -34,6 +35,8 @@ class WhoAmIHandler(BaseHandler):
 class NamespacesHandler(BaseHandler):
     """``GET namespaces`` lists the caller's namespaces; ``POST namespaces`` creates one."""
 
+    changes_need = Scope.ADMINISTER
+
     @web.authenticated
     async def get(self) -> None:
         self.reply({"namespaces": await self.service.tenants.namespaces(self.scope())})
@@ -44,6 +47,7 @@ class NamespacesHandler(BaseHandler):
         check_types(body, _NEW)
         if "name" not in body:
             raise InvalidRequest("name is missing: give the namespace a name")
+        self.caller.check_within(body["name"])
         fields = {name: value for name, value in body.items() if name != "name"}
         self.reply(await self.service.tenants.create_namespace(self.scope(), body["name"], fields), 201)
 
@@ -51,22 +55,29 @@ class NamespacesHandler(BaseHandler):
 class NamespaceHandler(BaseHandler):
     """``PATCH`` and ``DELETE namespaces/NAME``."""
 
+    changes_need = Scope.ADMINISTER
+
     @web.authenticated
     async def patch(self, name: str) -> None:
+        self.caller.check_within(name)
         body = self.body()
         check_types(body, _CHANGE)
         self.reply(await self.service.tenants.change_namespace(self.scope(), name, body))
 
     @web.authenticated
     async def delete(self, name: str) -> None:
+        self.caller.check_within(name)
         self.reply(await self.service.tenants.delete_namespace(self.scope(), name))
 
 
 class MemberHandler(BaseHandler):
     """``PUT`` and ``DELETE namespaces/NAME/members/USER``."""
 
+    changes_need = Scope.ADMINISTER
+
     @web.authenticated
     async def put(self, name: str, user: str) -> None:
+        self.caller.check_within(name)
         body = self.body()
         check_types(body, {"role": (str,)})
         if "role" not in body:
@@ -75,6 +86,7 @@ class MemberHandler(BaseHandler):
 
     @web.authenticated
     async def delete(self, name: str, user: str) -> None:
+        self.caller.check_within(name)
         self.reply(await self.service.tenants.remove_member(self.scope(), name, user))
 
 

@@ -9,6 +9,7 @@ from tornado import web
 
 from jupyter_gpupool.client.bundle import tar
 from jupyter_gpupool.core.errors import InvalidRequest
+from jupyter_gpupool.core.models import Scope
 from jupyter_gpupool.core.request_schema import check_types
 from jupyter_gpupool.server.access.authentication import Authenticator
 from jupyter_gpupool.server.access.token_service import Administration, shown
@@ -26,6 +27,8 @@ _NEW: dict[str, tuple[type, ...]] = {
     "namespace": (str,),
     "administers": (bool,),
     "expires_s": (int, float, type(None)),
+    "scope": (str,),
+    "one_namespace": (bool,),
 }
 _EXTENDED = {"expires_s": _NEW["expires_s"]}
 
@@ -34,6 +37,7 @@ class _AdministrationHandler(BaseHandler):
     """For administrators."""
 
     administrators_only = True
+    changes_need = Scope.ADMINISTER
 
     def initialize(  # type: ignore[override]  # takes one more argument of the route
         self, service: PoolBackend, authenticator: Authenticator, administration: Administration
@@ -73,6 +77,8 @@ class TokensHandler(_AdministrationHandler):
             body.get("namespace", "default"),
             body.get("administers", False),
             self.life(body),
+            body.get("scope", Scope.ADMINISTER.value),
+            body.get("one_namespace", False),
         )
         if "application/x-tar" in self.request.headers.get("Accept", ""):
             self.set_status(201)

@@ -72,7 +72,10 @@ async def running(tmp_path: Path, **options: object) -> AsyncIterator[tuple[Loca
 
 
 def alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_each_end_is_told_apart(tmp_path: Path) -> None:
@@ -244,7 +247,9 @@ def test_the_pool_is_killed(tmp_path: Path, persistent: bool, eventually: Callab
         lease = granted()
         lease = Lease(Request(lease_id, "somebody", memory_mib=1000), LeaseState.ACTIVE, lease.slices)
         async with running(tmp_path, persistent=True) as (engine, ends):
-            assert await engine.adopt([lease]) == {lease_id: WorkerAddress("127.0.0.1", port, pid, created)}
+            (worker,) = (await engine.adopt([lease])).values()
+            assert worker.to_json() == {"host": "127.0.0.1", "port": port, "pid": pid, "created": created}
+            assert worker.environment == "default" and worker.torch, "it still says where it runs"
             os.kill(pid, signal.SIGKILL)
             assert (await ends.of(lease))[0] is LeaseState.LOST
 
@@ -313,6 +318,8 @@ def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path, eventually: Callabl
     [
         (None, LeaseState.LOST),
         (-9, LeaseState.LOST),
+        (-40, LeaseState.LOST),
+        (-100000, LeaseState.LOST),
         (1, LeaseState.LOST),
         (specs.EXIT_FENCED, LeaseState.EXPIRED),
     ],

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from traitlets import TraitError
 
 from jupyter_gpupool.client.requests import new_request
 from jupyter_gpupool.core import torch_release
 from jupyter_gpupool.core.errors import EngineError
 from jupyter_gpupool.core.models import Lease
+from jupyter_gpupool.engines import environment_records as records
+from jupyter_gpupool.engines.environment_records import OWN, EnvironmentRecord
 from jupyter_gpupool.engines.local.engine import LocalEngine
-from jupyter_gpupool.engines.local.environments import OWN, Environment, fitting
+from jupyter_gpupool.engines.local.environment import Environment, fitting
 from jupyter_gpupool.transport.lifeline import Lifeline
 
+from ...support.other_release import OTHER, interpreter
 from .test_engine import alive, attach_spec, granted, running
 
 torch = pytest.importorskip("torch", reason="workers need PyTorch")
 
 HERE = torch_release.release_of(torch.__version__)
-#: Says that it has this release, which no worker here has; in truth it is the tests' own.
-OTHER = "2.99.1"
 
 
 def environments(*releases: str) -> list[Environment]:
@@ -65,16 +65,7 @@ def test_a_request_says_its_release_and_a_frontend_still_finds_the_kernel() -> N
 
 @pytest.fixture
 def other(tmp_path: Path) -> str:
-    """An interpreter that is this one, and says that its PyTorch is of another release."""
-    packages = tmp_path / "packages"
-    about = packages / f"torch-{OTHER}.dist-info" / "METADATA"
-    about.parent.mkdir(parents=True)
-    about.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {OTHER}+cu130\n")
-    python = tmp_path / "python"
-    path = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH", "")]))
-    python.write_text(f"#!/bin/sh\nPYTHONPATH='{path}' OF_OTHER=yes exec '{sys.executable}' \"$@\"\n")
-    python.chmod(0o755)
-    return str(python)
+    return interpreter(tmp_path)
 
 
 def lease_of(release: str) -> Lease:
@@ -132,18 +123,17 @@ def test_an_environment_that_cannot_be_used_is_left_out(
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
 
-    async def main() -> dict[str, str]:
+    async def main() -> str:
         pythons = {"missing": str(tmp_path / "missing"), "bare": str(bare)}
         engine = LocalEngine(run_dir=str(tmp_path / "run"), emulate="always", environments=pythons)
         engine.log.propagate = True
         await engine.start(lambda *_: None)
         try:
-            await engine.start_worker(lease_of(OTHER))
-            return engine.releases
+            return (await engine.start_worker(lease_of(OTHER))).environment
         finally:
             await engine.stop()
 
-    assert asyncio.run(main()) == {OWN: HERE}
+    assert asyncio.run(main()) == OWN
     assert "missing is left out" in caplog.text and "No such file or directory" in caplog.text
     assert f"bare is left out: {bare} has no PyTorch" in caplog.text
 
@@ -157,3 +147,53 @@ def test_an_environment_that_breaks_names_itself(tmp_path: Path, other: str) -> 
             await engine.start_worker(lease_of(HERE))
 
     asyncio.run(main())
+
+
+def test_what_is_recorded_while_the_engine_runs_is_taken_up(
+    tmp_path: Path, other: str, eventually: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next lease gets it; once it changes, the next one gets a new parent; once it is removed, none does."""
+    folder = str(tmp_path / "environments")
+
+    async def main() -> None:
+        options = {"environments_dir": folder, "environment_idle_s": 1.0, "attach_timeout_s": 60.0}
+        async with running(tmp_path, **options) as (engine, _):
+            engine.log.propagate = True
+            engine.log.setLevel("INFO")
+            workers = [await engine.start_worker(lease_of(OTHER))]
+            records.write(folder, EnvironmentRecord("new", other))
+            workers.append(await engine.start_worker(lease_of(OTHER)))
+            records.write(folder, EnvironmentRecord("new", other, ("math/no_library::nothing",)))
+            workers.append(await engine.start_worker(lease_of(OTHER)))
+            records.remove(folder, "new")
+            workers.append(await engine.start_worker(lease_of(OTHER)))
+            assert [worker.environment for worker in workers] == [OWN, "new", "new", OWN]
+            assert {worker.torch for worker in workers} == {HERE}, "what it has, not what it says it has"
+            parents = [psutil.Process(worker.pid).ppid() for worker in workers]
+            assert parents[0] == parents[3] and len(set(parents)) == 3
+            assert all(alive(worker.pid) for worker in workers), "no lease suffers from a change"
+
+    asyncio.run(main())
+    assert f"The environment new has PyTorch {OTHER}" in caplog.text
+    assert "no_library::nothing is allowed, and cannot be used: math has no such operator" in caplog.text
+    assert "The environment new gets no more leases" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "is not a record of an environment: "), ("{}", "names no interpreter"), ("[]", "not a record")],
+)
+def test_a_file_that_is_no_record_is_left_out(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "broken.json").write_text(content)
+    records.write(str(tmp_path), EnvironmentRecord("good", "/bin/python", ("a::b",), ("torch==2.15.0",)))
+    found, (trouble,) = records.read_all(str(tmp_path))
+    assert list(found.values()) == [EnvironmentRecord("good", "/bin/python", ("a::b",), ("torch==2.15.0",))]
+    assert "broken.json" in trouble and words in trouble and "\n" not in trouble
+
+
+def test_an_operator_of_pytorch_cannot_be_configured(tmp_path: Path) -> None:
+    for wrong in ("aten::add", "nms", "torchvision::nms.default", "a::b;c", ""):
+        with pytest.raises(TraitError, match="operators"):
+            LocalEngine(run_dir=str(tmp_path), operators={"default": [wrong]})
+    engine = LocalEngine(run_dir=str(tmp_path), operators={"default": ["x::b", "m.n/x::a", "x::b"]})
+    assert engine.operators == {"default": ["m.n/x::a", "x::b"]}

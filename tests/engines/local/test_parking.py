@@ -235,7 +235,7 @@ def test_clean_copies_make_room_for_who_is_parked(server: Server, lease: Lease) 
     assert [t[0].item() for t in tensors] == list(range(9))
 
     async def release() -> None:
-        await parking.arena.release("a third", ended=True)
+        await parking.arena.release("a third")
 
     server.do(release())
 
@@ -266,7 +266,7 @@ def test_a_lease_that_ends_gives_its_part_of_the_arena_back(
     assert x.shape == (1 << 20,)
 
     async def release() -> None:
-        await arena.release("the next one", ended=True)
+        await arena.release("the next one")
 
     server.do(release())
 
@@ -346,13 +346,13 @@ def test_memory_that_cannot_be_reserved_is_one_clear_line(
         asyncio.run(engine.start(lambda *_: None))
 
 
-def test_what_a_living_worker_gave_back_is_replaced() -> None:
+def test_what_was_lent_once_is_replaced() -> None:
     async def main() -> None:
         arena = Arena(8, None)
         await arena.reserve()
         lent = arena.lend("one", 8)
         kept = os.dup(lent[0])
-        await arena.release("one", ended=False)
+        await arena.release("one")
         (again, *_) = arena.lend("two", 8)
         os.pwrite(again, b"of the second", 0)
         assert not any(os.pread(kept, 4096, 0)), "the first one does not see it"

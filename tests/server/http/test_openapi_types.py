@@ -120,7 +120,7 @@ def test_every_list_and_object_says_what_it_contains() -> None:
 
 def test_a_forecast_takes_all_that_says_which_gpus_are_wanted() -> None:
     parameters = {p["name"] for p in document()["paths"]["/forecast"]["get"]["parameters"]}
-    assert parameters == {"num_gpus", "partial", "memory_mib", "filter", "spread", "namespace"}
+    assert parameters == {"num_gpus", "partial", "memory_mib", "filter", "spread", "never_park", "namespace"}
 
 
 def test_the_panels_types_are_those_of_the_document(project_root: Path, tmp_path: Path) -> None:

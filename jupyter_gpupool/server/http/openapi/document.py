@@ -6,6 +6,7 @@ from typing import Any
 
 from jupyter_gpupool._version import __version__
 from jupyter_gpupool.core import request_schema
+from jupyter_gpupool.core.models import Scope
 
 from . import health, leases, pool, tenants
 
@@ -45,12 +46,36 @@ _DRAIN = {
     "type": "object",
     "required": ["draining"],
     "additionalProperties": False,
-    "properties": {"draining": {"type": "boolean"}},
+    "properties": {
+        "draining": {"type": "boolean"},
+        "move": {"type": "boolean", "description": "Also move its leases to other servers; default: false."},
+    },
+}
+_MOVE = {
+    "type": "object",
+    "required": ["lease", "owner", "outcome", "to", "reason", "seconds"],
+    "properties": {
+        "lease": _TEXT,
+        "owner": _TEXT,
+        "outcome": {"type": "string", "enum": ["waiting", "moving", "moved", "stays", "ended"]},
+        "to": {"type": "string", "description": "The server that it moves or has moved to."},
+        "reason": {"type": "string", "description": "Why it stays, or has ended."},
+        "seconds": {"type": ["number", "null"], "description": "How long the move took."},
+    },
 }
 _DRAINED = {
     "type": "object",
-    "required": ["name", "draining"],
-    "properties": {"name": _TEXT, "draining": {"type": "boolean"}},
+    "required": ["name", "draining", "moves", "over"],
+    "properties": {
+        "name": _TEXT,
+        "draining": {"type": "boolean"},
+        "moves": {
+            "type": "array",
+            "description": "What became of its leases, if they were to move.",
+            "items": {"$ref": "#/components/schemas/Move"},
+        },
+        "over": {"type": "boolean", "description": "No move is to come."},
+    },
 }
 
 
@@ -140,7 +165,7 @@ def _answers(description: str, schema: str, *refusals: int, status: int = 200) -
         409: "The request cannot be granted now and does not wait, or its id is in use.",
         410: "The lease has ended.",
         422: "This pool can never grant the request.",
-        429: "A limit was exceeded, such as that of wrong tokens; the message says what to do.",
+        429: "A limit was exceeded, of calls per second or of wrong tokens; the message says what to do.",
         503: "The ledger or the engine is unavailable; nothing was changed.",
     }
     refused = {
@@ -163,6 +188,18 @@ _EXPIRES = {
     "exclusiveMinimum": 0,
     "description": "Seconds from now; null for no end.",
 }
+_SCOPE = {
+    "type": "string",
+    "enum": [scope.value for scope in Scope],
+    "default": Scope.ADMINISTER.value,
+    "description": "The most that the token may do of what its user may: read; also request, keep and release GPUs; "
+    "also administer.",
+}
+_ONE_NAMESPACE = {
+    "type": "boolean",
+    "default": False,
+    "description": "The token changes nothing outside of its namespace.",
+}
 _NEW_TOKEN: dict[str, Any] = {
     "type": "object",
     "required": ["description"],
@@ -177,6 +214,8 @@ _NEW_TOKEN: dict[str, Any] = {
         "namespace": _TEXT,
         "administers": {"type": "boolean", "default": False},
         "expires_s": _EXPIRES,
+        "scope": _SCOPE,
+        "one_namespace": _ONE_NAMESPACE,
     },
 }
 _LIFE = {"type": "object", "additionalProperties": False, "properties": {"expires_s": _EXPIRES}}
@@ -193,6 +232,8 @@ _TOKEN: dict[str, Any] = {
         "revoked_at",
         "last_used_at",
         "cuts_leases",
+        "scope",
+        "one_namespace",
         "state",
     ],
     "properties": {
@@ -203,6 +244,8 @@ _TOKEN: dict[str, Any] = {
         "revoked_at": _NUMBER_OR_NULL,
         "last_used_at": _NUMBER_OR_NULL,
         "cuts_leases": {"type": "boolean"},
+        "scope": _SCOPE,
+        "one_namespace": _ONE_NAMESPACE,
         "state": {"type": "string", "enum": ["valid", "expired", "revoked"]},
     },
 }
@@ -315,6 +358,11 @@ def document() -> dict[str, Any]:
                 "parameters": [
                     {"name": "name", "in": "path", "required": True, "schema": _TEXT},
                 ],
+                "get": {
+                    "operationId": "getServer",
+                    "summary": "Return whether a GPU server is drained, and how far its leases have moved",
+                    "responses": _answers("The server's present state", "Drained", 403, 404, 503),
+                },
                 "patch": {
                     "operationId": "drain",
                     "summary": "Drain a GPU server, or grant on it again; for administrators",
@@ -421,6 +469,7 @@ def document() -> dict[str, Any]:
                 "Resize": _RESIZE,
                 "Drain": _DRAIN,
                 "Drained": _DRAINED,
+                "Move": _MOVE,
                 "Token": _TOKEN,
                 "Tokens": _TOKENS,
                 "NewToken": _NEW_TOKEN,

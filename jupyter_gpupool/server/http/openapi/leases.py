@@ -60,6 +60,11 @@ _ALWAYS: dict[str, Any] = {
     "request": _ref("RecordedRequest"),
     "slices": {"type": "array", "items": _ref("Slice")},
     "worker": {"anyOf": [_ref("Worker"), {"type": "null"}]},
+    "environment": {
+        **_TEXT,
+        "description": "The environment of the GPU server that its worker runs in; empty without a worker.",
+    },
+    "torch": {**_TEXT, "description": "The release of PyTorch there."},
     "position": {"type": ["integer", "null"], "description": "Position in the queue, from 1."},
     "created_at": _TIME,
     "granted_at": _TIME_OR_NULL,
@@ -79,6 +84,11 @@ _ALWAYS: dict[str, Any] = {
     "parked": {
         "anyOf": [_ref("Parked"), {"type": "null"}],
         "description": "Set while the lease is parked; its slices are then those that it held.",
+    },
+    "moving_to": {
+        "type": "array",
+        "description": "The slices on another server that it holds as well while it is moved there.",
+        "items": _ref("Slice"),
     },
 }
 

@@ -42,6 +42,11 @@ _LIMITS = {
             "minimum": 1,
             "description": "How long a lease may compute nothing, in seconds.",
         },
+        "reclaim_after_s": {
+            "type": ["number", "null"],
+            "minimum": 1,
+            "description": "How long an idle lease keeps its GPUs while others wait, in seconds; null: as the pool.",
+        },
     },
 }
 

@@ -1,0 +1,1 @@
+"""OpenID Connect: callers whose tokens other services issue."""
