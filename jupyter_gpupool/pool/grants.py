@@ -6,16 +6,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jupyter_gpupool.core.errors import ImpossibleRequest
-from jupyter_gpupool.core.models import GPU, Lease, LeaseState, Namespace, Request, Server
+from jupyter_gpupool.core.models import GPU, Lease, LeaseState, Namespace, Reclaim, Request, Server, Slice
 from jupyter_gpupool.core.tracing import span
 
 from .ledger.ledger import BufferedTransaction, Transaction
 from .liveness import Liveness
 from .pending_change import PendingChange
-from .scheduling import placement, quotas, resumption
+from .scheduling import destination, placement, quotas, resumption
 from .scheduling.admission import GrantPlan, plan_grants
 from .scheduling.fair_queue import fair_order
 from .scheduling.placement_index import Granted, PlacementIndex, trial_grants
+from .scheduling.relocation import has_one_shape
+from .scheduling.reservation import Movable, Reservation
 from .tenancy.namespaces import Namespaces
 
 
@@ -31,7 +33,9 @@ class Head:
 class Grants:
     """Decides which requests are granted, and records it in a :class:`~.pending_change.PendingChange`.
 
-    ``are_open``: False until it is known which workers survived a restart; then nothing is granted.
+    ``are_open``: False until it is known which workers survived a restart; then nothing is granted. ``can_move``: which
+    leases may move for those that wait, besides that they must be ACTIVE; None: none. ``within_server``: whether
+    they may move to other GPUs of their own server.
     """
 
     def __init__(
@@ -42,6 +46,11 @@ class Grants:
         self._clock = clock
         self._ttl_s = ttl_s
         self.are_open = False
+        self.can_move: Callable[[Lease], bool] | None = None
+        self.within_server = True
+        #: whether a parked lease may wake at another server
+        self.may_move = False
+        self._unmoved_until: dict[str, float] = {}  # by the clock, of leases that could not be moved
 
     def admit(self, change: PendingChange, request: Request, index: PlacementIndex) -> Lease:
         """Queue a new request, and grant it if it fits now. Raises ImpossibleRequest and UnknownNamespace."""
@@ -95,9 +104,33 @@ class Grants:
             if slices is not None:
                 change.resume(lease, slices)
                 waiting.remove(lease)
+                continue
+            elsewhere = self._elsewhere(lease, index, room)
+            if elsewhere is not None:
+                change.begin_move(lease, elsewhere, "where its program can go on")
+                waiting.remove(lease)
             else:
                 self._keep_for_woken(change.tx, lease, index, room)
         return waiting
+
+    def _elsewhere(self, lease: Lease, index: PlacementIndex, room: Granted) -> tuple[Slice, ...] | None:
+        """The slices of another server on which a woken lease may go on; None if there are none."""
+        if not self.may_move or lease.id in self._unmoved_until:
+            return None
+        found = destination.find(lease, index.servers, room)
+        return None if isinstance(found, str) else found
+
+    def leave_unmoved(self, lease_id: str, seconds: float) -> None:
+        """Do not try to move a lease for that long."""
+        self._unmoved_until[lease_id] = self._clock() + seconds
+
+    def forget_unmoved(self) -> bool:
+        """Allow leases to be moved again that were left alone for long enough. Return whether there are any."""
+        now = self._clock()
+        over = [lease_id for lease_id, until in self._unmoved_until.items() if until <= now]
+        for lease_id in over:
+            del self._unmoved_until[lease_id]
+        return bool(over)
 
     def _keep_for_woken(
         self, tx: BufferedTransaction, lease: Lease, index: PlacementIndex, room: Granted
@@ -118,10 +151,42 @@ class Grants:
             return GrantPlan()
         limited = any(is_limited(self._namespaces.of_lease(lease.request.namespace)) for lease in queue)
         held = tx.held() if limited else {}
-        return plan_grants(queue, index, room, held, self._namespaces.of_lease, gone, tx.leases_on)
+        return plan_grants(
+            queue, index, room, held, self._namespaces.of_lease, gone, tx.leases_on, self._movable(tx)
+        )
+
+    def _movable(self, tx: BufferedTransaction) -> Movable | None:
+        can_move = self.can_move
+        if can_move is None:
+            return None
+
+        def movable(lease_id: str) -> Lease | None:
+            lease = tx.live.leases.get(lease_id)
+            if lease is None or lease.state is not LeaseState.ACTIVE:
+                return None
+            if lease.moving_to:
+                return lease
+            is_allowed = (
+                not lease.request.never_park
+                and self._namespaces.of_lease(lease.request.namespace).reclaim is not Reclaim.NEVER
+                and lease_id not in self._unmoved_until
+            )
+            return lease if is_allowed and has_one_shape(lease) and can_move(lease) else None
+
+        return Movable(movable, self.within_server)
 
     def _is_silent(self, lease: Lease) -> bool:
         return self._liveness.silent(lease) is not None
+
+    def reservations(self, tx: BufferedTransaction, index: PlacementIndex) -> list[tuple[Lease, Reservation]]:
+        """The first requests of each namespace that wait for memory, with what is kept for them."""
+        with trial_grants(tx.granted_mib()) as room:
+            for lease in tx.woken():
+                if not self._is_silent(lease):
+                    self._keep_for_woken(tx, lease, index, room)
+            queue = self.queue(tx, index.servers)
+            reserved = self._plan(tx, queue, index, room, self._is_silent).reserved
+        return [(lease, reserved[lease.id]) for lease in queue if lease.id in reserved]
 
     def heads(
         self, tx: BufferedTransaction, index: PlacementIndex
@@ -134,7 +199,10 @@ class Grants:
         with trial_grants(tx.granted_mib()) as room:
             for lease in tx.woken():
                 if not self._is_silent(lease):
-                    yield Head(lease, [resumption.eligible(lease, index.servers)]), room
+                    groups = [resumption.eligible(lease, index.servers)]
+                    if self.may_move and lease.id not in self._unmoved_until:
+                        groups += destination.groups(lease, index.servers)
+                    yield Head(lease, groups), room
                     self._keep_for_woken(tx, lease, index, room)
             queue = self.queue(tx, index.servers)
             plan = self._plan(tx, queue, index, room, self._is_silent)

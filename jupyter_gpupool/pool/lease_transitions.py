@@ -26,6 +26,8 @@ _GRANTING = frozenset(
     {
         "administer",
         "drain",
+        "move_failed",
+        "moved",
         "park",
         "recover",
         "release",
@@ -110,8 +112,8 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(
         LeaseState.PARKED,
         LeaseState.ACTIVE,
-        _GRANTING,
-        "its program needs its GPUs, and there is room",
+        _GRANTING | {"moved"},
+        "its program needs its GPUs, and there is room, or it has moved to another server",
     ),
     Transition(
         LeaseState.PARKED,

@@ -100,7 +100,7 @@ class Liveness:
     def idle_s(self, lease: Lease) -> float:
         """For how long an ACTIVE or PARKED lease has computed nothing, in seconds; 0 for others, and for one that would
         compute if it had its GPUs."""
-        if lease.state not in (LeaseState.ACTIVE, LeaseState.PARKED) or lease.is_woken:
+        if lease.state not in (LeaseState.ACTIVE, LeaseState.PARKED) or lease.is_woken or lease.moving_to:
             return 0.0
         return self._monotonic() - self._computed.get(lease.id, self._since).monotonic
 

@@ -34,8 +34,8 @@ from .lease_view import LeaseView, living
 from .ledger.ledger import EVERY, HOLDING, LIVE, BufferedTransaction, Ledger, Transaction
 from .liveness import Liveness
 from .pending_change import PendingChange
-from .reclaim import NO_RECLAIM, Parks, ReclaimPolicy, find_parks, why_parked
-from .scheduling import lease_terms, placement, quotas
+from .reclaim import NO_RECLAIM, Moves, Parks, ReclaimPolicy, find_moves, find_parks, for_whom, why_parked
+from .scheduling import destination, lease_terms, placement, quotas
 from .scheduling.placement_index import PlacementIndex
 from .scheduling.policy import FEW_SERVERS, PlacementPolicy
 from .tenancy import audit_log
@@ -46,6 +46,8 @@ from .usage_report import LEASES_KEPT_S
 #: The states in which a lease needs heartbeats.
 _BEATING = (LeaseState.QUEUED, LeaseState.GRANTED, LeaseState.ACTIVE, LeaseState.PARKED)
 _PRUNE_INTERVAL_S = 3600.0
+#: A parked lease that could not be moved waits so many seconds before that is tried again.
+_UNMOVED_S = 30.0
 #: How many refusals are kept until the next tick records them.
 _MAX_UNRECORDED_REFUSALS = 1000
 
@@ -58,7 +60,10 @@ class Manager:
     a queued request lives without a heartbeat; ``resume_s``: how long an ACTIVE lease does, if that is longer, because
     its worker notices a dead holder sooner. ``attach_timeout_s``: how long a granted lease may wait for its worker.
     ``history_s``: how long ended leases are kept. ``audit_s``: how long audit entries are kept. ``policy``: which GPUs
-    a request gets among those with room. ``reclaim``: when idle leases are parked for others.
+    a request gets among those with room. ``reclaim``: when idle leases are parked for others. ``can_move``: which
+    ACTIVE leases may move for others, besides that their holders and namespaces allow it; None: none.
+    ``moves_within_server``: whether to other GPUs of their own server, too.
+    ``may_move``: whether a parked lease may wake at another server. ``queue_limits``: how many requests may wait.
 
     Heartbeats are kept in memory, not in the ledger: they cost no write, and work on a full disk. A new manager gives
     every lease one TTL from its own start.
@@ -79,6 +84,10 @@ class Manager:
         monotonic: Callable[[], float] | None = None,
         policy: PlacementPolicy = FEW_SERVERS,
         reclaim: ReclaimPolicy = NO_RECLAIM,
+        can_move: Callable[[Lease], bool] | None = None,
+        moves_within_server: bool = True,
+        may_move: bool = False,
+        queue_limits: quotas.QueueLimits = quotas.QueueLimits(),  # noqa: B008  it cannot change
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -89,11 +98,15 @@ class Manager:
         self._refused: deque[Entry] = deque(maxlen=_MAX_UNRECORDED_REFUSALS)
         self._is_following = False  # another manager decides over the ledger
         self._reclaim = reclaim
+        self._queue_limits = queue_limits
         self._index = PlacementIndex((), policy)
         self._asked: dict[str, int] = {}  # how often each model was asked for by name
         self._liveness = Liveness(clock, self._monotonic, attach_timeout_s, resume_s)
         self.namespaces = Namespaces()
         self._grants = Grants(self.namespaces, self._liveness, clock, ttl_s)
+        self._grants.can_move = can_move
+        self._grants.within_server = moves_within_server
+        self._grants.may_move = may_move
         self._view = LeaseView(self.namespaces, self._liveness)
         with ledger.reading() as tx:
             self.namespaces.read(tx)
@@ -131,9 +144,14 @@ class Manager:
         self._index = index
         return self._done(change)
 
-    def recover(self, adopted: Mapping[str, WorkerAddress], parked: Collection[str] = ()) -> Change:
+    def recover(
+        self,
+        adopted: Mapping[str, WorkerAddress],
+        parked: Collection[str] = (),
+        arrived: Collection[str] = (),
+    ) -> Change:
         """Resume a ledger after a restart. ``adopted``: the workers that still run, by lease id; ``parked``: the ids of
-        those whose state is in host memory.
+        those whose state is in host memory; ``arrived``: of those that were found where they were moved.
 
         An ACTIVE or PARKED lease without its worker becomes LOST. A GRANTED lease gets its worker started again, or
         becomes ACTIVE if its worker was found. An ACTIVE one whose worker is parked becomes PARKED. Workers of leases
@@ -143,6 +161,10 @@ class Manager:
             live = {lease.id: lease for lease in change.tx.leases(LIVE)}
             for lease in live.values():
                 worker = adopted.get(lease.id)
+                if lease.moving_to and worker is not None:
+                    is_there = lease.id in arrived
+                    change.end_move(lease, worker if is_there else None, "while the pool was restarted")
+                    lease = change.changed[lease.id]
                 if lease.state in (LeaseState.ACTIVE, LeaseState.PARKED) and worker is None:
                     change.end(lease, LeaseState.LOST, "its worker did not outlive a restart of the pool")
                 elif lease.state in HOLDING and worker is not None and worker != lease.worker:
@@ -166,7 +188,8 @@ class Manager:
         """Grant, queue or refuse a request. Repeating it returns the lease that it became.
 
         Raises InvalidRequest, ImpossibleRequest (with the reason), NoCapacity if it cannot be granted now and does
-        not wait, RequestConflict if its id is another request's, and UnknownNamespace.
+        not wait, RequestConflict if its id is another request's, UnknownNamespace, and TooManyRequests if as many of
+        its user or namespace wait as may.
         """
         placement.validate(request)
         try:
@@ -175,6 +198,7 @@ class Manager:
                 if lease is not None:
                     check_same(lease, request)
                     return Change(self._shown(change.tx, [lease])[0])
+                quotas.check_queue(request, change.tx.leases((LeaseState.QUEUED,)), self._queue_limits)
                 lease = self._grants.admit(change, request, self._index)
                 if change.changed[lease.id].state is LeaseState.QUEUED and not request.wait:
                     # Undoes the transaction: nothing is recorded.
@@ -250,6 +274,8 @@ class Manager:
             raise NoCapacity(
                 f"lease {lease.id} is parked; resize it once its program has used its GPUs again"
             )
+        if lease.moving_to:
+            raise NoCapacity(f"lease {lease.id} is being moved to another server; resize it afterwards")
         if lease.state is not LeaseState.ACTIVE:
             raise NoCapacity(f"lease {lease.id} has no slices yet; resize it once it is active")
         slices = placement.resized(lease, self._index.servers, tx.granted_mib(), partial, memory_mib)
@@ -305,6 +331,20 @@ class Manager:
                 change.activate(lease, worker)
         return self._done(change, lease)
 
+    def worker_replaced(self, lease_id: str, worker: WorkerAddress, reason: str) -> Change:
+        """Another worker runs on the same slices, because what the program computed ended the former one.
+
+        ``reason``: why that one ended. If the lease has ended meanwhile, the worker is stopped.
+        """
+        with self._changing() as change:
+            lease = change.tx.lease(lease_id)
+            if lease is None or not lease.state.has_worker:
+                change.stop_worker(lease_id)
+            elif lease.state.holds:
+                change.activate(lease, worker)
+                change.note("replace", lease, reason)
+        return self._done(change, lease)
+
     def worker_failed(self, lease_id: str, reason: str) -> Change:
         """The worker could not be started: the lease is LOST."""
         return self.worker_exited(lease_id, LeaseState.LOST, reason)
@@ -350,6 +390,13 @@ class Manager:
                 besides,
             )
 
+    def find_moves(self) -> Moves | None:
+        """The leases that are to move now for one that waits; None if there are none."""
+        if not self._grants.are_open or self._grants.can_move is None:
+            return None
+        with self._ledger.reading(everything=True) as tx:
+            return find_moves(tx, self._index, self._grants) if isinstance(tx, BufferedTransaction) else None
+
     def park(self, parks: Parks, kept_mib: Mapping[str, int]) -> Change:
         """Record that leases were parked, and grant their GPUs. ``kept_mib``: host memory that is kept for each, by id.
 
@@ -362,7 +409,10 @@ class Manager:
                 for lease in parks.leases:
                     now = change.tx.lease(lease.id)
                     is_same = (
-                        now is not None and now.state is LeaseState.ACTIVE and now.slices == lease.slices
+                        now is not None
+                        and now.state is LeaseState.ACTIVE
+                        and now.slices == lease.slices
+                        and not now.moving_to
                     )
                     if now is not None and is_same:
                         change.park(now, kept_mib[lease.id], why_parked(now, kept_mib[lease.id], waiting))
@@ -373,14 +423,75 @@ class Manager:
         """A parked lease's program needs its GPUs: resume it, or let it wait ahead of all requests."""
         with self._ledger.reading() as tx:
             lease = tx.lease(lease_id)
-            if lease is None or lease.state is not LeaseState.PARKED or lease.is_woken:
+            if lease is None or lease.state is not LeaseState.PARKED or lease.is_woken or lease.moving_to:
                 return Change()
         with self._changing() as change:
             lease = change.tx.lease(lease_id)
-            if lease is not None and lease.state is LeaseState.PARKED and not lease.is_woken:
+            if (
+                lease is not None
+                and lease.state is LeaseState.PARKED
+                and not (lease.is_woken or lease.moving_to)
+            ):
                 change.wake(lease)
                 self._grants.grant_waiting(change, self._index)
         return self._done(change)
+
+    # -- moving ---------------------------------------------------------------------------------
+
+    def leases_on(self, server: str) -> list[Lease]:
+        """The leases of a server that may be moved elsewhere, or wait there for their workers."""
+        with self._ledger.reading() as tx:
+            live = tx.leases(HOLDING + (LeaseState.PARKED,))
+            return [lease for lease in live if any(piece.server == server for piece in lease.slices)]
+
+    def move(self, lease_id: str, why: str, actor: str = "") -> Change:
+        """Let a lease hold slices of another server as well, to be moved there by the action of the change.
+
+        Raises UnknownLease, LeaseEnded, and NoCapacity with the reason why it stays where it is.
+        """
+        with self._changing() as change:
+            lease = living(self._view.owned(change.tx, lease_id, None))
+            if lease.moving_to:
+                raise NoCapacity("it is being moved already")
+            if lease.state not in (LeaseState.ACTIVE, LeaseState.PARKED):
+                raise NoCapacity("its worker is not up yet")
+            found = destination.find(lease, self._index.servers, change.tx.granted_mib())
+            if isinstance(found, str):
+                raise NoCapacity(found)
+            change.begin_move(lease, found, why, actor)
+        return self._done(change, lease)
+
+    def make_room(self) -> Change:
+        """Let the leases that :meth:`find_moves` names be moved, by the actions of the change."""
+        if self.find_moves() is None:
+            return Change()
+        with self._changing() as change:
+            moves = find_moves(change.tx, self._index, self._grants)
+            for lease in moves.leases if moves is not None else ():
+                assert moves is not None
+                change.begin_move(lease, moves.slices[lease.id], f"for {for_whom(lease, moves.waiting)}")
+        return self._done(change)
+
+    def moved(self, lease_id: str, worker: WorkerAddress, outcome: str = "") -> Change:
+        """A lease goes on where it was moved; what it held before is granted to others."""
+        with self._changing() as change:
+            lease = change.tx.lease(lease_id)
+            if lease is None or not lease.moving_to:
+                change.stop_worker(lease_id)  # it has ended meanwhile
+            else:
+                change.end_move(lease, worker, outcome)
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change, lease)
+
+    def move_failed(self, lease_id: str, reason: str) -> Change:
+        """A lease that was to be moved goes on where it was. A parked one is not moved again for a while."""
+        self._grants.leave_unmoved(lease_id, _UNMOVED_S)
+        with self._changing() as change:
+            lease = change.tx.lease(lease_id)
+            if lease is not None and lease.moving_to:
+                change.end_move(lease, None, reason)
+                self._grants.grant_waiting(change, self._index)
+        return self._done(change, lease)
 
     def resume_failed(self, lease_id: str, reason: str) -> Change:
         """The state of a lease could not be brought back: the lease is LOST."""
@@ -427,7 +538,8 @@ class Manager:
             if (end := self._overdue(lease))
         ]
         prune = self._is_prune_due()
-        if not overdue and not prune and not self._refused and not has_new_namespaces:
+        retries = self._grants.forget_unmoved()
+        if not overdue and not prune and not self._refused and not has_new_namespaces and not retries:
             return Change()
         refused = list(self._refused)
         with self._changing() as change:
@@ -438,7 +550,7 @@ class Manager:
                 change.tx.prune(self._clock() - self._history_s)
                 audit_log.prune(change.tx, self._clock() - self._audit_s)
                 self._asked = change.tx.names_asked_for()
-            if overdue or has_new_namespaces:
+            if overdue or has_new_namespaces or retries:
                 self._grants.grant_waiting(change, self._index)
         for _ in refused:
             self._refused.popleft()

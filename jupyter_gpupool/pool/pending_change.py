@@ -9,6 +9,7 @@ from jupyter_gpupool.core.models import (
     Action,
     Lease,
     LeaseState,
+    MoveWorker,
     Parked,
     ResumeWorker,
     Slice,
@@ -79,6 +80,23 @@ class PendingChange:
         self.starts.append(ResumeWorker(resumed, woken_at))
         self.note("resume", resumed, sizes(slices))
 
+    def begin_move(self, lease: Lease, slices: Sequence[Slice], why: str, actor: str | None = None) -> None:
+        """Let a lease hold slices of another server, too; it is moved there after the commit."""
+        self.changed[lease.id] = moving = self.tx.begin_move(lease, slices)
+        self.starts.append(MoveWorker(moving))
+        self.note("move", lease, f"to {sizes(slices)}, {why}", actor)
+
+    def end_move(self, lease: Lease, worker: WorkerAddress | None, outcome: str) -> None:
+        """A lease has moved, and has that worker; None: it goes on where it was."""
+        before = lease.slices[0].server
+        self.changed[lease.id] = ended = self.tx.end_move(lease, worker)
+        if worker is None:
+            self.note("stay", ended, f"on {before}: {outcome}")
+        else:
+            self.note("moved", ended, f"from {before} to {ended.slices[0].server}, {outcome}")
+            if lease.state is LeaseState.PARKED:
+                self.note("resume", ended, sizes(ended.slices))
+
     def resize(self, lease: Lease, slices: Sequence[Slice], actor: str) -> None:
         """Give a lease other amounts of its GPUs' memory."""
         self.tx.resize(lease, slices)
@@ -94,7 +112,9 @@ class PendingChange:
         """From a live state to an ended one. ``stop``: whether its worker, if any, is to be stopped."""
         now = self._clock()
         self.tx.end(lease, state, reason, now)
-        self.changed[lease.id] = replace(lease, state=state, reason=reason, ended_at=now, parked=None)
+        self.changed[lease.id] = replace(
+            lease, state=state, reason=reason, ended_at=now, parked=None, moving_to=()
+        )
         is_requested = state in (LeaseState.RELEASED, LeaseState.CANCELLED)
         self.note(_END_ACTIONS[state], lease, reason, "" if is_requested else None)
         if stop and lease.state.has_worker:

@@ -1,4 +1,4 @@
-"""Finds the idle leases that are parked for the one that waits first, as policies allow it."""
+"""Finds how to make room for the one that waits first: idle leases to park, as policies allow it, or leases to move."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from jupyter_gpupool.core.engine import WorkerState
-from jupyter_gpupool.core.models import Lease, LeaseState, Reclaim
+from jupyter_gpupool.core.models import Lease, LeaseState, Reclaim, Request, Slice
 
 from .grants import Grants
 from .ledger.ledger import BufferedTransaction
 from .liveness import Liveness
-from .scheduling import planner
+from .scheduling import placement, planner
 from .scheduling.placement_index import PlacementIndex
 from .tenancy.namespaces import Namespaces
 
@@ -21,13 +21,16 @@ from .tenancy.namespaces import Namespaces
 class ReclaimPolicy:
     """When a lease may be parked for somebody who waits.
 
-    ``default``: of the namespaces that choose nothing. ``after_s``: how long a lease must have been idle;
-    ``min_resident_s``: how long it keeps its GPUs at least, once it has them. Both in seconds.
+    ``default``: of the namespaces that choose nothing. ``after_s``: how long a lease must have been idle, unless its
+    namespace has a time of its own;
+    ``min_resident_s``: how long it keeps its GPUs at least, once it has them. Both in seconds. ``oversubscribe``: how
+    many times the pool's GPUs all leases may hold together, those that are parked included.
     """
 
     default: Reclaim = Reclaim.NEVER
     after_s: float = 300.0
     min_resident_s: float = 60.0
+    oversubscribe: float = 2.0
 
 
 NO_RECLAIM = ReclaimPolicy()
@@ -39,6 +42,24 @@ class Parks:
 
     leases: tuple[Lease, ...]
     waiting: Lease
+
+
+@dataclass(frozen=True)
+class Moves:
+    """The leases to move, their new slices by lease id, and the one that waits for what they leave."""
+
+    leases: tuple[Lease, ...]
+    slices: Mapping[str, tuple[Slice, ...]]
+    waiting: Lease
+
+
+def find_moves(tx: BufferedTransaction, index: PlacementIndex, grants: Grants) -> Moves | None:
+    """The fewest moves that make room for one that waits; None if nobody waits, or moves alone do not help."""
+    for waiting, reservation in grants.reservations(tx, index):
+        if reservation.moves and not reservation.waits_for:
+            leases = tuple(tx.live.leases[lease_id] for lease_id in reservation.moves)
+            return Moves(leases, reservation.moves, waiting)
+    return None
 
 
 def find_parks(
@@ -58,12 +79,16 @@ def find_parks(
     """
 
     def may_be_parked(lease: Lease) -> bool:
-        chosen = namespaces.of_lease(lease.request.namespace).reclaim or policy.default
+        namespace = namespaces.of_lease(lease.request.namespace)
+        chosen = namespace.reclaim or policy.default
+        after_s = namespace.limits.reclaim_after_s
         return (
             chosen is Reclaim.IDLE
+            and not lease.request.never_park
             and lease.id in states
             and lease.id not in besides
-            and liveness.idle_s(lease) >= policy.after_s
+            and not lease.moving_to
+            and liveness.idle_s(lease) >= (policy.after_s if after_s is None else after_s)
             and liveness.resident_s(lease) >= policy.min_resident_s
             and len({piece.server for piece in lease.slices}) == 1
         )
@@ -88,6 +113,10 @@ def find_parks(
             host_mib[server] -= lease.parked.memory_mib
     with closing(grants.heads(tx, index)) as heads:
         for head, used in heads:
+            if head.lease.state is LeaseState.QUEUED and not _is_within(
+                policy, head.lease.request, tx, index
+            ):
+                continue
             count = len(head.lease.slices) or head.lease.request.num_gpus
             found = planner.plan(head.groups, count, used, idle, host_mib)
             if found is not None:
@@ -95,9 +124,22 @@ def find_parks(
     return None
 
 
+def _is_within(
+    policy: ReclaimPolicy, request: Request, tx: BufferedTransaction, index: PlacementIndex
+) -> bool:
+    """Whether parking others for this request keeps to how often the pool's GPUs may be promised."""
+    gpus = sum(gpu.healthy for server in index.servers for gpu in server.gpus)
+    held = sum(holding.gpus for holding in tx.held().values())
+    return held + placement.equivalents(request, index.servers) <= policy.oversubscribe * gpus + 1e-6
+
+
 def why_parked(lease: Lease, memory_mib: int, waiting: Lease) -> str:
-    """The audit trail's words for a lease that was parked. Other namespaces' users are not named there."""
+    """The audit trail's words for a lease that was parked."""
+    return f"for {for_whom(lease, waiting)}; {memory_mib} MiB are kept in host memory"
+
+
+def for_whom(lease: Lease, waiting: Lease) -> str:
+    """The audit trail's words for one who waits for a lease's GPUs. Other namespaces' users are not named there."""
     request = waiting.request
     is_known = request.namespace == lease.request.namespace
-    whom = f"{request.owner}'s lease {request.id}" if is_known else f"lease {request.id}"
-    return f"for {whom}; {memory_mib} MiB are kept in host memory"
+    return f"{request.owner}'s lease {request.id}" if is_known else f"lease {request.id}"

@@ -264,6 +264,20 @@ def test_a_worker_that_fails_or_dies_frees_its_share(
     assert manager.worker_exited("0c6f6a6e-0000-4000-8000-000000000000", LeaseState.LOST, "") == Change()
 
 
+def test_a_worker_that_is_replaced_leaves_its_lease_as_it_is(
+    manager: Manager, ask: Ask, worker: WorkerAddress
+) -> None:
+    lease = manager.request(ask()).lease
+    manager.worker_started(lease.id, worker)
+    successor = WorkerAddress("127.0.0.1", worker.port, 77, 8.0)
+    change = manager.worker_replaced(lease.id, successor, "its worker was killed by SIGSEGV")
+    (now,) = change.changed
+    assert now.state is LeaseState.ACTIVE and now.worker == successor and change.actions == ()
+    assert manager.lease(lease.id) == now
+    manager.release(lease.id)
+    assert manager.worker_replaced(lease.id, worker, "late").actions == (StopWorker(lease.id),)
+
+
 def test_a_grant_whose_worker_never_comes_up_expires(
     ledger: Ledger, servers: Any, ask: Ask, clock: Any
 ) -> None:

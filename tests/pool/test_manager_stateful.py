@@ -32,10 +32,12 @@ from jupyter_gpupool.core.models import (
     Change,
     Lease,
     LeaseState,
+    MoveWorker,
     Reclaim,
     Request,
     ResumeWorker,
     Server,
+    Slice,
     Snapshot,
     StartWorker,
     StopWorker,
@@ -58,6 +60,7 @@ HOST_MIB = 1200
 SERVERS = [
     Server("one", "127.0.0.1", emulated_gpus("one", count=2, memory_mib=1000)),
     Server("two", "127.0.0.1", emulated_gpus("two", count=1, memory_mib=700)),
+    Server("three", "127.0.0.1", emulated_gpus("three", count=1, memory_mib=1000)),
 ]
 MEMORY = {gpu.uuid: gpu.memory_mib for server in SERVERS for gpu in server.gpus}
 
@@ -123,6 +126,7 @@ class Life(RuleBasedStateMachine):
         self.workers: dict[str, WorkerAddress] = {}
         self.parked: dict[str, int] = {}  # the workers whose state is in host memory, with its MiB
         self.woken: list[str] = []
+        self.moving: dict[str, tuple[Slice, ...]] = {}
         self.computed: dict[str, float] = {}
         self.order: dict[str, list[str]] = defaultdict(list)
         self.port = 0
@@ -133,7 +137,9 @@ class Life(RuleBasedStateMachine):
 
     def new_manager(self) -> Any:
         reclaim = ReclaimPolicy(Reclaim.IDLE, IDLE, min_resident_s=0.0)
-        manager = Manager(self.ledger, lambda: self.now, TTL, attach_timeout_s=ATTACH, reclaim=reclaim)
+        manager = Manager(
+            self.ledger, lambda: self.now, TTL, attach_timeout_s=ATTACH, reclaim=reclaim, may_move=True
+        )
         return RecordedManager(manager, self.states)
 
     def teardown(self) -> None:
@@ -150,6 +156,18 @@ class Life(RuleBasedStateMachine):
                 self.workers.pop(action.lease_id, None)
                 self.starting.discard(action.lease_id)
                 self.end_parked(action.lease_id)
+                self.moving.pop(action.lease_id, None)
+            if isinstance(action, MoveWorker):
+                stopped = True
+                lease = action.lease
+                assert lease.id in self.workers and lease.id not in self.moving and lease.moving_to
+                assert {s.server for s in lease.moving_to}.isdisjoint(s.server for s in lease.slices)
+                assert [(s.name, s.memory_mib) for s in lease.moving_to] == [
+                    (s.name, s.memory_mib) for s in lease.slices
+                ]
+                self.moving[lease.id] = lease.moving_to
+                if lease.id in self.woken:
+                    self.woken.remove(lease.id)
             if isinstance(action, ResumeWorker):
                 stopped = True
                 lease = action.lease
@@ -330,8 +348,19 @@ class Life(RuleBasedStateMachine):
         lease = data.draw(st.sampled_from(sorted(self.workers)))
         self.workers.pop(lease)
         self.end_parked(lease)
+        self.moving.pop(lease, None)
         self.carry_out(self.manager.worker_exited(lease, state, "it ended"))
         assert self.manager.lease(lease).state.ended
+
+    @precondition(lambda self: set(self.workers) - set(self.parked))
+    @rule(data=st.data())
+    def worker_is_replaced(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(set(self.workers) - set(self.parked))))
+        before = self.manager.lease(lease)
+        self.workers[lease] = self.new_worker(lease)
+        self.carry_out(self.manager.worker_replaced(lease, self.workers[lease], "it crashed"))
+        now = self.manager.lease(lease)
+        assert (now.state, now.slices, now.worker) == (before.state, before.slices, self.workers[lease])
 
     @rule(lease=ids)
     def a_late_worker_must_go(self, lease: str) -> None:
@@ -353,15 +382,19 @@ class Life(RuleBasedStateMachine):
         self.now += seconds
         for lease in list(self.beats):
             self.heartbeat(lease)
-        states = {lease: WorkerState(100) for lease in self.workers if lease not in self.parked}
-        parks = self.manager.find_parks(states, {"one": HOST_MIB, "two": HOST_MIB})
+        states = {
+            lease: WorkerState(100)
+            for lease in self.workers
+            if lease not in self.parked and lease not in self.moving
+        }
+        parks = self.manager.find_parks(states, {server.name: HOST_MIB for server in SERVERS})
         if parks is None:
             return
         before = self.manager.snapshot()
         for lease in parks.leases:
             assert lease.state is LeaseState.ACTIVE and lease.id not in self.parked
             assert self.now - self.computed.get(lease.id, 0.0) >= IDLE, "one that computes is left alone"
-        assert sum(self.parked.values()) + 100 * len(parks.leases) <= 2 * HOST_MIB
+        assert sum(self.parked.values()) + 100 * len(parks.leases) <= len(SERVERS) * HOST_MIB
         if fails:  # the engine could not, and has undone what it did
             assert self.manager.snapshot() == before
             return
@@ -378,9 +411,10 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data(), again=st.booleans())
     def wake(self, data: st.DataObject, again: bool) -> None:
         lease = data.draw(st.sampled_from(sorted(self.parked)))
-        if lease not in self.woken:
+        if lease not in self.woken and lease not in self.moving:
             self.woken.append(lease)
         for _ in range(1 + again):
+            self.now += 0.001  # nobody waits as long as somebody else
             self.carry_out(self.manager.wake(lease))
 
     @rule(data=st.data())
@@ -389,6 +423,46 @@ class Life(RuleBasedStateMachine):
         some = data.draw(st.lists(st.sampled_from(computing))) if computing else []
         self.manager.computing(some)
         self.computed.update(dict.fromkeys(some, self.now))
+
+    # -- moving -----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.workers)))
+        before = self.manager.snapshot()
+        try:
+            self.carry_out(self.manager.move(lease, "because it is told to"))
+        except NoCapacity:
+            assert self.manager.snapshot() == before
+        else:
+            assert self.manager.lease(lease).moving_to == self.moving[lease]
+
+    @precondition(lambda self: self.moving)
+    @rule(data=st.data(), fails=st.booleans())
+    def move_ends(self, data: st.DataObject, fails: bool) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.moving)))
+        slices = self.moving.pop(lease)
+        if fails:
+            before = self.manager.lease(lease)
+            if before.parked is not None and before.parked.wanted_since is not None:
+                self.woken_again(lease)
+            self.carry_out(self.manager.move_failed(lease, "it did not work"))
+            return
+        self.parked.pop(lease, None)
+        self.slices[lease] = slices
+        self.workers[lease] = self.new_worker(lease)
+        self.carry_out(self.manager.moved(lease, self.workers[lease], "quickly"))
+        assert self.manager.lease(lease).slices == slices
+
+    def woken_again(self, lease: str) -> None:
+        """It waits at the place that it had: those that waited longer are before it."""
+        since = {
+            other.id: other.parked.wanted_since
+            for other in self.manager.leases()
+            if other.parked is not None and other.parked.wanted_since is not None
+        }
+        self.woken = sorted([*self.woken, lease], key=lambda one: since[one])
 
     # -- the pool dies ----------------------------------------------------------------------------
 
@@ -411,7 +485,16 @@ class Life(RuleBasedStateMachine):
         if active and data.draw(st.booleans()):
             self.parked[active[0]] = 0  # the pool died before it wrote that down
         self.woken = [lease for lease in self.woken if lease in self.parked]
-        self.carry_out(self.manager.recover(dict(self.workers), set(self.parked)))
+        arrived = {lease for lease in self.moving if lease in self.workers and data.draw(st.booleans())}
+        for lease, slices in self.moving.items():
+            if lease in arrived:  # the pool died before it wrote that down
+                self.parked.pop(lease, None)
+                self.slices[lease] = slices
+                self.workers[lease] = self.new_worker(lease)
+            elif lease in self.parked and before[lease].parked.wanted_since is not None:
+                self.woken_again(lease)
+        self.moving.clear()
+        self.carry_out(self.manager.recover(dict(self.workers), set(self.parked), arrived))
         if not servers_first:
             self.carry_out(self.manager.set_servers(SERVERS))
         for lease in before.values():
@@ -442,6 +525,9 @@ class Life(RuleBasedStateMachine):
                     assert lease.worker == self.workers[lease.id], "every one of its workers is known"
                 for piece in lease.slices:
                     sums[piece.gpu_uuid] += piece.memory_mib
+            for piece in lease.moving_to:
+                sums[piece.gpu_uuid] += piece.memory_mib
+            assert lease.moving_to == self.moving.get(lease.id, ()), "both, for as long as it is moved"
         for gpu, total in sums.items():
             assert total <= MEMORY[gpu], "more was granted than there is"
         assert dict(snapshot.granted_mib) == sums, "what is counted is what is held"

@@ -204,6 +204,42 @@ def test_who_may_be_parked(pool: Pool) -> None:
     assert pool.park(first, second) == {first.id}
 
 
+def test_nobody_is_parked_for_a_request_beyond_the_pools_ratio_but_for_a_lease_that_wakes(
+    ledger: Ledger, clock: Clock, servers: list[Server]
+) -> None:
+    pool = Pool(ledger, clock, servers, ReclaimPolicy(Reclaim.IDLE, 10.0, 10.0, oversubscribe=1.5))
+    first, second = pool.active(), pool.active()
+    third = pool.request()
+    clock.advance(100)
+    assert len(pool.park(first, second)) == 1, "three leases on two GPUs"
+    assert pool.state(third) is LeaseState.GRANTED
+    fourth = pool.request()
+    clock.advance(100)
+    assert not pool.park(first, second)
+    (asleep,) = pool.manager.snapshot().parked
+    pool.manager.wake(asleep.id)
+    other = {first.id: second, second.id: first}[asleep.id]
+    assert pool.park(first, second) == {other.id}
+    assert pool.state(asleep) is LeaseState.ACTIVE and pool.state(fourth) is LeaseState.QUEUED
+
+
+def test_a_lease_that_asked_for_it_is_never_parked_and_a_namespace_has_its_own_time(pool: Pool) -> None:
+    kept, other = pool.active(never_park=True), pool.active()
+    pool.request(owner="bob")
+    pool.clock.advance(99)
+    assert not pool.park(kept, other)
+    edit = {"limits": {"reclaim_after_s": 60}}
+    pool.manager.administer(lambda names, tx: names.change(tx, "default", edit, None), Entry(0.0, "", ""))
+    assert pool.park(kept, other) == {other.id}
+    pool.request(owner="bob")
+    pool.clock.advance(5000)
+    assert not pool.park(kept)
+    with pool.ledger.reading() as tx:
+        found = tx.lease(kept.id)
+    assert found is not None and found.request.never_park
+    assert not pool.ledger.verify(), "the database has it, too"
+
+
 def test_a_namespace_chooses_and_the_pool_has_a_default(
     ledger: Ledger, clock: Clock, servers: list[Server]
 ) -> None:

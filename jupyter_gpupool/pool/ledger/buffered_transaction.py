@@ -24,6 +24,8 @@ from .transaction import Transaction, by_waiting
 
 #: The attributes that hold what is not in the database yet.
 _PENDING_WRITES = ("_new", "_old", "_ended", "_placed", "_replaced", "_resized", "_used", "_appended")
+#: The states of leases that may be moved.
+MOVABLE = (LeaseState.ACTIVE, LeaseState.PARKED)
 #: The tables that :class:`LiveLeases` is read from.
 _LIVE_TABLES = (leases, slices, gpus)
 
@@ -193,6 +195,44 @@ class BufferedTransaction(Transaction):
             self._use_gpu(piece.gpu_uuid, piece.memory_mib)
         return resumed
 
+    def begin_move(self, lease: Lease, pieces: Sequence[Slice]) -> Lease:
+        """Let a lease hold slices of another server, too. The database refuses what would exceed a GPU."""
+        known = self.live.leases.get(lease.id)
+        if known is None or known.state not in MOVABLE or known.moving_to or known.slices != lease.slices:
+            raise LedgerUnavailable(f"the ledger has no lease {lease.id} with slices as they were")
+        moving = replace(known, moving_to=tuple(pieces))
+        self._change(moving)
+        for piece in pieces:
+            self._use_gpu(piece.gpu_uuid, piece.memory_mib)
+        return moving
+
+    def end_move(self, lease: Lease, worker: WorkerAddress | None) -> Lease:
+        """A lease that is moved is ACTIVE with that worker and where it moves, or, with None, where it was."""
+        known = self.live.leases.get(lease.id)
+        if known is None or not known.moving_to:
+            raise LedgerUnavailable(f"the ledger has no lease {lease.id} that is moved")
+        if worker is None:
+            stayed = replace(known, moving_to=())
+            self._change(stayed)
+            for piece in known.moving_to:
+                self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
+            return stayed
+        moved = replace(
+            known,
+            state=LeaseState.ACTIVE,
+            slices=known.moving_to,
+            moving_to=(),
+            worker=worker,
+            parked=None,
+        )
+        self._change(moved)
+        if lease.id not in self._placed:
+            self._replaced[lease.id] = None
+        if known.state.holds:
+            for piece in known.slices:
+                self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
+        return moved
+
     def resize(self, lease: Lease, pieces: Sequence[Slice]) -> None:
         """Give a lease that holds slices other amounts of the same GPUs' memory."""
         known = self.live.leases.get(lease.id)
@@ -228,14 +268,13 @@ class BufferedTransaction(Transaction):
         if known is None or known.state is not lease.state:
             raise LedgerUnavailable(f"the ledger has no lease {lease.id} in state {lease.state.value}")
         seq = self.live.seqs[lease.id]
-        ended = replace(known, state=state, reason=reason, ended_at=at, parked=None)
+        ended = replace(known, state=state, reason=reason, ended_at=at, parked=None, moving_to=())
         if lease.id not in self._new:
             self._old.setdefault(lease.id, known.state)
         self._ended[lease.id] = (seq, ended)
         self.live.drop(lease.id)
-        if known.state.holds:
-            for piece in known.slices:
-                self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
+        for piece in (*(known.slices if known.state.holds else ()), *known.moving_to):
+            self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
 
     # -- writing to the database
 
@@ -329,10 +368,13 @@ def _changed(lease: Lease, plain: bool = False) -> dict[str, Any]:
         "worker_port": worker.port if worker else None,
         "worker_pid": worker.pid if worker else None,
         "worker_created": worker.created if worker else None,
+        "worker_environment": worker.environment if worker else None,
+        "worker_torch": worker.torch if worker else None,
         "workers_elsewhere": _elsewhere(worker) if worker and worker.elsewhere else None,
         "expires_at": lease.expires_at,
         "asked_back": json.dumps([asdict(one) for one in lease.asked_back]) if lease.asked_back else None,
         "parked": json.dumps(asdict(lease.parked)) if lease.parked else None,
+        "moving_to": json.dumps([asdict(one) for one in lease.moving_to]) if lease.moving_to else None,
     }
     return values if plain else {f"to_{name}": value for name, value in values.items()}
 

@@ -88,8 +88,11 @@ _CHANGING = (
     "worker_port",
     "worker_pid",
     "worker_created",
+    "worker_environment",
+    "worker_torch",
     "workers_elsewhere",
     "parked",
+    "moving_to",
 )
 CHANGE_LEASES = (
     update(leases)

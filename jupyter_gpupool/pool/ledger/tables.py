@@ -31,7 +31,7 @@ from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Parked, Re
 from jupyter_gpupool.pool.scheduling.placement import in_order
 
 #: The newest step in migrations/versions. A change of the tables below is a step there, and one more here.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 11
 
 metadata = MetaData()
 
@@ -93,14 +93,19 @@ leases = Table(
     Column("worker_port", Integer),
     Column("worker_pid", Integer),
     Column("worker_created", Double),
+    Column("worker_environment", Text),
+    Column("worker_torch", Text),
     Column("expires_at", Double),
     Column("asked_back", Text),
     # With a default, for a daemon of the version before knows nothing of it.
     Column("spread", Boolean, nullable=False, server_default=false()),
     #: WorkerAddress.elsewhere, as JSON.
     Column("workers_elsewhere", Text),
+    Column("never_park", Boolean, nullable=False, server_default=false()),
     #: Parked, as JSON; NULL unless the lease is parked.
     Column("parked", Text),
+    #: Slices, as JSON; NULL unless the lease is being moved.
+    Column("moving_to", Text),
     CheckConstraint(f"state IN ({_STATES})", name="known_state"),
     CheckConstraint("num_gpus >= 1", name="some_gpus"),
     CheckConstraint("(partial IS NULL) <> (memory_mib IS NULL)", name="one_size"),
@@ -137,6 +142,8 @@ tokens = Table(
     Column("revoked_at", Double),
     Column("cuts_leases", Boolean, nullable=False, default=False),
     Column("last_used_at", Double),
+    Column("scope", String(16), nullable=False, server_default="administer"),
+    Column("one_namespace", Boolean, nullable=False, server_default=false()),
 )
 
 #: The GPU servers on which nothing new is placed, see drained.py.
@@ -168,6 +175,8 @@ members = Table(
     Column("namespace", String(63), ForeignKey("namespaces.name", ondelete="CASCADE"), primary_key=True),
     Column("owner", String(200), primary_key=True),
     Column("role", String(16), nullable=False),
+    #: The issuer whose tokens grant the role; NULL where a person gave it.
+    Column("issuer", Text),
     CheckConstraint("role IN ('view', 'use', 'administer')", name="known_role"),
 )
 
@@ -211,6 +220,7 @@ def lease_row(lease: Lease) -> dict[str, Any]:
         "memory_mib": request.memory_mib,
         "filters": json.dumps(dict(request.filters), sort_keys=True),
         "spread": request.spread,
+        "never_park": request.never_park,
         "wait": request.wait,
         "secret_sha256": request.secret_sha256,
         "label": request.label,
@@ -256,7 +266,13 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
         others = json.loads(row.workers_elsewhere) if row.workers_elsewhere else {}
         elsewhere = {server: WorkerAddress(**one) for server, one in others.items()}
         worker = WorkerAddress(
-            row.worker_host, row.worker_port, row.worker_pid, row.worker_created, elsewhere
+            row.worker_host,
+            row.worker_port,
+            row.worker_pid,
+            row.worker_created,
+            elsewhere,
+            row.worker_environment or "",
+            row.worker_torch or "",
         )
     return Lease(
         request=Request(
@@ -267,6 +283,7 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
             memory_mib=row.memory_mib,
             filters=json.loads(row.filters),
             spread=row.spread,
+            never_park=row.never_park,
             namespace=row.namespace,
             wait=row.wait,
             secret_sha256=row.secret_sha256,
@@ -285,4 +302,5 @@ def lease_from(row: Any, pieces: Iterable[Slice]) -> Lease:
         expires_at=row.expires_at,
         asked_back=tuple(AskedBack(**one) for one in json.loads(row.asked_back or "[]")),
         parked=Parked(**json.loads(row.parked)) if row.parked else None,
+        moving_to=tuple(Slice(**one) for one in json.loads(row.moving_to or "[]")),
     )

@@ -16,7 +16,7 @@ from jupyter_gpupool.core.models import Lease, Namespace, Slice
 from . import quotas
 from .placement_index import Granted, PlacementIndex, shape_key, trial_grants
 from .quotas import Held, Holding
-from .reservation import LeasesOn, Reservation
+from .reservation import LeasesOn, Movable, Reservation
 
 #: Why a request waits although enough memory is free.
 KEPT_FREE = "what is free is kept for a request that came earlier"
@@ -43,14 +43,15 @@ def plan_grants(
     namespace: Callable[[str], Namespace],
     gone: Callable[[Lease], bool],
     leases_on: LeasesOn,
+    movable: Movable | None = None,
 ) -> GrantPlan:
     """Grant what fits of a queue in fair order.
 
     ``used``: MiB granted by GPU uuid. ``held``: what is held by (namespace, owner). ``gone``: whether a request's
-    holder is silent, so that the request no longer counts.
+    holder is silent, so that the request no longer counts. ``movable``: the leases that may move for the heads.
     """
     with trial_grants(used) as room:
-        return _Pass(index, room, dict(held), namespace, gone, leases_on).over(queue)
+        return _Pass(index, room, dict(held), namespace, gone, leases_on, movable).over(queue)
 
 
 class _Pass:
@@ -64,9 +65,11 @@ class _Pass:
         namespace: Callable[[str], Namespace],
         gone: Callable[[Lease], bool],
         leases_on: LeasesOn,
+        movable: Movable | None,
     ) -> None:
         self._index, self._room, self._holding = index, room, holding
         self._namespace, self._gone, self._leases_on = namespace, gone, leases_on
+        self._movable = movable
         self._plan = GrantPlan()
         self._stuck: dict[tuple[str, str | None], str] = {}  # with the limit that blocks
         self._heads: set[str] = set()  # the namespaces whose first request has been found
@@ -115,7 +118,7 @@ class _Pass:
     def _reserve(self, lease: Lease, within: Sequence[quotas.Bound]) -> None:
         """Keep for the head of a namespace what it needs, unless a limit blocks it besides."""
         name, owner = lease.request.namespace, lease.request.owner
-        reservation = self._index.reserve(lease.request, self._room, self._leases_on)
+        reservation = self._index.reserve(lease.request, self._room, self._leases_on, self._movable)
         if reservation is None:
             return
         objection = quotas.first_objection(within, reservation.slices)

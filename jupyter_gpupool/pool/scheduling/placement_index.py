@@ -15,7 +15,8 @@ from jupyter_gpupool.core.models import GPU, Request, Server, Slice
 
 from . import placement, reservation
 from .policy import FEW_SERVERS, PlacementPolicy
-from .reservation import Candidate, Cost, LeasesOn, Reservation
+from .relocation import FreeRoom
+from .reservation import Candidate, Cost, LeasesOn, Movable, Reservation
 
 #: The most shapes kept; users ask for few.
 _MAX_SHAPES = 128
@@ -91,11 +92,17 @@ class PlacementIndex:
         found = shape.best(used, self._server_of)
         return None if found is None else placement.slices(request, found)
 
-    def reserve(self, request: Request, used: Mapping[str, int], leases_on: LeasesOn) -> Reservation | None:
+    def reserve(
+        self,
+        request: Request,
+        used: Mapping[str, int],
+        leases_on: LeasesOn,
+        movable: Movable | None = None,
+    ) -> Reservation | None:
         """As :func:`reservation.reserve`; fast if ``used`` is the same :class:`Granted` as before, and what
         ``leases_on`` returns for a GPU changes only with it."""
         if request.spread or not isinstance(used, Granted):
-            return reservation.reserve(request, self.servers, used, leases_on)
+            return reservation.reserve(request, self.servers, used, leases_on, movable)
         self._follow(used)
         key = shape_key(request)
         head = self._heads.get(key)
@@ -104,6 +111,11 @@ class PlacementIndex:
             if len(self._heads) > _MAX_SHAPES:
                 self._heads.popitem(last=False)
         self._heads.move_to_end(key)
+        if movable is not None:
+            groups = head.groups(used, self._server_of, leases_on)
+            return reservation.reserve_by_moving(
+                request, groups, FreeRoom(self.servers, used, movable.within_server), movable
+            )
         found = head.best(used, self._server_of, leases_on)
         return None if found is None else reservation.reservation(request, found)
 
@@ -179,6 +191,7 @@ class HeadShape:
     def __init__(self, request: Request, servers: Sequence[Server]) -> None:
         self._count = request.num_gpus
         self._eligible = [placement.eligible(request, server) for server in servers]
+        self._groups: list[list[Candidate]] = [[] for _ in servers]
         self._best: list[tuple[Cost, list[Candidate]] | None] = [None] * len(servers)
         self._seen: int | None = None
 
@@ -186,16 +199,23 @@ class HeadShape:
         self, used: Granted, server_of: Mapping[str, int], leases_on: LeasesOn
     ) -> list[Candidate] | None:
         """The GPUs for which the fewest leases have to end now; None if no server could serve the request."""
+        self.groups(used, server_of, leases_on)
+        found = min((best for best in self._best if best is not None), key=lambda best: best[0], default=None)
+        return None if found is None else found[1]
+
+    def groups(
+        self, used: Granted, server_of: Mapping[str, int], leases_on: LeasesOn
+    ) -> list[list[Candidate]]:
+        """What the request could get of each server now."""
         if self._seen is None:
             stale: Iterable[int] = range(len(self._best))
         else:
             stale = {server_of[uuid] for uuid in used.changes[self._seen :] if uuid in server_of}
         self._seen = len(used.changes)
         for n in stale:
-            group = reservation.candidates(self._eligible[n], used, leases_on)
-            self._best[n] = reservation.choose(group, self._count)
-        found = min((best for best in self._best if best is not None), key=lambda best: best[0], default=None)
-        return None if found is None else found[1]
+            self._groups[n] = reservation.candidates(self._eligible[n], used, leases_on)
+            self._best[n] = reservation.choose(self._groups[n], self._count)
+        return self._groups
 
 
 class SpreadShape:

@@ -10,11 +10,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from jupyter_gpupool.core.models import GPU, Limits, Namespace, Request, Server, Slice
+from jupyter_gpupool.core.errors import TooManyRequests
+from jupyter_gpupool.core.models import GPU, Lease, Limits, Namespace, Request, Server, Slice
 
 from . import placement
 from .placement_index import PlacementIndex
 
+#: After how many seconds a request that found the queue full is worth another try.
+_RETRY_S = 5.0
 #: Sums of shares are compared with this tolerance: ten times 0.1 is 1.
 _ROUNDING = 1e-6
 
@@ -33,6 +36,32 @@ class Holding:
 
 #: What is held now, by (namespace, owner).
 Held = Mapping[tuple[str, str], Holding]
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """How many requests of one user, and of one namespace, may wait at once; 0 is no limit."""
+
+    per_user: int = 0
+    per_namespace: int = 0
+
+
+def check_queue(request: Request, queue: Iterable[Lease], limits: QueueLimits) -> None:
+    """Raise TooManyRequests where as many requests wait as may."""
+    mine = theirs = 0
+    for lease in queue:
+        mine += lease.request.owner == request.owner
+        theirs += lease.request.namespace == request.namespace
+    for who, count, most in (
+        ("this user", mine, limits.per_user),
+        (f"the namespace {request.namespace!r}", theirs, limits.per_namespace),
+    ):
+        if most and count >= most:
+            raise TooManyRequests(
+                f"{who} has {count} requests in the queue, and may have {most}; withdraw some, or wait until some are "
+                f"granted",
+                _RETRY_S,
+            )
 
 
 def of_slices(slices: Iterable[Slice], leases: int = 1) -> Holding:

@@ -32,14 +32,19 @@ class Namespaces:
 
     def __init__(self) -> None:
         self._known: dict[str, Namespace] = {DEFAULT: Namespace(DEFAULT)}
+        self._issuers: dict[
+            tuple[str, str], str | None
+        ] = {}  # (user, namespace) → the issuer that grants the role
         #: Counts changes: while it is the same, every permission is, too.
         self.version = 0
 
     def read(self, tx: Transaction) -> bool:
         """Read them again; returns whether anything has changed."""
         of: dict[str, dict[str, Role]] = {}
+        issuers: dict[tuple[str, str], str | None] = {}
         for row in tx.execute(select(members).order_by(members.c.owner)):
             of.setdefault(row.namespace, {})[row.owner] = Role(row.role)
+            issuers[row.owner, row.namespace] = row.issuer
         known = {DEFAULT: Namespace(DEFAULT)}
         for row in tx.execute(select(namespaces).order_by(namespaces.c.name)):
             known[row.name] = Namespace(
@@ -53,6 +58,7 @@ class Namespaces:
                 Reclaim(row.reclaim) if row.reclaim else None,
             )
         before, self._known = self._known, known
+        self._issuers = issuers
         self.version += before != known
         return before != known
 
@@ -92,6 +98,14 @@ class Namespaces:
         namespace = self._known.get(name)
         anybodys = Role.USE if name == DEFAULT or len(self._known) == 1 else None
         return namespace.members.get(owner, anybodys) if namespace else anybodys
+
+    def issued_roles(self, owner: str) -> dict[str, tuple[Role, str | None]]:
+        """The roles that the ledger has of a user, by namespace, each with the issuer that grants it."""
+        return {
+            name: (of.members[owner], self._issuers.get((owner, name)))
+            for name, of in self._known.items()
+            if owner in of.members
+        }
 
     def managed(self, owner: str | None) -> list[str]:
         """The namespaces that the user administers."""
@@ -204,6 +218,19 @@ class Namespaces:
             _insert(tx, self._known[name])
         self._set_member(tx, self._known[name], user, role, owner)
 
+    def set_issued(self, tx: Transaction, user: str, issuer: str, roles: Mapping[str, Role | None]) -> None:
+        """Change the roles that an issuer grants a user, by namespace; None takes one away."""
+        for name, role in roles.items():
+            namespace = self._known.get(name)
+            if namespace is None:  # deleted a moment ago
+                continue
+            if role is None:
+                self._remove_member(tx, namespace, user, None)
+                continue
+            self.set_member(tx, name, user, role.value, None)
+            which = (members.c.namespace == name) & (members.c.owner == user)
+            tx.execute(update(members).where(which).values(issuer=issuer))
+
     def remove_member(self, tx: Transaction, name: str, user: str, owner: str | None) -> None:
         """Remove a member. Their leases go on, but they cannot request more."""
         self.check_administers(owner, name)
@@ -221,7 +248,7 @@ class Namespaces:
             raise InvalidRequest(f"a role is {', '.join(known.value for known in Role)}")
         _keep_self(namespace, user, owner, role)
         which = (members.c.namespace == namespace.name) & (members.c.owner == user)
-        if tx.execute(update(members).where(which).values(role=role)).rowcount == 0:
+        if tx.execute(update(members).where(which).values(role=role, issuer=None)).rowcount == 0:
             tx.execute(insert(members).values(namespace=namespace.name, owner=user, role=role))
 
     def _remove_member(self, tx: Transaction, namespace: Namespace, user: str, owner: str | None) -> None:
@@ -323,6 +350,7 @@ _LIMITS = {
     "user_share": (0.001, False, 1),
     "lease_s": (1, False, 10**9),
     "idle_s": (1, False, 10**9),
+    "reclaim_after_s": (1, False, 10**9),
 }
 LIMITS: Sequence[str] = tuple(_LIMITS)
 

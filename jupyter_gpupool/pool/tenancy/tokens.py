@@ -16,6 +16,7 @@ from sqlalchemy import bindparam, insert, select, update
 
 from jupyter_gpupool.core.durations import format_time
 from jupyter_gpupool.core.errors import InvalidRequest, UnknownToken
+from jupyter_gpupool.core.models import Scope
 from jupyter_gpupool.core.validation import check_namespace, check_text
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.ledger.tables import tokens
@@ -33,6 +34,7 @@ class Token:
     """One token. Times are seconds since the epoch; without ``expires_at`` it never expires.
 
     ``cuts_leases``: revoking it ends the leases that it requested; otherwise they go on.
+    ``scope``: the most that it may do of what its user may. ``one_namespace``: it changes nothing in another one.
     """
 
     id: str
@@ -45,6 +47,8 @@ class Token:
     revoked_at: float | None = None
     cuts_leases: bool = False
     last_used_at: float | None = None
+    scope: str = Scope.ADMINISTER.value
+    one_namespace: bool = False
 
     def objection(self, now: float) -> str:
         """Why the token is not valid now, and what to do; empty while it is valid."""
@@ -108,6 +112,13 @@ class Tokens:
         check_namespace(token.namespace)
         if not token.description.strip() or not token.owner:
             raise InvalidRequest("a token needs a description: who or what is it for?")
+        if token.scope not in [known.value for known in Scope]:
+            raise InvalidRequest(f"a scope is {', '.join(known.value for known in Scope)}")
+        if token.administers and token.one_namespace:
+            raise InvalidRequest(
+                "an administrator's token is for all namespaces; create one without it, and give its user the role "
+                f"administer in the namespace {token.namespace!r}"
+            )
         shown = f"{token.id}.{secrets.token_urlsafe(32)}"
         with ledger.transaction() as tx:
             tx.execute(_ADD, {**asdict(token), "sha256": _digest(shown)})
@@ -156,12 +167,24 @@ def new_token(
     namespace: str = "default",
     administers: bool = False,
     expires_at: float | None = None,
+    scope: str = Scope.ADMINISTER.value,
+    one_namespace: bool = False,
 ) -> Token:
     """A token that is not recorded yet. Without an owner it gets one of its own, so that it shares no leases."""
     token_id = secrets.token_hex(6)
     if not owner:
         owner = f"{_OWNER.sub('-', description).strip('-')[:40] or 'token'}-{token_id[:4]}"
-    return Token(token_id, description, owner, namespace, administers, now, expires_at)
+    return Token(
+        token_id,
+        description,
+        owner,
+        namespace,
+        administers,
+        now,
+        expires_at,
+        scope=scope,
+        one_namespace=one_namespace,
+    )
 
 
 def _digest(shown: str) -> str:

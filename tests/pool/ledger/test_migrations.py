@@ -50,7 +50,7 @@ def leases(path: Path) -> list[tuple]:
         found = connection.execute("SELECT * FROM leases ORDER BY seq").fetchall()
         found = [row[:22] for row in found]  # the columns of the first format
         found += connection.execute("SELECT * FROM slices ORDER BY lease, gpu_index").fetchall()
-        found += connection.execute("SELECT * FROM tokens").fetchall()
+        found += [row[:11] for row in connection.execute("SELECT * FROM tokens")]
         found += connection.execute("SELECT uuid, memory_mib, used_mib FROM gpus ORDER BY uuid").fetchall()
     connection.close()
     return found
