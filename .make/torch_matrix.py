@@ -2,8 +2,9 @@
 
     python .make/torch_matrix.py 2.14.1 2.15.0
 
-An environment has that PyTorch alone, and takes everything else from the one that this script runs in. Most releases
-come as builds for CUDA of several gigabytes, so a release is skipped where the disk has less than MIN_FREE_GIB left.
+An environment has that PyTorch, and libraries that are built on it; it takes everything else from the one that this
+script runs in. Most releases come as builds for CUDA of several gigabytes, so a release is skipped where the disk has
+less than MIN_FREE_GIB left. With two releases, it also lets clients of three use one server at once.
 What came out goes to benchmarks/torch-matrix.json, release by release; releases of earlier runs stay there.
 """
 
@@ -24,7 +25,11 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "torch-matrix.json"
 #: What runs on each release: the device, the client's API, and the public example on a lease.
-TESTS = ("tests/pytorch", "tests/test_lease.py", "tests/examples")
+TESTS = ("tests/pytorch", "tests/test_lease.py", "tests/examples", "tests/releases/test_trainer.py")
+#: What runs once there are two, with the interpreter that this script runs in.
+TOGETHER = "tests/releases/test_three_clients.py"
+#: What is installed beside each release: torchvision has operators of its own, transformers has the Trainer.
+BESIDE = ("torchvision", "transformers", "accelerate")
 #: An unpacked build for CUDA with what it depends on takes about 6 GiB, and as much again while it is installed.
 MIN_FREE_GIB = 14
 #: The longest run of a release's tests, in seconds.
@@ -38,7 +43,8 @@ def environment(release: str) -> Path:
     if not (folder / ".ready").exists():
         venv.create(folder, clear=True, with_pip=True)
         subprocess.run(
-            [str(python), "-m", "pip", "install", "--no-compile", "--quiet", f"torch=={release}"], check=True
+            [str(python), "-m", "pip", "install", "--no-compile", "--quiet", f"torch=={release}", *BESIDE],
+            check=True,
         )
         (site,) = folder.glob("lib/python*/site-packages")
         # Read after the environment's own packages, which therefore win.
@@ -108,6 +114,10 @@ def main(words: list[str]) -> int:
         print(f"  {results[release]}", flush=True)
         wrong = wrong or bool(results[release].get("failures") or results[release].get("error"))
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+    if sum((folder / ".ready").exists() for folder in (ROOT / ".torch-matrix").glob("*")) >= 2:
+        print("Three clients of different releases at once", flush=True)
+        done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n0", TOGETHER], cwd=ROOT, check=False)
+        wrong = wrong or bool(done.returncode)
     return int(wrong)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +27,19 @@ _warm = multiprocessing.get_context("forkserver")
 _warm.set_forkserver_preload(["jupyter_gpupool.pytorch.worker.worker"])
 
 
-def _serve(listener: socket.socket, spec: WorkerSpec) -> None:
+def _serve(listener: socket.socket, spec: WorkerSpec, own: Path) -> None:
+    """In the sandbox that an engine would give it. ``own``: its directory."""
+    from jupyter_gpupool.engines.local.sandbox import surroundings
+    from jupyter_gpupool.engines.local.sandbox.sandbox import prepare
     from jupyter_gpupool.pytorch.worker import worker
 
-    os._exit(worker.serve(spec, listener, lambda usage: None))
+    sandbox = prepare("auto", own)
+
+    def shut_in() -> None:
+        surroundings.prepare(own, listener, sandbox.missing(real=False))
+        sandbox.enter(own, real=False)
+
+    os._exit(worker.serve(spec, listener, lambda usage: None, shut_in=shut_in))
 
 
 @dataclasses.dataclass
@@ -48,15 +60,16 @@ class Running:
         return self.process.exitcode
 
 
-@pytest.fixture
-def start_worker() -> Iterator[Callable[..., Running]]:
+@contextlib.contextmanager
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+    """Starts workers, which end with the block."""
     started: list[Any] = []
 
     def start(
         num_gpus: int = 2,
         memory_mib: int = 26008,
         first: int = 0,
-        serve: Callable[..., None] = _serve,
+        serve: Callable[..., None] | None = None,
         devices: tuple[DeviceSpec, ...] = (),
         **fields: float,
     ) -> Running:
@@ -69,16 +82,25 @@ def start_worker() -> Iterator[Callable[..., Running]]:
             )
             digest = hashlib.sha256(SECRET.encode()).hexdigest()
             spec = WorkerSpec("lease-of-a-test", digest, devices, **{"attach_timeout_s": 900.0, **fields})
+            serve = serve or functools.partial(_serve, own=tmp_path_factory.mktemp("worker"))
             process = _warm.Process(target=serve, args=(listener, spec), daemon=True)
             process.start()
             started.append(process)
             port = listener.getsockname()[1]
         return Running(process, AttachSpec(spec.lease_id, "127.0.0.1", port, SECRET, devices, spec.ttl_s))
 
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+
+
+@pytest.fixture
+def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+    with workers(tmp_path_factory) as start:
+        yield start
 
 
 @pytest.fixture

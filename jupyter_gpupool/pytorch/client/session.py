@@ -15,7 +15,7 @@ from jupyter_gpupool.transport.specs import AttachSpec
 
 from .compile import dynamo, fake_tensors, skip_frames
 from .cuda import alias
-from .device import registration
+from .device import dtensor_random, registration
 from .dispatch import attachment
 from .dispatch.attachment import ClientSession, NotAttached
 from .tensor import device_names
@@ -59,6 +59,7 @@ def activate(spec: AttachSpec) -> ClientSession:
     RemoteTensor.__torch_dispatch__ = classmethod(attachment.dispatch)  # type: ignore[assignment]
     fake_tensors.install()
     dynamo.install()
+    dtensor_random.install()
     skip_frames.skip_package(__package__)
     return session
 
@@ -137,13 +138,13 @@ def settle(spec: AttachSpec) -> list[int]:
 
 
 def resize(spec: AttachSpec) -> None:
-    """Take over the limits in ``spec``, if that lease is attached to this process."""
+    """Take over the limits in ``spec``, and where the lease is, if that lease is attached to this process."""
     if spec.mode == "direct":
         alias.cap_memory(spec)
         return
     session = attachment.current()
     if session is not None and session.spec.lease_id == spec.lease_id:
-        session.resize(spec.devices)
+        session.take_over(spec)
         alias.resize(session.spec.devices)
 
 

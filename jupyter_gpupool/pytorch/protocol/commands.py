@@ -12,6 +12,9 @@ The client chooses storage ids from 1 up. Ids below zero are storages of the res
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 #: [code, template id, definition]: define a template, see Definition in prediction.py
 DEFINE = -1
 #: [code, storage id]: free the storage; the client has no tensor on it any more
@@ -72,6 +75,22 @@ TRACE = -25
 #: [code, {operator: digest of its schema}]: the answer has "operators", the worker's schema of each that differs and
 #: None for each that it lacks, see schemas.py, and "dtypes". Sent if the two ends have two releases of PyTorch.
 SCHEMAS = -26
+#: [code]: the answer has the state of each graph: "" (its operators run one by one), "compiling", "compiled", or why it
+#: could not be compiled
+GRAPHS = -27
+#: [code, place, call, inputs, outputs, timeout in seconds]: take part in a collective of the worker's sessions.
+#: place: group of 16 bytes, its size, the rank, the number of the collective in its group; call: kind, operation and
+#: root, see collectives.py; inputs and outputs: pairs of a storage id and a layout.
+MEET = -28
+#: [code, box]: this session is the rank with that id of 16 bytes, so that others hear of its end
+JOIN = -29
+#: [code, box, name of 16 bytes, storage id, layout]: send a copy of a tensor to whatever rank takes that name
+POST = -30
+#: [code, box, name, storage id, layout, [source rank, own rank], timeout in seconds]: wait for what a rank has
+#: sent, and copy it to the tensor
+TAKE = -31
+#: [code, box, name]: the answer is whether TAKE would not wait
+ARRIVED = -32
 
 #: The number of fields after each code.
 FIELDS = {
@@ -101,4 +120,26 @@ FIELDS = {
     READINGS: 1,
     TRACE: 1,
     SCHEMAS: 1,
+    GRAPHS: 0,
+    MEET: 5,
+    JOIN: 1,
+    POST: 4,
+    TAKE: 6,
+    ARRIVED: 2,
 }
+
+
+def split(commands: list[Any], size_of: Callable[[int], int]) -> Iterator[tuple[int, list[Any]]]:
+    """Yield each command's code and fields. ``size_of`` is the number of fields of a call of a template.
+
+    Ends where ``size_of`` raises KeyError: the template is not known.
+    """
+    i = 0
+    while i < len(commands):
+        code = commands[i]
+        try:
+            end = i + 1 + (FIELDS[code] if code < 0 else size_of(code))
+        except KeyError:
+            return
+        yield code, commands[i + 1 : end]
+        i = end

@@ -96,6 +96,35 @@ has_kernel = _value(
 pytree = _value("torch.utils._pytree", "walk over nested arguments")
 NativeGenerator = _value("torch._C.Generator", "give PyTorch's core a generator of its own class")
 
+# -- collectives
+
+work_from_future: Any = _value(
+    "torch._C._distributed_c10d._create_work_from_future",
+    "tell the program that a collective is done",
+    optional=True,
+)
+COALESCING = tuple(
+    _attribute(
+        f"torch._C._distributed_c10d.ProcessGroup.{_name}",
+        "wait for several exchanges at once",
+        optional=True,
+    )
+    for _name in ("_start_coalescing", "_end_coalescing")
+)
+SUPPORTS_RANDOM = tuple(
+    _later(
+        f"torch.distributed.tensor.{_name}.is_rng_supported_mesh",
+        "draw random numbers of sharded tensors on emulated GPUs",
+        optional=True,
+    )
+    for _name in ("_random", "_dispatch")
+)
+describe_failed_call = _attribute(
+    "torch.distributed.c10d_logger._get_msg_dict",
+    "let a collective that fails raise its own error",
+    optional=True,
+)
+
 # -- the device
 
 setup_device = _value(
@@ -159,6 +188,14 @@ COLLECTIVES = tuple(
         *("scatter", "scatter_out", "gather", "gather_out"),
     )
 )
+#: What compiled graphs call to select a slice, by these names; only a build for CUDA would ask its driver here.
+DEVICE_EXCHANGES = tuple(
+    (torch._C, f"_{module}_{name}")
+    for module in ("cuda", "accelerator")
+    for name in ("exchangeDevice", "maybeExchangeDevice")
+    if hasattr(torch._C, "_cuda_exchangeDevice")
+)
+GET_ACCELERATOR = _attribute("torch._C._get_accelerator", "let torch.distributed find the GPUs of a lease")
 #: What programs call by private names, because torch.cuda has no public ones.
 CUDA_ANSWERS = {
     "initialized": "_initialized",

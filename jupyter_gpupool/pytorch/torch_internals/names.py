@@ -69,10 +69,13 @@ class Names:
         """What ``path`` names. None if it is missing, which :meth:`check` reports unless it is optional."""
         return self._find(Name(path, purpose, optional))
 
-    def attribute(self, path: str, purpose: str, of: Any = None) -> Attribute:
-        """The place that ``path`` names; its value is looked up in ``of``, if only an instance has it."""
+    def attribute(self, path: str, purpose: str, of: Any = None, optional: bool = False) -> Attribute:
+        """The place that ``path`` names; its value is looked up in ``of``, if only an instance has it.
+
+        Its owner is None if it is missing, which :meth:`check` reports unless it is optional.
+        """
         owner, _, name = path.rpartition(".")
-        self._find(Name(path, purpose), of)
+        self._find(Name(path, purpose, optional), of)
         try:
             return Attribute(resolve(owner), name)
         except AttributeError:

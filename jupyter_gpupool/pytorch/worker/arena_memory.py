@@ -132,6 +132,13 @@ class ArenaMemory:
             device.copy_from_host(memory[at : at + len(view)], view)
             at += len(view)
 
+    def read(self, extents: tuple[Extent, ...], at: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes of a copy from ``at`` on."""
+        while len(into):
+            view = self._view(extents, at, len(into))
+            into[: len(view)] = view
+            at, into = at + len(view), into[len(view) :]
+
     def _view(self, extents: tuple[Extent, ...], at: int, most: int) -> memoryview:
         """The bytes from ``at`` on that are in one place."""
         for chunk, offset, length in extents:

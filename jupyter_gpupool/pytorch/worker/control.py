@@ -15,24 +15,37 @@ from typing import Any
 from jupyter_gpupool.transport import control
 from jupyter_gpupool.transport.specs import DeviceSpec
 
+from .departure import CannotMove
 from .residence import CannotPark, Residence
 
+#: What must not happen to a lease whose state has been sent to another worker.
+_OF_MEMORY = ("lend", "clean", "park", "resume", "forget")
 #: struct ucred of Linux: pid, uid, gid
 _CREDENTIALS = struct.Struct("3i")
 
 
 class WorkerControl:
-    """Answers the engine; its newest connection counts. ``place`` changes the slices, and raises ValueError."""
+    """Answers the engine; its newest connection counts. ``place`` changes the slices, and raises ValueError.
+
+    ``obey`` does what is asked about a move or the certificate, see Worker.obey. ``is_leaving``: whether the state has
+    been sent.
+    """
 
     def __init__(
         self,
         listener: socket.socket,
         residence: Residence,
         place: Callable[[Sequence[DeviceSpec]], None],
+        obey: Callable[
+            [str, dict[str, Any], list[int]], dict[str, Any] | None
+        ] = lambda what, message, given: None,
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self._listener = listener
         self._residence = residence
         self._place = place
+        self._obey = obey
+        self._is_leaving = is_leaving
         self._sock: socket.socket | None = None
         self._sending = threading.Lock()
         self._wanted = False
@@ -72,20 +85,28 @@ class WorkerControl:
             return
         try:
             answer = self._do(message, descriptors)
-        except CannotPark as e:
+        except (CannotPark, CannotMove, ValueError) as e:
             answer = {"failed": str(e)}
         except Exception as e:  # whatever it was, the worker goes on, and the engine learns of it
             answer = {"failed": f"{type(e).__name__}: {e}"}
         self._send({**answer, "id": message.get("id")})
 
-    def _do(self, message: dict[str, Any], descriptors: Sequence[int]) -> dict[str, Any]:
-        residence, what = self._residence, message.get("do")
-        if what == "lend":
+    def _do(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        try:
+            return self._answer(message, descriptors)
+        finally:
             for descriptor in descriptors:
-                residence.arena.add_chunk(descriptor)
+                os.close(descriptor)
+
+    def _answer(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """Take the descriptors that are kept out of the list; the others are closed."""
+        residence, what = self._residence, message.get("do")
+        if what in _OF_MEMORY and self._is_leaving():
+            raise CannotPark("it is about to move to another server")
+        if what == "lend":
+            while descriptors:
+                residence.arena.add_chunk(descriptors.pop(0))
             return {}
-        for descriptor in descriptors:
-            os.close(descriptor)
         if what == "state":
             return {
                 "parked": residence.gate.parked,
@@ -107,7 +128,8 @@ class WorkerControl:
         if what == "forget":
             residence.forget()
             return {}
-        return {"failed": f"this worker does not know how to {what!r}"}
+        answer = self._obey(str(what), message, descriptors)
+        return {"failed": f"this worker does not know how to {what!r}"} if answer is None else answer
 
     def _note_wanted(self) -> None:
         self._wanted = True

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .sync_batch_norm import SYNC_BATCH_NORM
+
 aten = torch.ops.aten
 
 
@@ -196,4 +198,5 @@ CPU_KERNELS: dict[Any, Callable[..., Any]] = {
     aten._thnn_fused_lstm_cell_backward_impl.default: _lstm_cell_backward,
     aten._thnn_fused_gru_cell.default: _gru_cell,
     aten._thnn_fused_gru_cell_backward.default: _gru_cell_backward,
+    **SYNC_BATCH_NORM,
 }

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from jupyter_gpupool.pytorch.protocol.commands import DEFAULT_SEED
-from jupyter_gpupool.pytorch.protocol.sizes import out_of_memory, rounded
+from jupyter_gpupool.pytorch.protocol.sizes import host_bytes, out_of_memory, rounded
 from jupyter_gpupool.transport.specs import DeviceSpec
 
 from .device_errors import DeviceFailure
@@ -38,12 +38,9 @@ class HostCopy:
     """
 
     def __init__(self, buffer: torch.Tensor, arriving: Iterable[int]) -> None:
-        nbytes = buffer.numel() * buffer.itemsize
-        start = buffer.storage_offset() * buffer.itemsize
-        content = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage(), start, (nbytes,), (1,))
         #: where the elements arrive; all of them are there once every piece was asked for. It keeps the memory: an
         #: answer may be sent again after this object, and the tensor that was read, are gone.
-        self.view: memoryview = content.numpy().data
+        self.view: memoryview = host_bytes(buffer.detach())
         self.nbytes = self.view.nbytes
         self._arriving = iter(arriving)
         self._first: list[int] = []
@@ -183,6 +180,10 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def copy_from_host(self, target: torch.Tensor, source: memoryview) -> None:
         """Fill a tensor from a buffer of its size. The buffer may be changed afterwards."""
+
+    def in_place(self, memory: torch.Tensor) -> memoryview | None:
+        """The bytes of a piece of its memory where the host can read and write them in place; None where it cannot."""
+        return None
 
     # -- work
 

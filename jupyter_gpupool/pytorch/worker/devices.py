@@ -31,9 +31,14 @@ def create_devices(specs: Sequence[DeviceSpec]) -> list[Device]:
     return devices
 
 
-def facts(specs: Sequence[DeviceSpec]) -> list[dict[str, Any]]:
-    """What a welcome has of each slice."""
-    return [{"name": d.name, "limit_mib": d.limit_mib, "emulated": d.emulated} for d in specs]
+def facts(specs: Sequence[DeviceSpec], created: Sequence[Device] = ()) -> list[dict[str, Any]]:
+    """What a welcome has of each slice. ``created``: the slices, if they exist already."""
+    found = []
+    for spec in specs:
+        fact = {"uuid": spec.uuid, "name": spec.name, "limit_mib": spec.limit_mib, "emulated": spec.emulated}
+        overheads = [device.overhead for device in created if device.spec.uuid == spec.uuid]
+        found.append({**fact, "overhead_bytes": overheads[0]} if overheads else fact)
+    return found
 
 
 def can_become(device: Device, spec: DeviceSpec) -> bool:

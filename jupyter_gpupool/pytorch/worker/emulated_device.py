@@ -54,6 +54,9 @@ class EmulatedDevice(Device):
         if target.numel():
             target.copy_(torch.frombuffer(source, dtype=target.dtype).view(target.shape))
 
+    def in_place(self, memory: torch.Tensor) -> memoryview | None:
+        return host_bytes(memory)
+
     def kernel(self, op: Any, default: Any) -> Any:
         own = CPU_KERNELS.get(op, default)
         if op is not None and torch.Tag.nondeterministic_seeded in op.tags:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .device import Device, OutOfSliceMemory
+from .host_memory import no_host_memory
 from .templates import Template
 
 
@@ -40,6 +41,9 @@ def report_of(operator: str | None, e: BaseException, number: Mapping[Device, in
     if isinstance(e, torch.OutOfMemoryError):
         kind = "OutOfMemoryError"
     message = str(e).split("\nException raised from")[0]
+    no_memory = no_host_memory(e)
+    if no_memory is not None:
+        kind, message = "OutOfMemoryError", no_memory
     if isinstance(e, OutOfSliceMemory) and e.device in number:
         message = e.message(number[e.device])
     if kind == "NotImplementedError":

@@ -14,18 +14,23 @@ import torch
 from jupyter_gpupool.pytorch.protocol import commands as codes
 from jupyter_gpupool.pytorch.protocol.recurrent import OPAQUE
 from jupyter_gpupool.pytorch.protocol.sizes import host_bytes, rounded
+from jupyter_gpupool.pytorch.torch_internals.worker import is_alias_of
 
 from . import handles
+from .collectives import Meetings
 from .device import Device, HostCopy
 from .device_errors import DeviceFailure
 from .error_reports import report_call, report_of
+from .exchanges import Exchanges
 from .graph_calls import Graphs
+from .messages import Messages
+from .read_ahead import SessionOver
 from .recurrent import Saved
 from .residence import Residence
 from .schemas import differing
 from .shared_storages import SharedStorages
 from .storages import BeyondStorage, Poisoned, Slot, StaleTensorError, within
-from .templates import BadRecord, Geometry, Template, dtype_named, nbytes_of, numel, pair
+from .templates import BadRecord, Geometry, Template, dtype_named, numel, pair
 
 #: The most calls whose times a session keeps.
 MAX_TRACED = 100_000
@@ -45,21 +50,28 @@ class WorkerSession:
         shared: SharedStorages | None = None,
         numbers: Mapping[int, Device] | None = None,
         residence: Residence | None = None,
+        on_failing: Callable[[], None] = lambda: None,
         on_failure: Callable[[DeviceFailure], None] = lambda failure: None,
+        meetings: Meetings | None = None,
+        messages: Messages | None = None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._residence = residence
         #: whether memory of this session has been copied, so that writes are noted
         self.has_copies = False
-        self._shared = shared or SharedStorages()
+        self.shared = shared or SharedStorages()
+        self._exchanges = Exchanges(self, meetings or Meetings(), messages or Messages(self.shared), is_over)
         #: stands for this session where its storages are shared
         self.sender = object()
-        self._devices = devices
+        self.devices = devices
         #: the devices, by the numbers that the client has for them
         self.numbered = dict(numbers or {d.spec.index: d for d in devices})
         self.number = {d: index for index, d in self.numbered.items()}
         self.home = devices[0]
         self._answer = answer
         self._send_report = complain
+        #: called when a device is lost: before the client hears of it, and afterwards
+        self._on_failing = on_failing
         self._on_failure = on_failure
         self._unfinished: deque[list[Any]] = deque(maxlen=_MAX_UNFINISHED_FRAMES)
         self.storages: dict[int, Slot] = {}
@@ -68,7 +80,7 @@ class WorkerSession:
         self._geometries: dict[tuple[Any, ...], Geometry] = {}
         self.handles = handles.Handles(self.device)
         self.generator = self.handles.generator
-        self.graphs = Graphs(self, self._complain)
+        self.graphs = Graphs(self, self.complain)
         #: the times of calls, while a client's profiler runs
         self._trace: deque[list[Any]] | None = None
         self._began = 0.0
@@ -82,7 +94,8 @@ class WorkerSession:
             self._residence.leave(self)
         for id in list(self.storages):
             self._free(id)
-        self._shared.end(self.sender)
+        self.shared.end(self.sender)
+        self._exchanges.leave()
 
     # -- decoding
 
@@ -90,7 +103,7 @@ class WorkerSession:
         """The slice ``index`` of the lease. Raises :class:`BadRecord`."""
         found = self.numbered.get(index) if isinstance(index, int) else None
         if found is None:
-            raise BadRecord(f"device {index!r} of {len(self._devices)}")
+            raise BadRecord(f"device {index!r} of {len(self.devices)}")
         return found
 
     def geometry(self, wire: Any) -> Geometry:
@@ -105,7 +118,7 @@ class WorkerSession:
         self.device(index)
         return self._geometries.setdefault(geom, geom)
 
-    def _slot(self, id: Any) -> Slot:
+    def slot(self, id: Any) -> Slot:
         if not isinstance(id, int):
             raise BadRecord(f"a storage numbered {id!r}")
         try:
@@ -115,18 +128,21 @@ class WorkerSession:
 
     # -- the loop
 
-    def run(self, records: Any) -> None:
+    def run(self, records: Any, finish: Callable[[], None] = lambda: None) -> None:
         """Execute the commands of a RECORDS frame. Errors of operators are reported to the client.
 
+        ``finish`` counts the frame as executed, before anybody may find the session between two frames.
         Raises :class:`BadRecord` for what is no command.
         """
         if self._residence is None:
             self._run(records)
+            finish()
             return
         gate = self._residence.gate
         gate.enter(records)
         try:
             self._run(records)
+            finish()
         finally:
             gate.leave()
 
@@ -169,9 +185,12 @@ class WorkerSession:
             codes.RUN: functools.partial(self._reply, self._run_now),
             codes.WAIT: functools.partial(self._reply, self._wait),
             codes.TRACE: functools.partial(self._reply, self._trace_calls),
+            codes.GRAPHS: functools.partial(self._reply, self.graphs.states),
             codes.SCHEMAS: functools.partial(self._reply, differing),
             codes.SEND_STORAGE: functools.partial(self._reply, self._send_storage),
             codes.OPEN_STORAGE: functools.partial(self._reply, self._open_storage),
+            codes.ARRIVED: functools.partial(self._reply, self._exchanges.arrived),
+            **self._exchanges.commands,
             codes.SEED: self._seed,
             codes.RESET: self._reset,
             **self.graphs.records,
@@ -183,7 +202,7 @@ class WorkerSession:
         return commands
 
     def _seed(self, seed: int, index: Any) -> None:
-        for device in self._devices if index == -1 else [self.device(index)]:
+        for device in self.devices if index == -1 else [self.device(index)]:
             device.generator.manual_seed(seed)
 
     def _reset(self) -> None:
@@ -205,7 +224,7 @@ class WorkerSession:
         slot = self.storages.pop(id, None)
         if slot is not None:
             slot.copy = None
-            if self._shared.leave(slot):
+            if slot.shared is None or self.shared.leave(slot):
                 slot.device.give_storage(slot.nbytes)
         else:
             self.handles.free(id)
@@ -237,10 +256,11 @@ class WorkerSession:
         Raises :class:`Poisoned`, :class:`BeyondStorage` and :class:`BadRecord`.
         """
         geom = self.geometry(wire)
-        slot = self._slot(id)
+        slot = self.slot(id)
         within(slot, geom)
-        if slot.copy is not None:
-            slot.copy.valid = False
+        copy = slot.copy  # once, for a move that fails forgets it meanwhile
+        if copy is not None:
+            copy.valid = False
         return slot.view(geom)
 
     def note_writes(self, ids: Iterable[int]) -> None:
@@ -250,15 +270,27 @@ class WorkerSession:
             if copy is not None:
                 copy.valid = False
 
-    def upload(self, id: int, wire: Any, length: int, receive: Callable[[memoryview], None]) -> None:
-        """Execute an UPLOAD frame of ``length`` bytes; ``receive`` fills a buffer with the next of them."""
+    def upload(
+        self,
+        id: int,
+        wire: Any,
+        length: int,
+        receive: Callable[[memoryview], None],
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Execute an UPLOAD frame of ``length`` bytes; ``receive`` fills a buffer with the next of them.
+
+        ``finish``: as in :meth:`run`.
+        """
         if self._residence is None:
             self._upload(id, wire, length, receive)
+            finish()
             return
         gate = self._residence.gate
         gate.enter()
         try:
             self._upload(id, wire, length, receive)
+            finish()
         finally:
             gate.leave()
 
@@ -270,14 +302,14 @@ class WorkerSession:
             target = self.target(id, wire)
         except (Poisoned, BeyondStorage) as e:
             receive(host_bytes(torch.empty(length, dtype=torch.uint8)))
-            self._complain_of_target(e)
+            self.complain_of_target(e)
             return
         try:
-            self._slot(id).device.upload(target, receive)
+            self.slot(id).device.upload(target, receive)
         except OSError:
             raise  # the connection has broken
         except Exception as e:
-            self._complain(report_of("aten::copy_", e, self.number), e)
+            self.complain(report_of("aten::copy_", e, self.number), e)
 
     def _write(self, id: int, wire: Any, content: Any) -> None:
         elements = memoryview(content)
@@ -287,18 +319,18 @@ class WorkerSession:
         try:
             target = self.target(id, wire)
         except (Poisoned, BeyondStorage) as e:
-            self._complain_of_target(e)
+            self.complain_of_target(e)
             return
-        self._guarded("copy_", self._slot(id).device.copy_from_host, target, memoryview(bytearray(elements)))
+        self._guarded("copy_", self.slot(id).device.copy_from_host, target, memoryview(bytearray(elements)))
 
-    def _complain_of_target(self, error: Exception) -> None:
+    def complain_of_target(self, error: Exception) -> None:
         """Report why a copy has no target, unless that was reported before."""
         if isinstance(error, BeyondStorage):
-            self._complain(report_of("aten::copy_", error, self.number), error)
+            self.complain(report_of("aten::copy_", error, self.number), error)
 
     def _read(self, id: int, wire: Any) -> tuple[None, HostCopy | None]:
         geom = self.geometry(wire)
-        slot = self._slot(id)
+        slot = self.slot(id)
         within(slot, geom)
         copy = slot.device.download(slot.view(geom))
         copy.start()
@@ -306,13 +338,13 @@ class WorkerSession:
         return None, copy if copy.nbytes else None
 
     def _send_storage(self, id: int, name: Any) -> tuple[None, None]:
-        self._shared.send(self._slot(id), name, self.sender)
+        self.shared.send(self.slot(id), name, self.sender)
         return None, None
 
     def _open_storage(self, name: Any, id: int) -> tuple[dict[str, int], None]:
         if not isinstance(id, int) or id in self.storages:
             raise BadRecord(f"a new storage numbered {id!r}")
-        slot = self._shared.open(name)
+        slot = self.shared.open(name)
         self.add(id, slot)
         return {"nbytes": slot.nbytes}, None
 
@@ -335,19 +367,23 @@ class WorkerSession:
         started = time.perf_counter()
         taken = 0
         try:
-            tensors = [self.input(fields[k], t.geometries[k]) for k in range(n)]
+            storages, tensors = self.storages, []
+            for id, geom in zip(fields, t.layouts):
+                slot = storages.get(id)
+                found = slot.views.get(geom) if slot is not None else None
+                tensors.append(self.input(id, geom) if found is None else found)
             if t.writes and self.has_copies:
                 self.note_writes([fields[k] for k in t.writes])
             args, kwargs = t.fill(tensors, fields[n:m])
-            for geom in t.new:
-                nbytes = rounded(nbytes_of(geom))
-                device.take(nbytes)
-                taken += nbytes
+            if t.taken_bytes:
+                device.take(t.taken_bytes)
+                taken = t.taken_bytes
             try:
                 got = t.op(*args, **kwargs)
             except torch.OutOfMemoryError as e:
                 got = device.call_again(e, t.repeatable, *args, **kwargs)
-            self._keep_results(t, fields[m:], got, tensors)
+            if t.new:
+                self._keep_results(t, fields[m:], got, tensors)
         except BadRecord:
             device.give(taken)
             raise
@@ -358,7 +394,7 @@ class WorkerSession:
                 self.storages.pop(id, None)
                 self.add(id, Slot(None, self.device(geom[4]), 0, report))
             if not isinstance(e, Poisoned):
-                self._complain(report, e)
+                self.complain(report, e)
         finally:
             if self._trace is not None:
                 self._wait(-1)
@@ -370,7 +406,7 @@ class WorkerSession:
 
         Raises :class:`Poisoned`, :class:`BeyondStorage` and :class:`BadRecord`.
         """
-        slot = self._slot(id)
+        slot = self.slot(id)
         found = slot.views.get(geom)
         if found is None:
             if slot.saved is not None and geom[3] is OPAQUE:
@@ -380,33 +416,35 @@ class WorkerSession:
         return found
 
     def _keep_results(self, t: Template, ids: list[Any], got: Any, inputs: list[torch.Tensor]) -> None:
-        if not t.new:
+        if type(t.results) is tuple:
+            self.add(ids[0], self._as_predicted(t, t.results, t.new_bytes[0], got, inputs))
             return
-        pairs = [(t.results, got)] if isinstance(t.results, tuple) else pair(t.results, got)
-        for id, (geom, value) in zip(ids, pairs):
-            self.add(id, self._as_predicted(t, geom, value, inputs))
+        for id, nbytes, (geom, value) in zip(ids, t.new_bytes, pair(t.results, got)):
+            self.add(id, self._as_predicted(t, geom, nbytes, value, inputs))
 
-    def _as_predicted(self, t: Template, geom: Geometry, value: Any, inputs: list[Any]) -> Slot:
+    def _as_predicted(self, t: Template, geom: Geometry, nbytes: int, value: Any, inputs: list[Any]) -> Slot:
         """A result as it was predicted: the client addresses its memory by the predicted layout."""
         size, stride, _, dtype, index = geom
-        device = self.device(index)
-        if value.shape != size or value.dtype != dtype:
+        device = self.numbered[index]
+        if value is None or value.shape != size or value.dtype != dtype:
             # Often nothing reads such a result. If something does, it must get an error, not wrong elements.
-            given = f"{tuple(value.shape)} {value.dtype}"
+            given = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             message = f"the result is {given}, but {size} {dtype} was predicted; please report this"
             poison = {"operator": t.name, "type": "RuntimeError", "message": message}
-            return Slot(None, device, nbytes_of(geom), poison)
+            return Slot(None, device, nbytes, poison)
         if type(value) is Saved:
-            return Slot(None, device, nbytes_of(geom), saved=value)
-        if (
-            value.stride() != stride
-            or value.storage_offset()
-            or value.is_conj()
-            or value.is_neg()
-            or any(value is x or value.untyped_storage()._cdata == x.untyped_storage()._cdata for x in inputs)
-        ):
+            return Slot(None, device, nbytes, saved=value)
+        is_own = value.stride() == stride and not value.storage_offset()
+        if is_own and t.is_complex:
+            is_own = not (value.is_conj() or value.is_neg())
+        if is_own:
+            for x in inputs:
+                if type(x) is not Saved and is_alias_of(value, x):
+                    is_own = False
+                    break
+        if not is_own:
             value = torch.empty_strided(size, stride, dtype=dtype, device=value.device).copy_(value)
-        slot = Slot(value, device, nbytes_of(geom))
+        slot = Slot(value, device, nbytes)
         slot.views[geom] = value
         return slot
 
@@ -484,12 +522,12 @@ class WorkerSession:
         self._trace = deque(calls, maxlen=MAX_TRACED)
 
     def _submitted(self) -> None:
-        for device in self._devices:
+        for device in self.devices:
             device.submitted(self._began)
 
     # -- errors
 
-    def _complain(self, report: dict[str, Any], error: BaseException) -> None:
+    def complain(self, report: dict[str, Any], error: BaseException) -> None:
         """Send the client the report of an error that it does not wait for."""
         failure = self._failure(report, error)
         self._send_report(report)
@@ -498,8 +536,9 @@ class WorkerSession:
 
     def _failure(self, report: dict[str, Any], error: BaseException) -> DeviceFailure | None:
         """Why a device is lost, if that is the error. Its report then names the calls that were under way."""
-        failure = next(filter(None, (d.failure(error) for d in self._devices)), None)
+        failure = next(filter(None, (d.failure(error) for d in self.devices)), None)
         if failure is not None:
+            self._on_failing()
             first = report["message"].splitlines()[0]
             report["message"] = f"the GPU cannot be used any more, because {failure.reason} ({first})"
             report["under_way"] = self._under_way()
@@ -509,23 +548,19 @@ class WorkerSession:
         """The last calls, newest first: what a device works at when it fails is known no better."""
         calls: deque[dict[str, Any]] = deque(maxlen=_MAX_UNDER_WAY)
         for records in self._unfinished:
-            i = 0
-            while i < len(records):
-                code = records[i]
-                t = self._templates.get(code) or self._previous.get(code)
-                if code < 0:
-                    if code == codes.RUN:
-                        calls.append({"operator": str(records[i + 1]["op"])})
-                    i += 1 + codes.FIELDS[code]
-                    continue
-                if t is None:
-                    break  # defined later in the frame that fails now
-                fields = records[i + 1 : i + 1 + t.size]
-                new = t.n_tensors + t.n_scalars
-                made = {"made": fields[new]} if t.new else {"changed": fields[: t.n_tensors]}
-                calls.append({"operator": t.name, **made})
-                i += 1 + t.size
+            for code, fields in codes.split(records, lambda id: self._known(id).size):
+                if code == codes.RUN:
+                    calls.append({"operator": str(fields[0]["op"])})
+                elif code >= 0:
+                    t = self._known(code)
+                    new = t.n_tensors + t.n_scalars
+                    made = {"made": fields[new]} if t.new else {"changed": fields[: t.n_tensors]}
+                    calls.append({"operator": t.name, **made})
         return list(calls)[::-1]
+
+    def _known(self, id: int) -> Template:
+        """A template; one that is defined later in the frame that fails now raises KeyError."""
+        return self._templates.get(id) or self._previous[id]
 
     def _reply(self, function: Callable[..., Any], *args: Any) -> None:
         failure = None
@@ -542,7 +577,13 @@ class WorkerSession:
             header, payload = {"failed": report}, None
         # What follows waits for the network, not for a device.
         self._submitted()
-        self._answer(header, payload)
+        try:
+            self._answer(header, payload)
+        except (SessionOver, OSError):
+            raise
+        except Exception as e:  # the rest of a copy has not arrived, and the session is over
+            self.complain(report_of("aten::copy_", e, self.number), e)
+            raise SessionOver from None
         if failure is not None:
             self._on_failure(failure)
         self._began = time.perf_counter()
@@ -555,7 +596,7 @@ class WorkerSession:
             raise
         except Exception as e:
             report = report_of(f"aten::{name}", e, self.number)
-            self._complain(report, e)
+            self.complain(report, e)
             return report
 
 

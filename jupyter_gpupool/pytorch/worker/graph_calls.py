@@ -66,6 +66,10 @@ class Graphs:
         self.define(id, definition)
         self._graphs[id].resume(calls_left, compiled)
 
+    def states(self) -> tuple[list[str], None]:
+        """Answer GRAPHS."""
+        return [graph.state for graph in self._graphs.values()], None
+
     def free(self, id: Any) -> None:
         """Execute FREE_GRAPH."""
         self._graphs.pop(id, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from .plain_form import checked
 from .shared_storages import SharedBlock, SharedStorages
 from .storages import Slot, whole
 from .templates import BadRecord, dtype_named
+
+if TYPE_CHECKING:
+    from .residence import Copy
 
 #: Version of the form, increased with each change. A worker refuses any other.
 VERSION = 1
@@ -147,6 +150,40 @@ class Memory:
     device: int
     bytes: torch.Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.bytes.numel()
+
+    def read(self, device: Device, offset: int, into: memoryview) -> None:
+        """Copy the bytes from ``offset`` on into host memory."""
+        device.copy_to_host(self.bytes[offset : offset + len(into)], into)
+
+    def in_place(self, device: Device) -> memoryview | None:
+        """All of it, where the host can read and write it in place."""
+        return device.in_place(self.bytes)
+
+
+@dataclass(frozen=True)
+class AwayMemory:
+    """A piece of memory that is away from its device: only its copy in host memory is there."""
+
+    device: int
+    copy: Copy
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.copy.nbytes
+
+    def read(self, device: Device, offset: int, into: memoryview) -> None:
+        """Copy the bytes from ``offset`` on."""
+        self.copy.residence.arena.read(self.copy.extents, offset, into)
+
+    def in_place(self, device: Device) -> memoryview | None:
+        """None: it is in several places."""
+        return None
+
 
 # -- out of a worker
 
@@ -156,15 +193,20 @@ class _Taking:
 
     def __init__(self, devices: Sequence[Device], key_of: Callable[[torch.UntypedStorage], int]) -> None:
         self.ordinal = {d: k for k, d in enumerate(devices)}
-        self.memories: dict[int, Memory] = {}
+        self.memories: dict[int, Memory | AwayMemory] = {}
         self.blocks: dict[SharedBlock, int] = {}
         self._key_of = key_of
 
-    def tensor(self, base: torch.Tensor, device: Device) -> tuple[int, Layout]:
+    def tensor(self, user: Slot | SharedBlock) -> tuple[int, Layout]:
+        """The key of the memory that a storage is on, and the tensor on it."""
+        base = user.base
+        if base is None:
+            assert user.copy is not None, "it is on its device or away"
+            return self._away(user, user.copy)
         storage = base.untyped_storage()
         key = self._key_of(storage)
         if key not in self.memories:
-            self.memories[key] = Memory(self.ordinal[device], whole(storage))
+            self.memories[key] = Memory(self.ordinal[user.device], whole(storage))
         layout = Layout(
             tuple(base.shape),
             tuple(base.stride()),
@@ -173,12 +215,18 @@ class _Taking:
         )
         return key, layout
 
+    def _away(self, user: Slot | SharedBlock, copy: Copy) -> tuple[int, Layout]:
+        key = id(copy)  # no storage of torch has its address while both exist
+        self.memories.setdefault(key, AwayMemory(self.ordinal[copy.device], copy))
+        dtype, offset, size, stride = copy.layout_of(user)
+        return key, Layout(size, stride, offset, str(dtype).removeprefix("torch."))
+
     def storage(self, id: int, slot: Slot) -> StorageState:
         if slot.saved is not None:
             raise Unparkable("a recurrent network waits for its backward pass")
         block = None if slot.shared is None else self.blocks[slot.shared]
-        base = slot.memory()
-        memory, layout = (None, None) if base is None else self.tensor(base, slot.device)
+        has_none = slot.base is None and slot.copy is None
+        memory, layout = (None, None) if has_none else self.tensor(slot)
         return StorageState(id, self.ordinal[slot.device], slot.nbytes, memory, layout, slot.poison, block)
 
 
@@ -192,7 +240,7 @@ def take(
     sessions: Sequence[tuple[Any, WorkerSession]],
     shared: SharedStorages,
     key_of: Callable[[torch.UntypedStorage], int] = _by_address,
-) -> tuple[LeaseState, dict[int, Memory]]:
+) -> tuple[LeaseState, dict[int, Memory | AwayMemory]]:
     """The state of a worker whose sessions rest, each with its identity; and the memory that it is on, by key.
 
     Nothing is copied, so the memory is to be read before the sessions go on. Raises :class:`Unparkable`.
@@ -204,9 +252,7 @@ def take(
     position = {session.sender: k for k, (_, session) in enumerate(sessions)}
     blocks: list[BlockState] = []
     for block in shared.blocks():
-        base = block.memory()
-        assert base is not None, "a block without memory has been dropped"
-        memory, layout = taking.tensor(base, block.device)
+        memory, layout = taking.tensor(block)
         taking.blocks[block] = len(blocks)
         senders = tuple(position.get(sender, -1) for sender in block.senders)
         blocks.append(

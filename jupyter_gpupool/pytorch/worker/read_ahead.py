@@ -11,15 +11,16 @@ import contextlib
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from jupyter_gpupool.pytorch.protocol.sizes import host_bytes
 from jupyter_gpupool.transport import frames
+from jupyter_gpupool.transport.frame_reader import FrameReader
 from jupyter_gpupool.transport.resumption import ACKNOWLEDGE_AFTER_S, MAX_KEPT_FRAMES
-from jupyter_gpupool.transport.tls import Connection, readable
+from jupyter_gpupool.transport.tls import Connection
 
 from .templates import BadRecord
 
@@ -36,7 +37,7 @@ class SessionOver(Exception):
 
 
 class Frame(NamedTuple):
-    """A frame. ``payload`` is None if it is still to be read from ``sock``; ``length`` is in bytes.
+    """A frame. ``payload`` is None if it is still to be read from ``reader``; ``length`` is in bytes.
 
     ``nbytes``: the bytes of header and payload.
     """
@@ -45,8 +46,49 @@ class Frame(NamedTuple):
     header: Any
     length: int
     payload: torch.Tensor | None
-    sock: Connection | None = None
+    reader: FrameReader | None = None
     nbytes: int = 0
+
+
+class _Executing:
+    """Whether a frame is being executed. One thread says so, another one may wait for it.
+
+    A frame costs the first one next to nothing while the other does not wait: most take far less time than waking it.
+    """
+
+    __slots__ = ("now", "count", "_waiting", "_begun")
+
+    def __init__(self) -> None:
+        self.now = False
+        #: how many frames have begun
+        self.count = 0
+        self._waiting = False
+        self._begun = threading.Event()
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self.now = True
+        if self._waiting:  # looked at last, as wait() looks at `now` last: one of them sees the other
+            self._begun.set()
+
+    def __exit__(self, *error: object) -> None:
+        self.now = False
+
+    def is_still(self, count: int) -> bool:
+        """Whether the frame of that count is being executed."""
+        return self.now and self.count == count
+
+    def wait(self) -> None:
+        """Return when a frame is being executed, or after :meth:`wake`."""
+        self._waiting = True
+        if not self.now:
+            self._begun.wait()
+        self._waiting = False
+        self._begun.clear()
+
+    def wake(self) -> None:
+        """Let :meth:`wait` return."""
+        self._begun.set()
 
 
 class Incoming:
@@ -70,54 +112,55 @@ class Incoming:
         self._on_lost = on_lost
         #: how many frames of the session are here, whole
         self.received = 0
-        self._sock: Connection | None = None
+        self._reader: FrameReader | None = None
         # A poll object serves one thread at a time.
         self._poll, self._poll_ahead = select.poll(), select.poll()
-        self._reading = threading.Condition()
+        self._reading = threading.Lock()  # a condition's own methods would take several times as long
+        self._attached = threading.Condition(self._reading)
         self._ahead: collections.deque[Frame | Exception] = collections.deque()
         self._held = 0
-        self._busy = threading.Event()
+        self._executing = _Executing()
         self._over = False
         if sock is not None:
             self.attach(sock)
-        self._reader = threading.Thread(target=self._read_ahead, name="ahead", daemon=True)
-        self._reader.start()
+        self._thread = threading.Thread(target=self._read_ahead, name="ahead", daemon=True)
+        self._thread.start()
 
     # -- connections
 
     def attach(self, sock: Connection) -> None:
         """Go on with this connection."""
         with self._reading:
-            self._sock = sock
+            self._reader = FrameReader(sock)
             self._poll, self._poll_ahead = select.poll(), select.poll()
             for poll in (self._poll, self._poll_ahead):
                 poll.register(sock, select.POLLIN)
-            self._reading.notify_all()
+            self._attached.notify_all()
 
     def detach(self) -> None:
         """Read no more from the connection, if there is one. It is shut down, so that a thread that reads wakes."""
-        sock = self._sock
-        if sock is not None:
+        reader = self._reader
+        if reader is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                reader.sock.shutdown(socket.SHUT_RDWR)
         with self._reading:
-            self._sock = None
+            self._reader = None
 
     def close(self) -> None:
         """End: :meth:`next` raises SessionOver from now on."""
         self._over = True
-        self._busy.set()
+        self._executing.wake()
         self.detach()
         with self._reading:
-            self._reading.notify_all()
-        if threading.current_thread() is not self._reader:
-            self._reader.join()
+            self._attached.notify_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
-    def _lose(self, sock: Connection, why: OSError) -> None:
+    def _lose(self, reader: FrameReader, why: OSError) -> None:
         """Called with the lock."""
-        if self._sock is sock:
-            self._sock = None
-            self._on_lost(sock, why)
+        if self._reader is reader:
+            self._reader = None
+            self._on_lost(reader.sock, why)
 
     # -- frames
 
@@ -133,22 +176,22 @@ class Incoming:
                 if self._ahead:
                     frame = self._ahead.popleft()
                     break
-                sock = self._sock
-                if sock is None:
-                    self._reading.wait()
+                reader = self._reader
+                if reader is None:
+                    self._attached.wait()
                     continue
                 try:
-                    if not readable(sock, self._poll, ACKNOWLEDGE_AFTER_S * 1000):
+                    if not reader.has_data(self._poll, ACKNOWLEDGE_AFTER_S * 1000):
                         self._on_idle()
-                    found = self._receive(sock)
+                    found = self._receive(reader)
                 except OSError as e:
-                    self._lose(sock, e)
+                    self._lose(reader, e)
                     continue
                 if found is not None:
                     kind, header, length, nbytes = found
                     if not length:
                         self._count(kind)
-                    return Frame(kind, header, length, None, sock, nbytes)
+                    return Frame(kind, header, length, None, reader, nbytes)
         if isinstance(frame, Exception):
             raise frame
         if frame.payload is not None:
@@ -160,30 +203,25 @@ class Incoming:
 
         Raises ConnectionLost; then all of the frame is to come once more.
         """
-        sock = frame.sock
+        reader = frame.reader
         with self._reading:
-            if sock is None or self._sock is not sock:
+            if reader is None or self._reader is not reader:
                 raise frames.ConnectionLost("the connection is gone, and the frame will be sent again")
             try:
-                frames.receive_into(sock, view)
+                reader.receive_into(view)
             except OSError as e:
-                self._lose(sock, e)
+                self._lose(reader, e)
                 raise
             if is_last:
                 self._count(frame.kind)
 
-    @contextlib.contextmanager
-    def meanwhile(self) -> Iterator[None]:
+    def meanwhile(self) -> _Executing:
         """Within, frames are read ahead. Not for a frame whose payload is still in the connection."""
-        self._busy.set()
-        try:
-            yield
-        finally:
-            self._busy.clear()
+        return self._executing
 
-    def _receive(self, sock: Connection) -> tuple[frames.Kind, Any, int, int] | None:
+    def _receive(self, reader: FrameReader) -> tuple[frames.Kind, Any, int, int] | None:
         """Read a frame up to its payload: kind, header, bytes of the payload and of both. None for PING and ACK."""
-        kind, header, length, header_length = frames.receive_sized(sock)
+        kind, header, length, header_length = reader.receive()
         if kind in (frames.Kind.PING, frames.Kind.ACK):
             if length:
                 raise frames.WireError(f"{kind.name} with a payload")
@@ -199,47 +237,49 @@ class Incoming:
 
     def _read_ahead(self) -> None:
         pause = threading.Event()
+        executing = self._executing
         while not self._over:
-            self._busy.wait()
+            executing.wait()
+            count = executing.count
             pause.wait(_READ_AHEAD_AFTER_S)
-            while self._busy.is_set() and not self._over and len(self._ahead) < _MAX_FRAMES_AHEAD:
-                sock = self._sock
-                if sock is None:
+            while executing.is_still(count) and not self._over and len(self._ahead) < _MAX_FRAMES_AHEAD:
+                reader = self._reader
+                if reader is None:
                     pause.wait(0.005)
-                elif self._has_data(sock) and not self._read_one():
+                elif self._has_data(reader) and not self._read_one():
                     break
 
-    def _has_data(self, sock: Connection) -> bool:
+    def _has_data(self, reader: FrameReader) -> bool:
         try:
-            return readable(sock, self._poll_ahead, 5)
+            return reader.has_data(self._poll_ahead, 5)
         except (OSError, ValueError):
             return False  # closed in this moment
 
     def _read_one(self) -> bool:
         """Read a frame. False if nothing can be read ahead now."""
         with self._reading:
-            sock = self._sock
-            if sock is None or not self._busy.is_set() or not readable(sock, self._poll_ahead, 0):
+            reader = self._reader
+            if reader is None or not self._executing.now or not reader.has_data(self._poll_ahead, 0):
                 return False
             last = self._ahead[-1] if self._ahead else None
             if isinstance(last, Exception) or (last is not None and last.length and last.payload is None):
                 return False  # nothing, or that frame's payload, is next in the connection
             payload = None
             try:
-                found = self._receive(sock)
+                found = self._receive(reader)
                 if found is None:
                     return True
                 kind, header, length, nbytes = found
                 if self._held + length <= _MAX_BYTES_AHEAD:
                     payload = torch.empty(length, dtype=torch.uint8)
-                    frames.receive_into(sock, host_bytes(payload))
+                    reader.receive_into(host_bytes(payload))
                     self._held += length
                     self._count(kind)
             except OSError as e:
-                self._lose(sock, e)
+                self._lose(reader, e)
                 return False
             except Exception as e:
                 self._ahead.append(e)
                 return False
-            self._ahead.append(Frame(kind, header, length, payload, sock, nbytes))
+            self._ahead.append(Frame(kind, header, length, payload, reader, nbytes))
             return payload is not None

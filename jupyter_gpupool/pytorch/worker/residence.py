@@ -8,29 +8,20 @@ again, each piece comes when it is first used, the others in the background.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from jupyter_gpupool.pytorch.protocol import commands as codes
-
 from .arena_memory import ArenaFull, ArenaMemory, Extent
 from .device import Device
+from .gate import Gate
 from .shared_storages import SharedBlock, SharedStorages
 from .storages import Slot, whole
 
 if TYPE_CHECKING:
     from .executor import WorkerSession
 
-#: Commands that need nothing of a device's memory.
-_NEEDLESS = frozenset(
-    [
-        *(codes.FREE, codes.WAIT, codes.GET_RNG, codes.DONE, codes.AWAIT, codes.ELAPSED, codes.MEMORY),
-        *(codes.PROPERTIES, codes.READINGS, codes.TRACE),
-    ]
-)
 #: How long sessions may take to come between two frames, in seconds: an upload may arrive slowly.
 _REST_TIMEOUT_S = 10.0
 #: The bytes that are copied while frames wait, where the worker goes on.
@@ -43,85 +34,6 @@ _Layout = tuple[torch.dtype, int, tuple[int, ...], tuple[int, ...]]
 
 class CannotPark(Exception):
     """The worker's memory cannot be parked now; the message is the reason."""
-
-
-def needs_memory(commands: Any) -> bool:
-    """Whether a frame's commands use the devices' memory, or may."""
-    if not isinstance(commands, list):
-        return True
-    i = 0
-    while i < len(commands):
-        code = commands[i]
-        if code not in _NEEDLESS:
-            return True
-        i += 1 + codes.FIELDS[code]
-    return False
-
-
-class Gate:
-    """Frames run inside; whoever closes it is alone. While ``parked`` is set, only frames that need nothing go in."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._inside = 0
-        self._closed = False
-        self.parked = False
-        self._parks = 0
-        #: called when a frame waits for what is parked
-        self.on_wanted: Callable[[], None] = lambda: None
-        #: when a frame last needed memory, on a monotonic clock
-        self.used_at = time.monotonic()
-        #: how many frames have
-        self.uses = 0
-
-    def enter(self, commands: Any = None) -> None:
-        """Go in with a frame, or wait. ``commands`` None: it needs memory."""
-        with self._lock:  # a condition's own methods would take several times as long
-            if not self._closed and not self.parked:
-                self._inside += 1
-                self.uses += 1
-                self.used_at = time.monotonic()
-                return
-            needs = commands is None or not self.parked or needs_memory(commands)
-            asked = 0
-            while self._closed or (self.parked and needs):
-                if self.parked and asked != self._parks:  # also if it was here, and has gone again, meanwhile
-                    asked = self._parks
-                    self.on_wanted()
-                self._changed.wait()
-            self._inside += 1
-            if needs:
-                self.uses += 1
-                self.used_at = time.monotonic()
-
-    def leave(self) -> None:
-        """Come out."""
-        with self._lock:
-            self._inside -= 1
-            if self._closed and not self._inside:
-                self._changed.notify_all()
-
-    def close(self, timeout_s: float) -> bool:
-        """Let nobody in, and wait until nobody is inside. False, and open again, if that takes too long."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self._closed, timeout_s):
-                return False
-            self._closed = True
-            if self._changed.wait_for(lambda: not self._inside, timeout_s):
-                return True
-            self._closed = False
-            self._changed.notify_all()
-            return False
-
-    def open(self, parked: bool | None = None) -> None:
-        """Let frames in again."""
-        with self._changed:
-            self._closed = False
-            if parked is not None:
-                self._parks += parked and not self.parked
-                self.parked = parked
-            self._changed.notify_all()
 
 
 class Copy:
@@ -141,6 +53,10 @@ class Copy:
         #: what is on the memory, with the layout of each: filled while the memory is away
         self.users: list[tuple[Slot | SharedBlock, _Layout]] = []
 
+    def layout_of(self, user: Slot | SharedBlock) -> _Layout:
+        """The tensor that a storage has on this memory, which is away."""
+        return next(layout for one, layout in self.users if one is user)
+
     def fetch(self) -> None:
         """Bring the memory back to its device, if it is still away."""
         with self.lock:
@@ -155,7 +71,7 @@ class Copy:
                 user.base = torch.empty(0, dtype=dtype, device=memory.device).set_(storage, *layout)
 
 
-class _Piece:
+class Piece:
     """A torch storage of the worker, and what is on it."""
 
     __slots__ = ("device", "storage", "users")
@@ -172,6 +88,20 @@ class _Piece:
         agreed = first is not None and first.valid and all(user.copy is first for user in self.users)
         return first if agreed else None
 
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is on it still, and it is on its device."""
+        return any(user.base is not None for user in self.users)
+
+    def read(self, at: int, into: memoryview) -> None:
+        """Copy the bytes from ``at`` on into host memory."""
+        memory = whole(self.storage)
+        there = self.device.in_place(memory)
+        if there is None:
+            self.device.copy_to_host(memory[at : at + len(into)], into)
+        else:
+            into[:] = there[at : at + len(into)]
+
 
 class Residence:
     """Parks the memory of all sessions of a worker, and brings it back. Its methods are called by one thread."""
@@ -187,6 +117,20 @@ class Residence:
         self._clean_at = -1
         self._fetching: threading.Thread | None = None
         self._hold = threading.Event()
+        self._bound: list[str] = []
+
+    def bind(self, reason: str) -> None:
+        """A session begins whose memory cannot be parked: refuse it with that reason until :meth:`unbind`."""
+        self._bound.append(reason)
+
+    def unbind(self) -> None:
+        """Such a session has ended."""
+        self._bound.pop()
+
+    def refuse_if_bound(self) -> None:
+        """Raise CannotPark while such a session runs."""
+        for reason in self._bound[:1]:
+            raise CannotPark(reason)
 
     def join(self, session: WorkerSession) -> None:
         """A session begins."""
@@ -218,6 +162,7 @@ class Residence:
         """
         if self.gate.parked:
             return self._in_use()
+        self.refuse_if_bound()
         self._stop_fetching()
         if not self.gate.close(_REST_TIMEOUT_S):
             self._fetch_rest()
@@ -227,7 +172,7 @@ class Residence:
             for device in self._devices():
                 device.synchronize()
             self._drop_unused()  # first: what was written needs the room of its former copy
-            pieces = self._pieces()
+            pieces = list(self.pieces().values())
             for piece in pieces:
                 if piece.copy is None:
                     copy = self._new_copy(piece)
@@ -255,6 +200,26 @@ class Residence:
                 block.copy.fetch()
         self.gate.open(parked=False)
         self._fetch_rest()
+
+    # -- rest
+
+    def rest(self) -> None:
+        """Let every session rest between two frames until :meth:`go_on`, and move no memory.
+
+        Raises :class:`CannotPark`; then everything goes on.
+        """
+        self.refuse_if_bound()
+        self._stop_fetching()
+        if not self.gate.close(_REST_TIMEOUT_S):
+            self.go_on(was_closed=False)
+            raise CannotPark("it computes, or an upload to it has not arrived whole")
+
+    def go_on(self, was_closed: bool = True) -> None:
+        """End the rest; what is parked stays parked."""
+        if was_closed:
+            self.gate.open()
+        if not self.gate.parked:
+            self._fetch_rest()
 
     def _fetch_rest(self) -> None:
         self._hold.clear()
@@ -289,10 +254,10 @@ class Residence:
         """
         self.until_resident()
         uses = self.gate.uses
-        if not self._alone():
+        if not self.alone():
             return False
         try:
-            todo = [piece for piece in self._pieces() if piece.copy is None]
+            todo = [piece for piece in self.pieces().values() if piece.copy is None]
             self._drop_unused()
         finally:
             self.gate.open()
@@ -302,13 +267,14 @@ class Residence:
         self._clean_at = uses
         return self.is_clean
 
-    def _alone(self) -> bool:
+    def alone(self) -> bool:
+        """Let no frame in until the gate is opened. False if it is parked, or computes for long."""
         return not self.gate.parked and self.gate.close(_REST_TIMEOUT_S)
 
-    def _copy_in_turns(self, piece: _Piece) -> bool:
+    def _copy_in_turns(self, piece: Piece) -> bool:
         at, copy = 0, None
         while copy is None or at < copy.nbytes:
-            if not self._alone():
+            if not self.alone():
                 return False
             try:
                 if copy is None:
@@ -329,10 +295,10 @@ class Residence:
     def forget(self) -> None:
         """Give the arena's chunks up, and every copy in them. Not while parked."""
         self.until_resident()
-        if not self._alone():
+        if not self.alone():
             raise CannotPark("it is parked, or computes")
         try:
-            for piece in self._pieces():
+            for piece in self.pieces().values():
                 for user in piece.users:
                     user.copy = None
             self._copies.clear()
@@ -341,9 +307,12 @@ class Residence:
         finally:
             self.gate.open()
 
-    def _new_copy(self, piece: _Piece) -> Copy:
-        nbytes = piece.storage.nbytes()
-        copy = Copy(self, piece.device, nbytes, self.arena.take(nbytes))
+    def _new_copy(self, piece: Piece) -> Copy:
+        return self.mark(piece, self.arena.take(piece.storage.nbytes()))
+
+    def mark(self, piece: Piece, extents: tuple[Extent, ...] = ()) -> Copy:
+        """Note from now on whether a piece is written to. Nobody else may be inside of the gate."""
+        copy = Copy(self, piece.device, piece.storage.nbytes(), extents)
         self._copies.add(copy)
         with self._lock:
             for session in self._sessions:
@@ -352,13 +321,24 @@ class Residence:
             user.copy = copy
         return copy
 
-    def _copy_from(self, piece: _Piece, copy: Copy, at: int, most: int | None = None) -> int:
+    def _copy_from(self, piece: Piece, copy: Copy, at: int, most: int | None = None) -> int:
         memory = whole(piece.storage)
         done = 0
         most = memory.numel() - at if most is None else most
         while done < most and at + done < memory.numel():
             done += self.arena.store(piece.device, memory, copy.extents, at + done, most - done)
         return done
+
+    def unmark(self, marks: Collection[Copy]) -> None:
+        """Forget what :meth:`mark` returned."""
+        for user in self._users():
+            if user.copy in marks:
+                user.copy = None
+        self._copies.difference_update(marks)
+
+    def ordinal(self, device: Device) -> int:
+        """The position of a device in the lease."""
+        return list(self._devices()).index(device)
 
     def _drop_unused(self) -> None:
         """Free the copies that are out of date, or of memory that is gone."""
@@ -370,7 +350,7 @@ class Residence:
                 user.copy = None
         self._copies &= used
 
-    def _let_go(self, piece: _Piece) -> None:
+    def _let_go(self, piece: Piece) -> None:
         copy = piece.users[0].copy
         assert copy is not None, "it has been copied"
         for user in piece.users:
@@ -388,17 +368,20 @@ class Residence:
             yield from list(session.storages.values())
         yield from self._shared.blocks()
 
-    def _pieces(self) -> list[_Piece]:
-        """All memory that is on the devices. Raises :class:`CannotPark` if some of it is no storage's."""
-        found: dict[int, _Piece] = {}
+    def pieces(self) -> dict[int, Piece]:
+        """All memory that is on the devices, by its keys in a :class:`.lease_state.LeaseState`.
+
+        Raises :class:`CannotPark` if some of it is no storage's.
+        """
+        found: dict[int, Piece] = {}
         for user in self._users():
             if isinstance(user, Slot) and user.saved is not None:
                 raise CannotPark("a recurrent network waits for its backward pass")
             if user.base is None:
                 continue
             storage = user.base.untyped_storage()
-            found.setdefault(storage._cdata, _Piece(user.device, storage)).users.append(user)
-        return list(found.values())
+            found.setdefault(storage._cdata, Piece(user.device, storage)).users.append(user)
+        return found
 
     def _in_use(self) -> int:
         return self.arena.total - self.arena.free

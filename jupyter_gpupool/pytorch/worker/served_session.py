@@ -8,17 +8,24 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from jupyter_gpupool.transport import frames
 from jupyter_gpupool.transport.resumption import BadNumbers, Frame, WorkerEnd
 from jupyter_gpupool.transport.tls import Connection
 
+from .device import HostCopy
 from .read_ahead import Incoming, SessionOver
+
+if TYPE_CHECKING:
+    from .executor import WorkerSession
 
 #: The bytes of answers that are kept, above which the worker waits for the client to acknowledge.
 _MAX_KEPT_BYTES = 64 << 20
+#: A payload of up to so many bytes is sent in one piece with what comes before it.
+_MAX_JOINED_BYTES = 16 << 10
 #: A process whose connection its own system has closed, and for which no holder vouches, is waited for this long.
 CLOSED_GRACE_S = 2.0
 
@@ -51,7 +58,8 @@ class ServedSession:
         self.end = WorkerEnd(id)
         self.incoming = Incoming(None, limit, self._on_frame, self._on_idle, self._on_lost)
         self._on_change = on_change
-        self._state = threading.Condition()
+        self._state = threading.Lock()  # a condition's own methods would take several times as long
+        self._changed = threading.Condition(self._state)
         self._sending = threading.Lock()
         self._resuming = threading.Lock()
         self._sock: Connection | None = None
@@ -63,11 +71,20 @@ class ServedSession:
         #: when holders were last asked for it
         self.probed_at = math.inf
         self._over = False
+        #: what executes its frames
+        self.session: WorkerSession | None = None
+        #: whether its client goes along when the lease moves
+        self.follows = False
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection."""
         return self._sock is not None and self.lost_at is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody has come back."""
+        return self._over
 
     def expired(self, now: float, resume_s: float) -> bool:
         """Whether it has been without a connection for too long."""
@@ -128,36 +145,57 @@ class ServedSession:
 
     # -- sending
 
-    def answer(self, header: Any, payload: memoryview | None) -> None:
+    def answer(self, header: Any, copy: HostCopy | None) -> None:
         """Send the answer to the frame that is being executed, now or on a later connection.
 
-        Waits while the client does not acknowledge what was sent before. Raises SessionOver.
+        What a device copies to the host is sent piece by piece, as it arrives. Waits while the client does not
+        acknowledge what was sent before. Raises SessionOver; and what the copy raises, after it has ended the session,
+        because a part of it may have been sent.
         """
         numbered = [self.end.done + 1, header]
-        head = frames.pack(frames.Kind.VALUE, numbered, 0 if payload is None else payload.nbytes)
-        frame = Frame(head, payload)
-        with self._state:
-            while not self.end.has_room(frame.nbytes, _MAX_KEPT_BYTES) and not self._over:
-                self._state.wait()
-            if self._over:
-                raise SessionOver
-        self._send(frame)
+        if copy is None:
+            frame = Frame(frames.pack(frames.Kind.VALUE, numbered))
+        else:
+            head = frames.pack(frames.Kind.VALUE, numbered, copy.nbytes)
+            if copy.nbytes <= _MAX_JOINED_BYTES:
+                frame, copy = Frame(head + copy.wait()), None
+            else:
+                frame = Frame(head, copy.view)
+        while not self._send(frame, copy):
+            with self._state:
+                while not self.end.has_room(_MAX_KEPT_BYTES) and not self._over:
+                    self._changed.wait()
+                if self._over:
+                    raise SessionOver
 
     def complain(self, report: dict[str, Any]) -> None:
         """Send the report of an operator that failed. A client that has very many to read gets no more."""
-        frame = Frame(frames.pack(frames.Kind.ERROR, report))
-        with self._state:
-            room = self.end.has_room(frame.nbytes, _MAX_KEPT_BYTES)
-        if room:
-            self._send(frame)
+        self._send(Frame(frames.pack(frames.Kind.ERROR, report)))
 
-    def _send(self, frame: Frame) -> None:
+    def _send(self, frame: Frame, copy: HostCopy | None = None) -> bool:
+        """Send a frame that counts; False if the client has to acknowledge others before.
+
+        Raises what ``copy`` raises, which arrives while it is sent.
+        """
         with self._sending:
             with self._state:
+                if self._over or not self.end.has_room(_MAX_KEPT_BYTES):
+                    return False
                 self.end.keep(frame)
                 if not self.id:
                     self.end.acknowledge(frame.number)
-            self._transmit(frame)
+            if copy is None:
+                self._transmit(frame)
+                return True
+            try:
+                self._transmit(frame, copy.pieces())
+                copy.wait()  # before another connection sends it as a whole
+            except Exception:
+                if self._sock is not None:
+                    self._break(self._sock)
+                self.expire()
+                raise
+        return True
 
     def finish(self, frame_bytes: int) -> None:
         """Count a frame as executed."""
@@ -168,23 +206,39 @@ class ServedSession:
         if due:
             self._acknowledge()
 
-    def say(self, message: str) -> None:
+    def say(self, message: str, **more: Any) -> None:
         """End the session for the client, with the reason."""
         sock = self._sock
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.settimeout(0.2)
-                frames.send_all(sock, frames.pack(frames.Kind.BYE, {"message": message}))
+                frames.send_all(sock, frames.pack(frames.Kind.BYE, {"message": message, **more}))
 
-    def _transmit(self, frame: Frame) -> None:
-        """Called with the lock of senders."""
+    def describe(self) -> dict[str, Any]:
+        """Describe the session at rest, for the worker with which its client goes on.
+
+        What was read ahead is not part of it: its client sends it again.
+        """
+        with self._state:
+            numbers = replace(self.end.numbers(), received=self.end.done)
+            kept = [
+                [frame.head, None if frame.payload is None else bytes(frame.payload)]
+                for frame in self.end.kept
+            ]
+        return {"id": self.id, "process": self.process, "numbers": numbers.to_json(), "kept": kept}
+
+    def _transmit(self, frame: Frame, pieces: Iterable[memoryview] = ()) -> None:
+        """Send a frame, with its payload as ``pieces`` where those arrive only now. Called with the lock of senders.
+
+        Raises what ``pieces`` raises.
+        """
         sock = self._sock
         if sock is None:
             return
         try:
             frames.send_all(sock, frame.head)
-            if frame.payload is not None:
-                frames.send_all(sock, frame.payload)
+            for piece in pieces or ([] if frame.payload is None else [frame.payload]):
+                frames.send_all(sock, piece)
         except OSError:
             self._break(sock)
 
@@ -213,7 +267,7 @@ class ServedSession:
                     self.end.acknowledge(header)
                 except BadNumbers as e:
                     raise frames.WireError(str(e)) from None
-                self._state.notify_all()
+                self._changed.notify_all()
         elif self._sending.acquire(blocking=False):  # otherwise something is being sent, which says as much
             self._sending.release()
             self._acknowledge()
@@ -228,7 +282,7 @@ class ServedSession:
         """Let :meth:`Incoming.next` raise SessionOver: nobody has come back."""
         with self._state:
             self._over = True
-            self._state.notify_all()
+            self._changed.notify_all()
         self.incoming.close()
 
     def close(self) -> None:

@@ -87,6 +87,11 @@ class SharedStorages:
             slot.shared, slot.copy = block, block.copy
             return slot
 
+    def has(self, name: bytes) -> bool:
+        """Whether something sent as ``name`` is there."""
+        with self._lock:
+            return name in self._blocks
+
     def blocks(self) -> list[SharedBlock]:
         """Every block that there is."""
         with self._lock:

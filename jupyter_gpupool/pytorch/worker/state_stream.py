@@ -16,7 +16,7 @@ import msgpack
 import torch
 
 from .device import Device
-from .lease_state import BadState, LeaseState, Memory
+from .lease_state import AwayMemory, BadState, LeaseState, Memory
 from .plain_form import plain
 
 _MAGIC = b"gpupool-state\x00\x00\x01"
@@ -45,15 +45,28 @@ class StateWriter:
         self._staging = memoryview(bytearray(PIECE_BYTES))
         write(memoryview(_MAGIC))
 
-    def memory(self, key: int, memory: Memory) -> None:
+    def memory(self, key: int, memory: Memory | AwayMemory) -> None:
         """Write a piece of memory, for the first time or again."""
-        device, total = self._devices[memory.device], memory.bytes.numel()
-        self._record(_Kind.MEMORY, key, memory.device, total)
+        device, total = self._devices[memory.device], memory.nbytes
+        self.begin(key, memory.device, total)
+        there = memory.in_place(device)
         for offset in range(0, total, PIECE_BYTES):
-            piece = self._staging[: min(PIECE_BYTES, total - offset)]
-            device.copy_to_host(memory.bytes[offset : offset + len(piece)], piece)
-            self._record(_Kind.BYTES, key, offset, len(piece))
-            self._write(piece)
+            length = min(PIECE_BYTES, total - offset)
+            if there is None:
+                piece = self._staging[:length]
+                memory.read(device, offset, piece)
+            else:
+                piece = there[offset : offset + length]
+            self.part(key, offset, piece)
+
+    def begin(self, key: int, ordinal: int, nbytes: int) -> None:
+        """Begin a piece of a device's memory; its parts follow in order."""
+        self._record(_Kind.MEMORY, key, ordinal, nbytes)
+
+    def part(self, key: int, offset: int, content: memoryview) -> None:
+        """Write the next bytes of a piece of memory, at most :data:`PIECE_BYTES`."""
+        self._record(_Kind.BYTES, key, offset, len(content))
+        self._write(content)
 
     def freed(self, key: int) -> None:
         """Note that the memory of that key is not needed any more."""
@@ -73,7 +86,7 @@ class StateWriter:
 def write_state(
     devices: Sequence[Device],
     state: LeaseState,
-    memories: Mapping[int, Memory],
+    memories: Mapping[int, Memory | AwayMemory],
     write: Callable[[memoryview], object],
 ) -> None:
     """Write a state and its memory as one stream."""
@@ -150,9 +163,14 @@ class _Reading:
             raise BadState(f"{length} bytes at {offset} of memory {key}, which are not the next ones")
         if offset + length > memory.bytes.numel():
             raise BadState(f"memory {key} has only {memory.bytes.numel()} bytes")
-        piece = self._staging[:length]
-        self._read_into(piece)
-        self._devices[memory.device].copy_from_host(memory.bytes[offset : offset + length], piece)
+        device = self._devices[memory.device]
+        there = device.in_place(memory.bytes)
+        if there is None:
+            piece = self._staging[:length]
+            self._read_into(piece)
+            device.copy_from_host(memory.bytes[offset : offset + length], piece)
+        else:
+            self._read_into(there[offset : offset + length])
         self._filled[key] += length
 
     def _free(self, key: int) -> None:

@@ -30,8 +30,8 @@ class StaleTensorError(Poisoned):
             {
                 "operator": None,
                 "type": "RuntimeError",
-                "message": "this tensor belongs to a lease that has ended, so its elements are lost; "
-                "create it again",
+                "message": "this tensor belongs to a lease that has ended, or to a worker that was replaced, so its "
+                "elements are lost; create it again",
             }
         )
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from jupyter_gpupool.pytorch.protocol.recurrent import RNN, RNN_BACKWARD
+from jupyter_gpupool.pytorch.protocol.recurrent import OPAQUE, RNN, RNN_BACKWARD
+from jupyter_gpupool.pytorch.protocol.sizes import rounded
 from jupyter_gpupool.pytorch.torch_internals.worker import set_conj
 
 from . import recurrent
@@ -66,12 +67,20 @@ class Template:
         self.kwargs = {str(k): self._decode(v) for k, v in definition["kwargs"].items()}
         self.results = self._decode_results(definition["results"])
         self.new = flat_new(self.results)
+        #: the bytes of each new storage, and what all of them take
+        self.new_bytes = tuple(map(nbytes_of, self.new))
+        self.taken_bytes = sum(map(rounded, self.new_bytes))
         #: the positions of the tensors that a call writes to
         self.writes = self._writes(op)
         self.size = self.n_tensors + self.n_scalars + len(self.new)
         self.checked = False
         if set(self.geometries) != set(range(self.n_tensors)):
             raise BadRecord(f"{self.name}: tensors are not numbered from 0 to {self.n_tensors - 1}")
+        #: the layouts of the tensors, in order
+        self.layouts = tuple(self.geometries[k] for k in range(self.n_tensors))
+        #: whether a result may be conjugated or negated lazily
+        self.is_complex = any(g[3].is_complex for g in (*self.layouts, *self.new) if g[3] is not OPAQUE)
+        self._plan = None if self.kwargs else _plan_of(self.args, self.n_tensors)
         first = self.geometries.get(0) or (self.new[0] if self.new else None)
         self.device = scope.device(first[4]) if first else scope.home
         self.op = self.device.kernel(op, _OWN_KERNELS.get(op, self.op))
@@ -130,10 +139,29 @@ class Template:
         self, tensors: Sequence[torch.Tensor], scalars: Sequence[Any]
     ) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a call with these tensors and scalars: (positional, by name)."""
+        if self._plan is not None:
+            values = (*tensors, *scalars)
+            return [values[k] if is_hole else k for is_hole, k in self._plan], {}
         return (
             [_fill(a, tensors, scalars) for a in self.args],
             {k: _fill(v, tensors, scalars) for k, v in self.kwargs.items()} if self.kwargs else {},
         )
+
+
+def _plan_of(args: list[Any], n_tensors: int) -> list[tuple[bool, Any]] | None:
+    """Where each argument comes from: the position among tensors and scalars, or a constant.
+
+    None if some have holes inside, or are converted.
+    """
+    plan: list[tuple[bool, Any]] = []
+    for value in args:
+        if type(value) is _Hole and value.dtype is None:
+            plan.append((True, value.k if value.of == "tensors" else n_tensors + value.k))
+        elif type(value) in (_Hole, _GeneratorHole, list):
+            return None
+        else:
+            plan.append((False, value))
+    return plan
 
 
 def decode_constant(scope: Scope, value: Any) -> Any:

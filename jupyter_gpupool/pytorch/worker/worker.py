@@ -22,8 +22,10 @@ from jupyter_gpupool.transport.resumption import BadNumbers, number, session_id
 from jupyter_gpupool.transport.specs import (
     EXIT_FENCED,
     EXIT_GPU_FAILED,
+    EXIT_GPU_UNUSABLE,
     EXIT_HOLDER_LOST,
     EXIT_KERNEL_FAILED,
+    EXIT_MOVED,
     EXIT_NEVER_ATTACHED,
     EXIT_RELEASED,
     EXIT_STOPPED,
@@ -32,11 +34,17 @@ from jupyter_gpupool.transport.specs import (
 )
 
 from . import devices
+from .admission import Admission
+from .arrival import Arrival
+from .collectives import Meetings
 from .control import WorkerControl
+from .departure import CannotMove, Departure
 from .device import Device
 from .device_errors import DeviceFailure
 from .executor import WorkerSession
-from .read_ahead import Frame, Incoming, SessionOver
+from .messages import Messages
+from .other_frameworks import Begin, OtherSession
+from .read_ahead import Frame, SessionOver
 from .residence import Residence
 from .served_session import ServedSession, patience_s
 from .shared_storages import SharedStorages
@@ -52,6 +60,8 @@ _MAX_UNAUTHENTICATED = 64
 _MAX_SESSIONS = 256
 #: Seconds between two questions whether a process lives whose connection is lost.
 _PROBE_INTERVAL_S = 1.0
+#: Seconds between two signs of life to a client that waits until the slices are set up.
+_SIGN_INTERVAL_S = 1.0
 #: The largest number that a process may give a device.
 _MAX_DEVICE = 4095
 
@@ -67,6 +77,8 @@ def serve(
     report: Callable[[dict[str, Any]], None],
     look: Callable[[Limit], None] = lambda limit: None,
     asked_at: socket.socket | None = None,
+    frameworks: Mapping[str, Begin] = {},
+    shut_in: Callable[[], None] = lambda: None,
 ) -> int:
     """Serve one lease until it ends, and return one of the EXIT_* codes.
 
@@ -75,13 +87,19 @@ def serve(
     changed: ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n, "held_at": seconds
     since the epoch, or None, "reconnects": n}``. ``look`` is called a few times a second with the function that
     resizes the lease. ``asked_at``: the socket at which an engine asks for parking, see transport/control.py.
+    ``frameworks``: what begins sessions of other frameworks than PyTorch, by their names.
+    ``shut_in`` is called before a thread is started and before a client is read: from then on files and the network may
+    be out of reach. What it raises is raised.
 
     Afterwards a thread may still be inside an operator: leave the process by ``os._exit``.
     """
     devices.prepare_process(spec.devices)
-    worker = Worker(spec, report, look)
+    worker = Worker(spec, report, look, frameworks)
+    shut_in()
     if asked_at is not None:
-        answers = WorkerControl(asked_at, worker.residence, worker.place)
+        answers = WorkerControl(
+            asked_at, worker.residence, worker.place, worker.obey, lambda: worker.departure.is_sent
+        )
         threading.Thread(target=answers.run, name="control", daemon=True).start()
     return worker.run(listener)
 
@@ -89,8 +107,10 @@ def serve(
 class _Holder:
     """A holder of the lease, and its newest connection."""
 
-    def __init__(self, sock: tls.Connection) -> None:
+    def __init__(self, sock: tls.Connection | None, follows: bool) -> None:
         self._sock = sock
+        #: whether it goes along when the lease moves
+        self.follows = follows
         self._saying = threading.Lock()
         #: when something was last heard of it, and since when its connection is lost, on a monotonic clock
         self.heard = time.monotonic()
@@ -99,12 +119,16 @@ class _Holder:
         self.closed = False
 
     def say(self, kind: frames.Kind, header: Any) -> None:
+        if self._sock is None:
+            return
         with self._saying, contextlib.suppress(OSError):  # closed already
             if kind is frames.Kind.BYE:
                 self._sock.settimeout(0.2)
             frames.send(self._sock, kind, header)
 
     def hang_up(self) -> None:
+        if self._sock is None:
+            return
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -117,17 +141,28 @@ class Worker:
         spec: WorkerSpec,
         report: Callable[[dict[str, Any]], None],
         look: Callable[[Limit], None] = lambda limit: None,
+        frameworks: Mapping[str, Begin] = {},
     ) -> None:
         self.spec = spec
+        self._frameworks = frameworks
         self._report = report
         self._look = look
         self._devices: list[Device] | None = None
-        self._shared = SharedStorages()
-        self.residence = Residence(self.devices, self._shared)
+        self.shared = SharedStorages()
+        self._meetings = Meetings()
+        self._messages = Messages(self.shared)
+        self.residence = Residence(self.devices, self.shared)
+        self.admission = Admission(is_open=not spec.awaits_state)
+        self.certificate = tls.ServerCertificate(spec.certfile, spec.keyfile) if spec.certfile else None
+        self.departure = Departure(self)
+        self.arrival = Arrival(self)
+        #: the lease's secret, as its clients have presented it
+        self.secret = ""
         #: the GPUs that the lease had before it was parked, with their positions
         self._former: dict[str, int] = {}
         self._lock = threading.Lock()
         self._over = False
+        self._is_closed = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._code = EXIT_RELEASED
         #: why a device cannot be used any more
@@ -151,7 +186,7 @@ class Worker:
             now = time.monotonic()
             if self._held_at is not None:
                 self._expire_holders(now)
-            elif now - born > self.spec.attach_timeout_s:
+            elif not self.spec.awaits_state and now - born > self.spec.attach_timeout_s:
                 self.end(EXIT_NEVER_ATTACHED)
             self._turn_away(now - _AUTHENTICATION_TIMEOUT_S)
             self._expire_sessions(now)
@@ -169,6 +204,10 @@ class Worker:
             self._over = True
             os.eventfd_write(self._wake, 1)
 
+    def _admit_nobody(self) -> None:
+        """Whoever connects from now on is meant for the worker that follows."""
+        self._is_closed = True
+
     def _fail(self, failure: DeviceFailure) -> None:
         """End the lease: this process cannot use its GPU any more. The thread of the session goes no further."""
         if not self._failure:
@@ -182,7 +221,7 @@ class Worker:
             if self._devices is None:
                 self._devices = devices.create_devices(self.spec.devices)
                 for d in self._devices:
-                    d.reclaim = functools.partial(self._shared.reclaim, d)
+                    d.reclaim = functools.partial(self.shared.reclaim, d)
             return self._devices
 
     def limit(self, limits: Mapping[str, int]) -> dict[str, int]:
@@ -225,6 +264,30 @@ class Worker:
                 device.resize(replace(spec, index=device.spec.index))
             self.spec = replace(self.spec, devices=tuple(device.spec for device in placed))
 
+    def obey(self, what: str, message: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any] | None:
+        """Do what an engine asks about a move or the certificate, and return the answer; None for something else.
+
+        Of the descriptors that came along it takes what it needs. Raises CannotMove, ValueError and OSError.
+        """
+        if what == "send":
+            host, port = message["to"]
+            sock = socket.socket(fileno=descriptors.pop()) if descriptors else None
+            return self.departure.send(host, port, message["secure"], message["ca"], sock)
+        if what == "certificate":
+            if self.certificate is None or len(descriptors) != 2:
+                raise ValueError("no certificate")
+            self.certificate.renew(*(f"/proc/self/fd/{descriptor}" for descriptor in descriptors))
+            return {}
+        if what == "stay":
+            self.departure.stay()
+        elif what == "leave":
+            self.departure.leave(*message["to"])
+        elif what == "serve":
+            self.arrival.serve(self.go_on)
+        else:
+            return None
+        return {}
+
     # -- connections
 
     def _accept(self, listener: socket.socket) -> None:
@@ -244,6 +307,11 @@ class Worker:
                 )
             self._turn_away(before)
             threading.Thread(target=self._serve, args=(sock,), name="client", daemon=True).start()
+
+    def _forget_pending(self, sock: socket.socket) -> None:
+        """A connection has authenticated itself, or is given up."""
+        with self._lock:
+            self._unauthenticated.pop(sock, None)
 
     def _turn_away(self, before: float) -> None:
         """Close connections that were accepted at ``before`` or earlier and are not authenticated."""
@@ -298,44 +366,78 @@ class Worker:
 
     def _serve(self, sock: socket.socket) -> None:
         opened: list[ServedSession] = []
+        admitted = contextlib.ExitStack()
         with contextlib.ExitStack() as closing:
             # With a second descriptor, the connection can be closed while its thread is in TLS.
             accepted = closing.enter_context(sock)
             try:
                 twin = sock.dup()
-                conn = handshake.secured(twin, self.spec) if self.spec.certfile else twin
+                conn = handshake.secured(twin, self.spec, self.certificate) if self.certificate else twin
                 closing.enter_context(conn)
-                hello = handshake.admit(
-                    conn, self.spec, self._facts(), resume=lambda hello: self._resume(hello, opened)
-                )
+
+                def let_in(hello: dict[str, Any]) -> dict[str, Any]:
+                    self._forget_pending(accepted)
+                    if hello["role"] == "session" and self._devices is None:
+                        self._set_up(conn, hello)
+                    return self._let_in(hello, opened, admitted)
+
+                hello = handshake.admit(conn, self.spec, self._facts(), resume=let_in)
             except (handshake.Refused, ConnectionError, frames.WireError, OSError):
                 for served in opened:  # its client never heard of it
                     self._close(served)
+                admitted.close()
+                if self._failure and self._devices is None:
+                    self.end(EXIT_GPU_UNUSABLE)
                 return
             finally:
-                with self._lock:
-                    del self._unauthenticated[accepted]
+                self._forget_pending(accepted)
                 accepted.close()
+            if hello["role"] == "worker":
+                with contextlib.suppress(
+                    OSError
+                ):  # the other one has gone, and the engine learns of it there
+                    self.arrival.receive(conn)
+                return
             if hello["role"] == "holder":
-                self._hold(conn, hello)
+                self._hold(conn, hello, admitted)
                 return
             closing.pop_all()  # the session closes its connections
-        with self._lock:
-            known = self._sessions.get(hello.get("session", ""))
-        if opened or known is None:
-            self._work(conn, opened[0] if opened else self._open("", hello), hello)
-        elif known.attach(conn, hello["generation"]):
+        with admitted:
             with self._lock:
-                self._reconnects += 1
-        else:
-            conn.close()
+                known = self._sessions.get(hello.get("session", ""))
+            if not opened and known is not None:
+                if known.attach(conn, hello["generation"]):
+                    with self._lock:
+                        self._reconnects += 1
+                else:
+                    conn.close()
+                return
+            served = opened[0] if opened else self._open("", hello)
+            served.follows = hello.get("follows") is True
+            session = self._begin(conn, served, hello)
+        if session is not None:
+            self._execute(served, session)
+
+    def _let_in(
+        self, hello: dict[str, Any], opened: list[ServedSession], admitted: contextlib.ExitStack
+    ) -> dict[str, Any]:
+        """Let an authenticated client in; it is known when ``admitted`` is closed. Raises BadNumbers, MovedAway."""
+        self.secret = hello["secret"]
+        if hello["role"] == "worker":
+            return {}
+        admitted.enter_context(self.admission)
+        return self._resume(hello, opened)
 
     def _resume(self, hello: dict[str, Any], opened: list[ServedSession]) -> dict[str, Any]:
-        """Let a client resume its session, or open one, which is added to ``opened``. Raises BadNumbers.
+        """Let a client resume its session, or open one, which is added to ``opened``.
+
+        Raises BadNumbers, and ConnectionLost where nobody is admitted any more.
 
         Returns more fields of the welcome. The session is known before its client hears of it, because the connection
         may be lost in that moment.
         """
+        if self._is_closed or self._over:
+            raise frames.ConnectionLost("the worker ends")
         if hello["role"] != "session" or "session" not in hello:
             return {}
         id, generation = session_id(hello["session"]), hello.get("generation")
@@ -347,12 +449,39 @@ class Worker:
                 raise BadNumbers("it has ended")
             served = self._open(id, hello)
             opened.append(served)
-        return served.resume(generation, hello.get("received"))
+        known = devices.facts(self.spec.devices, self._devices or ())
+        return {"devices": known, **served.resume(generation, hello.get("received"))}
+
+    def _set_up(self, conn: tls.Connection, hello: dict[str, Any]) -> None:
+        """Set the slices up, for the welcome names what they have for tensors. A client that can wait gets signs.
+
+        Raises Refused if that is not possible.
+        """
+        done = threading.Event()
+
+        def create() -> None:
+            try:
+                self.devices()
+            except Exception as e:  # CUDA's and NVML's own errors are of many kinds
+                reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+                self._failure = f"the GPU cannot be used: {reason}"
+            done.set()
+
+        threading.Thread(target=create, name="set up", daemon=True).start()
+        while not done.wait(_SIGN_INTERVAL_S):
+            if hello.get("waits") is True:
+                frames.send(conn, frames.Kind.PING, None)
+        if self._devices is None:
+            raise handshake.Refused(self._failure)
 
     def _open(self, id: str, hello: dict[str, Any]) -> ServedSession:
+        return self.new_served(id, hello.get("process"))
+
+    def new_served(self, id: str, process: Any) -> ServedSession:
+        """A new session, of a client whose process is that."""
         served = ServedSession(
             id,
-            _process(hello.get("process")),
+            _process(process),
             max(d.limit_mib for d in self.spec.devices) << 20,
             on_change=lambda: os.eventfd_write(self._wake, 1),
         )
@@ -369,12 +498,12 @@ class Worker:
         facts = devices.facts(self.spec.devices)
         return {"torch": torch.__version__, "devices": facts, "software": software()}
 
-    def _hold(self, sock: tls.Connection, hello: dict[str, Any]) -> None:
+    def _hold(self, sock: tls.Connection, hello: dict[str, Any], admitted: contextlib.ExitStack) -> None:
         """Serve a connection of a holder. The holder may come back, unless it gave itself no id."""
         given = hello.get("holder")
         id = given if isinstance(given, str) else uuid.uuid4().hex
-        holder = _Holder(sock)
-        with self._lock:
+        holder = _Holder(sock, hello.get("follows") is True and isinstance(given, str))
+        with admitted, self._lock:
             before = self._holders.get(id)
             self._holders[id] = holder
             self._held_at = self._held_at or time.time()
@@ -412,17 +541,19 @@ class Worker:
             if code is not None and not self._holders:
                 self.end(code)
 
-    def _work(self, sock: tls.Connection, served: ServedSession, hello: dict[str, Any]) -> None:
-        """Serve a new session until it ends, through all its connections."""
-        with self._lock:
-            full = len(self._sessions) > _MAX_SESSIONS
-        session = None
-        try:
+    def _begin(
+        self, sock: tls.Connection, served: ServedSession, hello: dict[str, Any]
+    ) -> WorkerSession | OtherSession | None:
+        """Begin a new session on its first connection. Return what executes its frames, or None if it has ended."""
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._close, served)
+            with self._lock:
+                full = len(self._sessions) > _MAX_SESSIONS
             if not served.attach(sock, hello["generation"] if served.id else 0):
                 sock.close()  # its client has made another one already
             if full:
                 served.say(f"{_MAX_SESSIONS} processes use this lease already, and no more are allowed")
-                return
+                return None
             threads = hello.get("threads")
             if isinstance(threads, int) and 0 < threads <= 1024:
                 for device in self.devices():
@@ -430,16 +561,52 @@ class Worker:
             numbers = self._numbers(hello.get("devices"))
             if numbers is None:
                 served.say("this client numbers devices that the lease does not have")
-                return
-            session = WorkerSession(
-                list(numbers.values()),
-                answer=lambda header, copy: served.answer(header, None if copy is None else copy.wait()),
-                complain=served.complain,
-                shared=self._shared,
-                numbers=numbers,
-                residence=self.residence,
-                on_failure=self._fail,
-            )
+                return None
+            session: WorkerSession | OtherSession | None
+            if "framework" in hello:
+                session = self._new_other(served, numbers, hello["framework"])
+            else:
+                session = self.new_session(served, numbers)
+            if session is not None:
+                closing.pop_all()
+        return session
+
+    def _new_other(
+        self, served: ServedSession, numbers: dict[int, Device], framework: Any
+    ) -> OtherSession | None:
+        """A session of another framework; None if there cannot be one, which its client is told."""
+        begin = self._frameworks.get(framework) if isinstance(framework, str) else None
+        position = {device: k for k, device in enumerate(self.devices())}
+        try:
+            if begin is None:
+                raise ImportError("this worker serves PyTorch only")
+            positions = {number: position[device] for number, device in numbers.items()}
+            executes = begin(numbers, positions, len(position), served.answer)
+        except ImportError as e:
+            served.say(str(e))
+            return None
+        return OtherSession(str(framework), executes, self.residence)
+
+    def new_session(self, served: ServedSession, numbers: dict[int, Device]) -> WorkerSession:
+        """What executes the frames of a session whose client numbers the devices so."""
+        served.session = session = WorkerSession(
+            list(numbers.values()),
+            answer=served.answer,
+            complain=served.complain,
+            shared=self.shared,
+            meetings=self._meetings,
+            messages=self._messages,
+            is_over=lambda: served.is_over,
+            numbers=numbers,
+            residence=self.residence,
+            on_failing=self._admit_nobody,
+            on_failure=self._fail,
+        )
+        return session
+
+    def _execute(self, served: ServedSession, session: WorkerSession | OtherSession) -> None:
+        """Serve a session until it ends, through all its connections."""
+        try:
             with torch.inference_mode():
                 self._loop(served, session)
         except (BadRecord, frames.WireError) as e:
@@ -448,8 +615,78 @@ class Worker:
             pass  # nobody has come back
         finally:
             self._close(served)
-            if session is not None:
-                session.close()
+            session.close()
+
+    # -- moving
+
+    def served(self) -> list[ServedSession]:
+        """Every session."""
+        with self._lock:
+            return list(self._sessions.values())
+
+    def refuse_to_move(self) -> None:
+        """Raise CannotMove if somebody could not go along."""
+        with self._lock:
+            follow = [served.follows and bool(served.id) for served in self._sessions.values()]
+            follow += [holder.follows for holder in self._holders.values()]
+        if not all(follow):
+            raise CannotMove("a client of it is of an earlier version, which does not follow its lease")
+        if not self.secret:
+            raise CannotMove("nobody has attached to it yet")
+
+    def describe(self) -> dict[str, Any]:
+        """What belongs to the lease besides its state."""
+        now = time.monotonic()
+        with self._lock:
+            holders = {
+                id: [0.0 if holder.away_at is None else now - holder.away_at, holder.closed]
+                for id, holder in self._holders.items()
+            }
+            former = {d.uuid: k for k, d in enumerate(self.spec.devices)}
+            return {
+                "holders": holders,
+                "former": {**self._former, **former},
+                "held_at": self._held_at,
+                "reconnects": self._reconnects,
+            }
+
+    def check_description(self, given: Any) -> None:
+        """Raise WireError for what is not from :meth:`describe`."""
+        if not isinstance(given, dict):
+            raise frames.WireError("no description of a lease")
+        former, holders = given.get("former"), given.get("holders")
+        count = len(self.spec.devices)
+        if (
+            not isinstance(former, dict)
+            or not isinstance(holders, dict)
+            or not all(type(k) is int and 0 <= k < count for k in former.values())
+            or not all(isinstance(away, list) and len(away) == 2 for away in holders.values())
+            or not isinstance(given.get("reconnects"), int)
+            or not isinstance(given.get("held_at"), (float, type(None)))
+        ):
+            raise frames.WireError("no description of a lease")
+
+    def take_over(self, given: dict[str, Any]) -> None:
+        """Hold the lease for those who held it at the worker before, and who are about to come."""
+        now = time.monotonic()
+        with self._lock:
+            for id, (away_s, closed) in given["holders"].items():
+                self._holders[id] = _Holder(None, follows=True)
+                self._holders[id].away_at, self._holders[id].closed = now - away_s, closed
+            self._former = dict(given["former"])
+            self._held_at = given["held_at"] or time.time()
+            self._reconnects = given["reconnects"]
+            for served in self._sessions.values():
+                served.follows = True
+                served.lost_at = served.probed_at = now
+            self.spec = replace(self.spec, awaits_state=False)
+
+    def go_on(self, served: ServedSession) -> None:
+        """Execute the frames of a session that has arrived, in a thread of its own."""
+        assert served.session is not None, "it has arrived with one"
+        threading.Thread(
+            target=self._execute, args=(served, served.session), name="client", daemon=True
+        ).start()
 
     def _numbers(self, wanted: Any) -> dict[int, Device] | None:
         """The devices by the numbers that a client's hello has for them; None if those make no sense.
@@ -473,25 +710,24 @@ class Worker:
         numbers = {number: known[uuid] for uuid, number in wanted.items()}
         return numbers if len(numbers) == len(wanted) else None
 
-    def _loop(self, served: ServedSession, session: WorkerSession) -> None:
+    def _loop(self, served: ServedSession, session: WorkerSession | OtherSession) -> None:
         incoming = served.incoming
         while True:
             frame = incoming.next()
             if frame.kind is frames.Kind.RECORDS and not frame.length:
                 with incoming.meanwhile():
-                    session.run(frame.header)
+                    session.run(frame.header, lambda: served.finish(frame.nbytes))  # noqa: B023  called at once
             elif frame.kind is frames.Kind.UPLOAD:
                 try:
-                    self._upload(incoming, session, frame)
+                    self._upload(served, session, frame)
                 except ConnectionError:
                     continue  # the rest of the frame is lost, so all of it is sent again
             elif frame.kind is frames.Kind.BYE:
                 return
             else:
                 raise frames.WireError(f"unexpected {frame.kind.name}")
-            served.finish(frame.nbytes)
 
-    def _upload(self, incoming: Incoming, session: WorkerSession, frame: Frame) -> None:
+    def _upload(self, served: ServedSession, session: WorkerSession | OtherSession, frame: Frame) -> None:
         """Execute an UPLOAD frame. A payload that was not read ahead goes directly into the tensor."""
         try:
             id, geom = frame.header
@@ -505,12 +741,12 @@ class Worker:
                 return
             end = start + len(view)
             if payload is None:
-                incoming.read_payload(frame, view, is_last=end == frame.length)
+                served.incoming.read_payload(frame, view, is_last=end == frame.length)
             else:
                 torch.frombuffer(view, dtype=torch.uint8).copy_(payload[start:end])
             start = end
 
-        session.upload(id, geom, frame.length, receive)
+        session.upload(id, geom, frame.length, receive, lambda: served.finish(frame.nbytes))
 
     # -- reports
 
@@ -538,13 +774,19 @@ class Worker:
             EXIT_STOPPED: "the pool ended the lease",
             EXIT_KERNEL_FAILED: self._failure,
             EXIT_GPU_FAILED: self._failure,
+            EXIT_GPU_UNUSABLE: self._failure,
+            EXIT_MOVED: "the lease has moved, and this program does not follow it",
         }.get(self._code, "the lease ended")
         with self._lock:
             holders, sessions = list(self._holders.values()), list(self._sessions.values())
+        # Another worker takes its place then, if its engine does that.
+        more: dict[str, Any] = {"replaced": self._code in (EXIT_KERNEL_FAILED, EXIT_GPU_FAILED)}
+        if self.departure.where is not None:
+            more["moved"] = list(self.departure.where)
         for holder in holders:
-            holder.say(frames.Kind.BYE, {"message": reason})
+            holder.say(frames.Kind.BYE, {"message": reason, **more})
         for served in sessions:
-            served.say(reason)
+            served.say(reason, **more)
 
 
 def _process(given: Any) -> dict[str, Any] | None:

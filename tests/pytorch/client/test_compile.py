@@ -15,6 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the device is PyTorch's")
 
+from jupyter_gpupool.pytorch.client.compile.graphs import states  # noqa: E402
 from jupyter_gpupool.pytorch.client.dispatch import attachment  # noqa: E402
 from jupyter_gpupool.pytorch.protocol import commands  # noqa: E402
 
@@ -249,8 +250,10 @@ def test_with_inductor_in_the_worker(attached: object) -> None:
     fast = compiled(lambda x: torch.tanh(layer(x)) * 2, options={"inductor": True})
     x = torch.randn(3, 4, device="cuda")
     expected = torch.tanh(layer(x)) * 2
+    assert fast(x).shape == (3, 4) and states() == [""], "its operators run one by one"
     for _ in range(10):
         torch.testing.assert_close(fast(x).cpu(), expected.cpu())
+    assert states() != [""]
 
 
 def test_the_next_lease(start_worker: Callable) -> None:

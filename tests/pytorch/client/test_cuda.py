@@ -65,6 +65,13 @@ def test_every_public_name_of_torch_cuda_is_answered_or_refused_by_name(attached
             getattr(torch.cuda, name)()
 
 
+def test_a_refused_class_is_refused_however_it_is_made(attached: object) -> None:
+    with pytest.raises(
+        RuntimeError, match="GreenContext is not available on a leased GPU: a slice cannot be"
+    ):
+        torch.cuda.green_contexts.GreenContext.create(num_sms=4)
+
+
 def legacy_types() -> set[str]:
     return {"Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long", "Bool"}
 

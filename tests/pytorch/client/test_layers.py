@@ -81,6 +81,20 @@ def test_weighted_embedding_bags(device: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.BatchNorm1d(3),
+        lambda: nn.LayerNorm(3),
+        lambda: nn.GroupNorm(1, 3),
+        lambda: nn.Conv1d(3, 3, 1),
+    ],
+    ids=["BatchNorm1d", "LayerNorm", "GroupNorm", "Conv1d"],
+)
+def test_a_first_layer_has_gradients_of_its_parameters_alone(device: str, make: Callable) -> None:
+    compare(device, make, lambda model, place: model(torch.randn(2, 3, 3).to(place)))
+
+
+@pytest.mark.parametrize(
     ("make", "shape"),
     [
         (lambda: nn.MultiheadAttention(8, 2, batch_first=True), (2, 5, 8)),

@@ -124,6 +124,25 @@ def test_a_sessions_memory_is_freed_when_its_process_ends(attached: object) -> N
         )
 
 
+def _serve_without_sessions(listener: object, spec: object) -> None:
+    from jupyter_gpupool.pytorch.worker import worker
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("this session cannot be set up")
+
+    worker.WorkerSession = fail  # type: ignore[assignment,misc]
+    os._exit(worker.serve(spec, listener, lambda usage: None))  # type: ignore[arg-type]
+
+
+def test_a_session_that_cannot_be_set_up_ends_for_its_client_too(start_worker: Callable) -> None:
+    session.activate(start_worker(serve=_serve_without_sessions).spec)
+    try:
+        with pytest.raises(RuntimeError, match="it has ended"):
+            torch.ones(3, device="cuda").sum().item()
+    finally:
+        session.deactivate()
+
+
 class TestAdmission:
     @pytest.mark.parametrize(
         ("change", "reason"),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -136,10 +140,10 @@ def test_training_for_long_leaks_nothing(small: object) -> None:
 
 def test_the_worker_enforces_it_for_all_processes_of_a_lease(small: object) -> None:
     """Another process's tensors count: this one's own account alone would not notice."""
-    from jupyter_gpupool.pytorch.client.dispatch.attachment import open_session
+    from jupyter_gpupool.pytorch.client.dispatch.attachment import ClientSession
     from jupyter_gpupool.pytorch.client.tensor.command_stream import CommandStream
 
-    connection = open_session(small.spec, {"torch": torch.__version__, "threads": 1})  # type: ignore[attr-defined]
+    connection = ClientSession(small.spec).open(small.spec, {"torch": torch.__version__, "threads": 1})  # type: ignore[attr-defined]
     other = CommandStream(connection, small.spec.devices)  # type: ignore[attr-defined]
     storage = other.allocate(50 * MIB, 0)
     other.wait()
@@ -150,3 +154,84 @@ def test_the_worker_enforces_it_for_all_processes_of_a_lease(small: object) -> N
     other.wait()
     assert torch.ones(50 * MIB, dtype=torch.uint8, device="cuda")[0].item() == 1
     other.close()
+
+
+def serve_with_a_context(listener: socket.socket, spec: Any) -> None:
+    """A worker that needs 20 MiB of each slice for itself, as a CUDA context does."""
+    from jupyter_gpupool.pytorch.worker import worker
+    from jupyter_gpupool.pytorch.worker.emulated_device import EmulatedDevice
+
+    whole = EmulatedDevice.__init__
+
+    def begin(self: Any, *args: Any) -> None:
+        whole(self, *args)
+        self.overhead = 20 * MIB
+        self.resize(self.spec)
+
+    EmulatedDevice.__init__ = begin  # type: ignore[method-assign]
+    os._exit(worker.serve(spec, listener, lambda usage: None))
+
+
+def test_what_a_context_takes_is_not_for_tensors(start_worker: Callable) -> None:
+    from jupyter_gpupool.pytorch.client import session
+
+    running = start_worker(num_gpus=1, memory_mib=64, serve=serve_with_a_context)
+    session.activate(running.spec)
+    try:
+        assert torch.cuda.mem_get_info() == (44 * MIB, 64 * MIB)
+        kept = torch.empty(40 * MIB, dtype=torch.uint8, device="cuda")
+        assert torch.cuda.mem_get_info() == (4 * MIB, 64 * MIB)
+        with pytest.raises(
+            torch.OutOfMemoryError,
+            match=r"64\.00 MiB of which 4\.00 MiB is free\. CUDA itself takes 20\.00 MiB",
+        ):
+            torch.empty(5 * MIB, dtype=torch.uint8, device="cuda")  # at once, not when the worker refuses it
+        del kept
+        torch.cuda.set_per_process_memory_fraction(0.9)
+        torch.empty(44 * MIB, dtype=torch.uint8, device="cuda")
+        torch.cuda.set_per_process_memory_fraction(0.5)
+        with pytest.raises(torch.OutOfMemoryError, match=r"32\.00 MiB allowed by set_per_process"):
+            torch.empty(33 * MIB, dtype=torch.uint8, device="cuda")
+        assert torch.cuda.get_per_process_memory_fraction() == 0.5
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        session.resize(replace(running.spec, devices=(replace(running.spec.devices[0], limit_mib=84),)))
+        with pytest.raises(torch.OutOfMemoryError, match=r"84\.00 MiB of which 64\.00 MiB is free"):
+            torch.empty(65 * MIB, dtype=torch.uint8, device="cuda")
+    finally:
+        session.deactivate()
+
+
+def serve_slowly(listener: socket.socket, spec: Any) -> None:
+    """A worker that takes longer to set up its slices than a client waits for silence."""
+    import threading
+
+    from jupyter_gpupool.pytorch.worker import worker
+    from jupyter_gpupool.pytorch.worker.emulated_device import EmulatedDevice
+
+    whole, signs = EmulatedDevice.__init__, threading.Semaphore(0)
+    send = worker.frames.send
+
+    def noted(conn: Any, kind: Any, *args: Any) -> None:
+        send(conn, kind, *args)
+        signs.release()
+
+    def begin(self: Any, *args: Any) -> None:
+        for _ in range(3):
+            signs.acquire()  # until its client has heard of it so often
+        whole(self, *args)
+
+    worker.frames.send = noted  # type: ignore[assignment]
+    worker._SIGN_INTERVAL_S = 0.01
+    EmulatedDevice.__init__ = begin  # type: ignore[method-assign]
+    os._exit(worker.serve(spec, listener, lambda usage: None))
+
+
+def test_a_client_waits_while_the_worker_sets_up_its_gpus(start_worker: Callable) -> None:
+    from jupyter_gpupool.pytorch.client import session
+
+    running = start_worker(num_gpus=1, memory_mib=64, serve=serve_slowly)
+    session.activate(running.spec)
+    try:
+        assert torch.ones(3, device="cuda").sum().item() == 3
+    finally:
+        session.deactivate()

@@ -221,6 +221,19 @@ def test_a_large_answer_follows_small_ones_that_are_not_acknowledged_yet(proxied
     assert x.cpu().sum() == 20 << 20
 
 
+def test_a_copy_that_has_to_be_sent_again_is_that_of_its_moment(
+    proxied: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, source = torch.zeros(1 << 20, device="cuda"), torch.ones(1 << 20)
+    torch.cuda.synchronize()
+    with monkeypatch.context() as lossy:
+        lossy.setattr(frames, "send_all", lambda sock, data: None)
+        y.copy_(source)
+        source.fill_(2)
+    proxied[0].cut_all()
+    assert y.sum() == 1 << 20
+
+
 def test_one_line_is_shown_while_a_call_waits_and_it_goes_on(
     proxied: Any, eventually: Callable, capsys: pytest.CaptureFixture
 ) -> None:
@@ -405,7 +418,7 @@ class TestTheWorkerRefuses:
     @pytest.fixture
     def served(self, worker: Any) -> Iterator[tuple[Any, ResumableConnection]]:
         facts = {"torch": torch.__version__, "threads": 1}
-        connection = attachment.open_session(worker.spec, facts)
+        connection = attachment.ClientSession(worker.spec).open(worker.spec, facts)
         connection.send(Frame(frames.pack(frames.Kind.RECORDS, [commands.ALLOCATE, 1, 8, 0])))
         yield worker.spec, connection
         # It goes on as if nobody had tried.
@@ -442,7 +455,7 @@ class TestTheWorkerRefuses:
     def test_a_connection_of_before_is_read_no_more(self, worker: Any) -> None:
         """What was under way on it, and arrives after the newer one, is not executed."""
         facts = {"torch": torch.__version__, "threads": 1}
-        connection = attachment.open_session(worker.spec, facts)
+        connection = attachment.ClientSession(worker.spec).open(worker.spec, facts)
         before = connection._sock
         connection._sock, connection._lost_at = None, time.monotonic()
         question = Frame(frames.pack(frames.Kind.RECORDS, [commands.MEMORY, 0]))

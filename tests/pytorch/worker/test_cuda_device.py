@@ -40,6 +40,34 @@ class TestMemory:
             total += gpu.cap_mib + gpu.context_mib
         assert total <= gpu.total_mib
 
+    @pytest.mark.parametrize("sizes", [[125] * 8, [500, 250, 250], [999], [333, 333, 334]])
+    def test_all_slices_of_a_card_are_filled_at_once(
+        self, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+    ) -> None:
+        """Each by a process of its own, a piece at a time in turns, until all refuse: none for another one's sake."""
+        card = [SimulatedGpu() for _ in sizes]
+        slices = []
+        for gpu, size in zip(card, sizes):
+            gpu.install(monkeypatch)  # what is called from here on is this process's
+            slices.append(gpu.device(size))
+        filling = dict(zip(slices, card))
+        piece = 3 * MIB
+        while filling:
+            for device, gpu in list(filling.items()):
+                try:
+                    device.take(piece)
+                except torch.OutOfMemoryError:
+                    assert device.limit - device.allocated < piece
+                    del filling[device]
+                    continue
+                gpu.allocated_mib += piece // MIB
+                gpu.reserved_mib = max(gpu.reserved_mib, gpu.allocated_mib)
+                assert gpu.reserved_mib <= gpu.cap_mib, "its own allocator refuses"
+                used = sum(g.context_mib + g.reserved_mib for g in card)
+                assert used <= 1000, "the card is full, and the slice is not"
+        for device, size in zip(slices, sizes):
+            assert device.allocated + device.overhead > size * MIB - piece
+
     def test_a_slice_smaller_than_the_context_has_nothing_to_give(self, gpu: SimulatedGpu) -> None:
         device = gpu.device(64)
         assert device.limit == 0 and gpu.cap_mib == 0

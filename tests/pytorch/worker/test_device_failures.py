@@ -1,4 +1,4 @@
-"""A kernel that fails takes the GPU from its worker's process: what the program learns, and how the lease ends."""
+"""A kernel that fails takes the GPU from its worker's process: what the program learns, and how the worker ends."""
 
 from __future__ import annotations
 
@@ -12,37 +12,33 @@ import pytest
 torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
-from jupyter_gpupool.transport.specs import EXIT_GPU_FAILED, EXIT_KERNEL_FAILED, WorkerSpec  # noqa: E402
-
-ERRORS = {
-    "aten::special_entr": "CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`",
-    "aten::special_erfcx": "CUDA error: uncorrectable ECC error encountered",
-}
+from jupyter_gpupool.pytorch.client.dispatch import attachment  # noqa: E402
+from jupyter_gpupool.transport.handshake import Refused  # noqa: E402
+from jupyter_gpupool.transport.specs import (  # noqa: E402
+    EXIT_GPU_FAILED,
+    EXIT_GPU_UNUSABLE,
+    EXIT_KERNEL_FAILED,
+    WorkerSpec,
+)
 
 
 def serve(listener: socket.socket, spec: WorkerSpec) -> None:
-    """A worker whose emulated GPU fails at two operators as a real one does: from then on, everything fails."""
     from jupyter_gpupool.pytorch.worker import worker
-    from jupyter_gpupool.pytorch.worker.device_errors import device_failure
+    from tests.support.failing_gpus import install
+
+    install()
+    os._exit(worker.serve(spec, listener, lambda usage: None))
+
+
+def serve_none(listener: socket.socket, spec: WorkerSpec) -> None:
+    """A worker whose GPU is not there any more."""
+    from jupyter_gpupool.pytorch.worker import worker
     from jupyter_gpupool.pytorch.worker.emulated_device import EmulatedDevice
 
-    whole, broken = EmulatedDevice.kernel, []
+    def fails(self: Any, *args: Any) -> None:
+        raise RuntimeError("CUDA error: no CUDA-capable device is detected\nand more lines")
 
-    def kernel(self: Any, op: Any, default: Any) -> Any:
-        run = whole(self, op, default)
-
-        def fails(*args: Any, **kwargs: Any) -> Any:
-            text = ERRORS.get(op._schema.name)
-            if text is not None:
-                broken.append(text)
-            if broken:
-                raise RuntimeError(broken[0])
-            return run(*args, **kwargs)
-
-        return fails
-
-    EmulatedDevice.kernel = kernel  # type: ignore[method-assign]
-    EmulatedDevice.failure = lambda self, error: device_failure(error)  # type: ignore[method-assign]
+    EmulatedDevice.__init__ = fails  # type: ignore[method-assign]
     os._exit(worker.serve(spec, listener, lambda usage: None))
 
 
@@ -54,8 +50,13 @@ def serve(listener: socket.socket, spec: WorkerSpec) -> None:
     ],
 )
 def test_the_program_learns_what_was_under_way(
-    start_worker: Callable[..., Any], function: str, reason: str, code: int
+    start_worker: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    reason: str,
+    code: int,
 ) -> None:
+    monkeypatch.setattr(attachment, "REPLACED_WITHIN_S", 0.5)  # nobody starts another one here
     worker = start_worker(serve=serve)
     session.activate(worker.spec)
     try:
@@ -68,8 +69,21 @@ def test_the_program_learns_what_was_under_way(
         assert reason in message and f"aten::special_{function}" in message and "aten::mul" in message
         assert "test_device_failures.py" in message and "y = x * 2" in message
         assert worker.exit_code() == code
-        with pytest.raises(RuntimeError, match="is gone"):
+        with pytest.raises(RuntimeError, match="is gone .*Request GPUs again"):
             (x + 1).sum().item()
         assert kept.sum().item() == 3
+    finally:
+        session.deactivate()
+
+
+def test_a_gpu_that_is_not_there_ends_the_lease(start_worker: Callable[..., Any]) -> None:
+    worker = start_worker(serve=serve_none)
+    session.activate(worker.spec)
+    try:
+        with pytest.raises(
+            Refused, match="^the GPU cannot be used: CUDA error: no CUDA-capable device is detected$"
+        ):
+            torch.ones(3, device="gpupool:0").sum().item()
+        assert worker.exit_code() == EXIT_GPU_UNUSABLE
     finally:
         session.deactivate()

@@ -45,7 +45,7 @@ class Moving:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def run(self, records: list[Any]) -> None:
+    def run(self, records: list[Any], finish: Callable[[], None] = lambda: None) -> None:
         i = 0
         while i < len(records):
             code = records[i]
@@ -56,6 +56,7 @@ class Moving:
             if not self._left:
                 self._left = self._rng.randint(1, 30)
                 self._move()
+        finish()
 
     def _size(self, code: int) -> int:
         return {id: t.size for id, _, t in self._session.templates()}[code]

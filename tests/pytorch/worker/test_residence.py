@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 
 from jupyter_gpupool.pytorch.protocol import commands as codes  # noqa: E402
 from jupyter_gpupool.pytorch.worker.arena_memory import ArenaFull, ArenaMemory, Extents  # noqa: E402
-from jupyter_gpupool.pytorch.worker.residence import CannotPark, Gate, Residence, needs_memory  # noqa: E402
+from jupyter_gpupool.pytorch.worker.gate import Gate, needs_memory  # noqa: E402
+from jupyter_gpupool.pytorch.worker.residence import CannotPark, Residence  # noqa: E402
 from jupyter_gpupool.pytorch.worker.templates import Template  # noqa: E402
 
 from .test_lease_state import Workplace, definition, program  # noqa: E402
@@ -28,8 +29,8 @@ def chunk(nbytes: int) -> int:
     return descriptor
 
 
-def parkable(chunks: int = 4, nbytes: int = 1 << 20) -> Workplace:
-    place = Workplace()
+def parkable(chunks: int = 4, nbytes: int = 1 << 20, memory_mib: int = 64) -> Workplace:
+    place = Workplace(memory_mib)
     place.residence = Residence(lambda: place.devices, place.shared)
     for _ in range(chunks):
         place.residence.arena.add_chunk(chunk(nbytes))
@@ -125,7 +126,7 @@ def test_questions_do_not_wake_what_is_parked() -> None:
 
 def test_what_may_use_memory_wakes() -> None:
     harmless = {codes.FREE, codes.WAIT, codes.GET_RNG, codes.DONE, codes.AWAIT, codes.ELAPSED, codes.MEMORY}
-    harmless |= {codes.PROPERTIES, codes.READINGS, codes.TRACE}
+    harmless |= {codes.PROPERTIES, codes.READINGS, codes.TRACE, codes.GRAPHS}
     for code, width in codes.FIELDS.items():
         assert needs_memory([code, *[0] * width]) == (code not in harmless)
     assert needs_memory([codes.FREE, 1, 0, 1, 2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +11,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 
 from jupyter_gpupool.pytorch.worker.device import HostCopy  # noqa: E402
+from jupyter_gpupool.pytorch.worker.read_ahead import SessionOver  # noqa: E402
+from jupyter_gpupool.pytorch.worker.served_session import ServedSession  # noqa: E402
 from jupyter_gpupool.pytorch.worker.staging import Staging  # noqa: E402
+from jupyter_gpupool.transport import frames  # noqa: E402
 
 
 class SlowDevice:
@@ -112,3 +117,51 @@ def test_a_download_can_be_waited_for_as_a_whole() -> None:
     device, target = SlowDevice(), torch.zeros(50, dtype=torch.uint8)
     copy = HostCopy(target, device.staging().download(numbers(50), target, pinned=False))
     assert bytes(copy.wait()) == bytes(numbers(50).numpy()) == bytes(copy.wait())
+
+
+class TestAnswer:
+    """An answer goes out while the rest of it is still on its way from the device."""
+
+    @staticmethod
+    def served() -> tuple[Any, socket.socket]:
+        ours, theirs = socket.socketpair()
+        served = ServedSession("", None, 1 << 20, on_change=lambda: None)
+        assert served.attach(ours, 0)
+        return served, theirs
+
+    def test_each_piece_is_sent_before_the_next_one_is_waited_for(self) -> None:
+        served, theirs = self.served()
+        content, read = numbers(100_000), bytearray()
+
+        def arriving() -> Iterator[int]:
+            yield 40_000
+            kind, header, length = frames.receive(theirs)
+            assert (kind, header, length) == (frames.Kind.VALUE, [1, None], 100_000)
+            read.extend(theirs.recv(40_000, socket.MSG_WAITALL))
+            yield 100_000
+
+        copy = HostCopy(content, arriving())
+        copy.start()
+        served.answer(None, copy)
+        read.extend(theirs.recv(60_000, socket.MSG_WAITALL))
+        assert bytes(read) == bytes(content.numpy())
+        served.close()
+
+    def test_a_copy_that_fails_halfway_ends_the_session(self) -> None:
+        served, theirs = self.served()
+
+        def arriving() -> Iterator[int]:
+            yield 40_000
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        copy = HostCopy(numbers(100_000), arriving())
+        copy.start()
+        with pytest.raises(RuntimeError, match="illegal"):
+            served.answer(None, copy)
+        read = 0
+        while piece := theirs.recv(1 << 20):
+            read += len(piece)
+        assert 40_000 < read < 41_000
+        with pytest.raises(SessionOver):
+            served.answer(None, None)
+        served.close()

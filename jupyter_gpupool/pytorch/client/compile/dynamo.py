@@ -8,18 +8,15 @@ slice, and by inductor as without a lease if it does not.
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import torch
 
 from jupyter_gpupool.pytorch.client.cuda import alias
 from jupyter_gpupool.pytorch.client.tensor import device_names
+from jupyter_gpupool.pytorch.client.tensor.after_import import after_import
 from jupyter_gpupool.pytorch.client.tensor.device_names import BACKEND
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
 from jupyter_gpupool.pytorch.torch_internals.client import (
@@ -46,38 +43,7 @@ def install() -> None:
         return
     _installed = True
     setattr(*COMPILE_WITH_INDUCTOR, _inductor)
-    if _COMPILER in sys.modules:
-        _prepare()
-    else:
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(MetaPathFinder):
-    """Finds the compiler once, and prepares it after it is loaded."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != _COMPILER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Preparing(spec.loader)
-        return spec
-
-
-class _Preparing(Loader):
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        _prepare()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+    after_import(_COMPILER, _prepare)
 
 
 def _inductor(self: Any, graph: torch.fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ from jupyter_gpupool.pytorch.client.tensor.tensor import (
     make,
     make_view,
 )
-from jupyter_gpupool.pytorch.protocol.commands import CALL_GRAPH, DEFINE_GRAPH, FREE_GRAPH
+from jupyter_gpupool.pytorch.protocol.commands import CALL_GRAPH, DEFINE_GRAPH, FREE_GRAPH, GRAPHS
 from jupyter_gpupool.pytorch.protocol.sizes import rounded
 from jupyter_gpupool.pytorch.torch_internals.client import OpOverload, pytree
 
@@ -39,6 +39,11 @@ class NotWhole(Exception):
     """The graph cannot be sent as a whole, so its operators are called one by one."""
 
 
+def states() -> list[str]:
+    """The state of each graph in the workers, see GRAPHS in protocol/commands.py."""
+    return [state for stream in attachment.streams() for state in stream.ask((GRAPHS,))]
+
+
 class Graph:
     """Calls a traced graph, by one command where possible, else operator by operator."""
 
@@ -47,6 +52,7 @@ class Graph:
         self._inductor = inductor
         self._variants: OrderedDict[tuple[Any, ...], GraphVariant | None] = OrderedDict()
         self._session: attachment.ClientSession | None = None
+        self._renewals = 0
 
     def __call__(self, *args: Any) -> Any:
         """Call the graph, as the compiler does, and return the list of its results."""
@@ -64,9 +70,9 @@ class Graph:
         session = attachment.current()
         if session is None:
             return self._gm(*args)
-        if session is not self._session:  # another lease than at the last call
+        if session is not self._session or session.renewals != self._renewals:  # not as at the last call
             self._variants.clear()
-            self._session = session
+            self._session, self._renewals = session, session.renewals
         found = tuple(key)
         try:
             concrete = self._variants[found]

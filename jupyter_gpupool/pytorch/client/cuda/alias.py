@@ -20,6 +20,8 @@ from jupyter_gpupool.pytorch.protocol.sizes import CONTEXT_BYTES
 from jupyter_gpupool.pytorch.torch_internals.client import (
     ALLOWED_METHODS,
     CUDNN_INIT,
+    DEVICE_EXCHANGES,
+    GET_ACCELERATOR,
     GET_STREAM,
     NVTX,
     DeviceContext,
@@ -27,9 +29,9 @@ from jupyter_gpupool.pytorch.torch_internals.client import (
 )
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 
-from . import collectives, legacy_types, pinned_memory, software, torchscript
-from .queries import Queries, device
-from .unsupported import Ranges, alone, refusals, refused_modules
+from . import collectives, legacy_types, pinned_memory, process_groups, software, torchscript
+from .queries import Queries, device, exchange_device
+from .unsupported import Ranges, refusals, refused_modules
 
 _patches = Patches()
 _answering: list[Queries] = []
@@ -102,16 +104,15 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
         for name, function in answers.items():
             if (owner is torch.cuda and hasattr(owner, name)) or name in vars(owner):
                 _patches.set(owner, name, function)
+    for owner, name in DEVICE_EXCHANGES:
+        _patches.set(owner, name, exchange_device)
     for module, name, refuse in refused_modules():
         _patches.set(module, name, refuse)
     software.alias(_patches)
     for name in ("start", "stop"):  # no profiler of CUDA's watches the process
         _patches.set(torch.cuda.profiler, name, lambda: None)
     _patches.set(*NVTX, Ranges())
-    if torch.distributed.is_available():
-        together = alone(torch.distributed.init_process_group)
-        for owner in (torch.distributed, torch.distributed.distributed_c10d):
-            _patches.set(owner, "init_process_group", together)
+    process_groups.alias(_patches)
     autocast.alias(_patches)
     collectives.alias(_patches)
     pinned_memory.alias(_patches)
@@ -244,6 +245,7 @@ def _patch_accelerator(queries: Queries) -> None:
         for owner in (torch.accelerator, getattr(torch.accelerator, "memory", torch.accelerator)):
             if hasattr(owner, name):
                 _patches.set(owner, name, function)
+    _patches.set(*GET_ACCELERATOR, accelerator)
 
 
 def _to_dlpack(native: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,11 +7,13 @@ through a connection, which would not become faster.
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from jupyter_gpupool.pytorch.client.tensor import device_names
 from jupyter_gpupool.pytorch.client.tensor.patches import Patches
 
 #: Pinned storages by their address in PyTorch. A weak reference keeps the address from being reused.
@@ -70,3 +72,32 @@ def alias(patches: Patches) -> None:
     patches.set(torch.Tensor, "is_pinned", lambda self, device=None: is_pinned(self))
     for name in FACTORIES:
         patches.set(torch, name, taking_pin_memory(getattr(torch, name)))
+
+
+_core: list[torch.library.Library] = []
+
+
+def pin_in_core() -> None:
+    """Let PyTorch's core pin memory as well: DistributedDataParallel does, to find parameters that a step left out.
+
+    Costs some microseconds whenever a tensor of the CPU is made by its strides, so only distributed programs have it.
+    """
+    if _core:
+        return
+    library = torch.library.Library("aten", "IMPL")
+    _core.append(library)
+    empty_strided = torch.library.get_kernel("aten::empty_strided", "CPU")
+    asked = torch.library.get_kernel("aten::is_pinned", "CPU")
+
+    def empty(keys: Any, size: Any, stride: Any, *, pin_memory: bool | None = None, **options: Any) -> Any:
+        ours = bool(pin_memory) and device_names.cuda_is_ours
+        made = empty_strided.call_boxed(keys, size, stride, pin_memory=pin_memory and not ours, **options)
+        return pin(made) if ours else made
+
+    def pinned(keys: Any, t: torch.Tensor, device: Any = None) -> Any:
+        return is_pinned(t) if device_names.cuda_is_ours else asked.call_boxed(keys, t, device)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that kernels are replaced
+        library.impl("empty_strided", empty, "CPU", with_keyset=True, allow_override=True)
+        library.impl("is_pinned", pinned, "CPU", with_keyset=True, allow_override=True)

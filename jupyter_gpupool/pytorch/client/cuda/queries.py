@@ -182,14 +182,11 @@ class Queries:
         """Limit this process to a fraction (0 to 1) of the slice's memory. Raises ValueError for another number."""
         if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
             raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
-        index = _index(device)
-        whole = self._devices[index].limit_mib << 20
-        attachment.attached().memory(index).limit = int(whole * fraction)
+        attachment.attached().memory(_index(device)).limit_to(fraction)
 
     def fraction(self, device: Any = None) -> float:
         """The fraction of the slice's memory that this process is limited to."""
-        index = _index(device)
-        return attachment.attached().memory(index).limit / (self._devices[index].limit_mib << 20)
+        return attachment.attached().memory(_index(device)).fraction
 
     def memory_in_use(self, device: Any = None) -> int:
         """Bytes that all processes of the lease have allocated on the slice."""
@@ -209,7 +206,7 @@ class Queries:
         peak, reset = gpupool.max_memory_allocated, gpupool.reset_peak_memory_stats
         return {
             "is_available": gpupool.is_available,
-            "is_initialized": lambda: True,
+            "is_initialized": gpupool.is_initialized,
             CUDA_ANSWERS["initialized"]: True,
             "init": lambda: None,
             CUDA_ANSWERS["lazy_init"]: lambda: None,
@@ -231,6 +228,8 @@ class Queries:
             ),
             "is_tf32_supported": self.has_tf32,
             "can_device_access_peer": lambda device, peer_device: _index(device) != _index(peer_device),
+            "is_localization_supported": lambda *args, **kwargs: False,
+            "get_num_locality_domains": lambda *args, **kwargs: 1,
             "ipc_collect": lambda: None,
             # random numbers
             "default_generators": self._generators,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from jupyter_gpupool.pytorch.client.tensor import device_names
 from jupyter_gpupool.pytorch.torch_internals.client import JITTED_CALL
 
 _GRAPHS = "CUDA graphs cannot be captured remotely; call the function itself, or use torch.compile"
@@ -95,8 +93,9 @@ def refused_modules() -> Iterator[tuple[Any, str, Any]]:
 def refusals() -> dict[str, Any]:
     """For each refused name a function, or a class, that raises RuntimeError with one line when called."""
     hooks = {name: _GRAPHS for name in vars(torch.cuda.graphs) if name.startswith("register_graph_")}
+    contexts = getattr(torch.cuda, "green_contexts", None)  # which has names that torch.cuda has not
     return {
-        name: _refused("torch.cuda", name, reason, getattr(torch.cuda, name, None))
+        name: _refused("torch.cuda", name, reason, getattr(torch.cuda, name, getattr(contexts, name, None)))
         for name, reason in {**REFUSED, **hooks}.items()
     }
 
@@ -106,29 +105,13 @@ def _refused(module: str, name: str, reason: str, native: Any) -> Any:
         raise RuntimeError(f"{module}.{name} is not available on a leased GPU: {reason}")
 
     if isinstance(native, type):
-        return type(name, (), {"__new__": refuse, "__module__": module})
+        made_by = {
+            key: staticmethod(refuse)
+            for key, value in vars(native).items()
+            if isinstance(value, (classmethod, staticmethod)) and not key.startswith("_")
+        }
+        return type(name, (), {**made_by, "__new__": refuse, "__module__": module})
     return refuse
-
-
-def alone(native: Callable[..., Any]) -> Callable[..., Any]:
-    """``init_process_group`` that refuses NCCL with one line: between leased GPUs it has no transport.
-
-    gloo exchanges leased tensors through the host, so it is bound to no slice.
-    """
-
-    @functools.wraps(native)
-    def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        place = kwargs.get("device_id")
-        on_slice = place is not None and device_names.slice_index(place) is not None
-        if "nccl" in str(backend).lower() or (on_slice and "gloo" not in str(backend).lower()):
-            raise RuntimeError(
-                "torch.distributed cannot exchange tensors of leased GPUs between processes, because NCCL does not "
-                "reach them; use the backend gloo, which exchanges them through the host, one device (devices=1), or "
-                "nn.DataParallel for all of them in one process"
-            )
-        return native(backend, *args, **{**kwargs, **({"device_id": None} if on_slice else {})})
-
-    return init_process_group
 
 
 class Ranges:

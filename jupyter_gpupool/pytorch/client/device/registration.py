@@ -41,8 +41,9 @@ class GPUPoolModule:
     __name__ = "torch.gpupool"  # programs ask any device's module for it
 
     def is_initialized(self) -> bool:
-        """Always True."""
-        return True
+        """Whether this process has used a slice or chosen one: as with CUDA, forks that use GPUs begin before."""
+        session = attachment.current()
+        return device_names.chosen or (session is not None and session.connected)
 
     def is_available(self) -> bool:
         """Whether a lease is attached to this process, of which CUDA_VISIBLE_DEVICES leaves a slice."""

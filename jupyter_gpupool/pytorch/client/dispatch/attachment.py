@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,20 +12,25 @@ from typing import Any
 import torch
 
 from jupyter_gpupool.core import processes
+from jupyter_gpupool.core.environment import LEASE
 from jupyter_gpupool.pytorch.client.tensor import device_names
-from jupyter_gpupool.pytorch.client.tensor.command_stream import CommandStream
+from jupyter_gpupool.pytorch.client.tensor.command_stream import CommandStream, WorkerGone
 from jupyter_gpupool.pytorch.client.tensor.device_memory import DeviceMemory
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
 from jupyter_gpupool.pytorch.protocol.commands import SEED, SEED_BITS
-from jupyter_gpupool.transport import handshake
+from jupyter_gpupool.transport import frames, handshake
 from jupyter_gpupool.transport.resumable_connection import ResumableConnection
-from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
+from jupyter_gpupool.transport.specs import AttachSpec
 from jupyter_gpupool.transport.tls import Connection
 
-from . import schemas
+from . import ranks, schemas
 from .dispatcher import Dispatcher
 from .multi_worker import MultiWorkerDispatcher
 from .resizing import ResizeOutputs
+
+#: How long a worker is waited for that takes the place of another one, and the pause between attempts, in seconds.
+REPLACED_WITHIN_S = 10.0
+_PAUSE_S = 0.05
 
 
 class NotAttached(RuntimeError):
@@ -41,41 +48,96 @@ class ClientSession:
         self._of: dict[int, Dispatcher] = {}  # by device
         self._connecting = threading.RLock()
         self.seed = torch.initial_seed()
+        #: how many sessions have taken the place of one that had broken
+        self.renewals = 0
         #: the welcome of the first worker, see handshake.py
         self.welcome: dict[str, Any] = {}
 
     @property
     def connected(self) -> bool:
         """Whether the connections have been made."""
-        return self.call is not None
+        return bool(self._of)
 
     def connect(self) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
-        """Connect to every worker unless that is done, and return ``call``. Raises what the handshake raises."""
+        """Connect to every worker unless that is done, and return ``call``.
+
+        A session that has broken is replaced by a new one, once the program has got the exception that says so.
+        Raises what the handshake raises, and WorkerGone.
+        """
         with self._connecting:
-            if self.call is None:
+            broken = [stream for stream in self.streams() if stream.broken_at is not None]
+            for stream in broken:
+                stream.raise_reported()
+            call = self._established()
+            for stream in broken:
+                if not stream.is_told:
+                    raise stream.gone(is_renewed=True)
+            return call
+
+    def _established(self) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+        """``call``, after connecting where that is needed. Called with the lock."""
+        while (call := self.call) is None:
+            if not self._of:
                 device_names.refresh()
-                if not self.spec.devices:
-                    device_names.checked(0)  # raises
-                facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-                found: dict[int, Dispatcher] = {}
-                try:
-                    for part in self.spec.parts():
-                        facts["devices"] = {device.uuid: device.index for device in part.devices}
-                        connection = open_session(part, facts)
-                        self.welcome = self.welcome or connection.welcome
-                        dispatcher = Dispatcher(CommandStream(connection, part.devices), ResizeOutputs())
-                        dispatcher.differences = schemas.compare(
-                            dispatcher.stream, connection.welcome["torch"]
-                        )
-                        dispatcher.stream.push((SEED, self.seed & SEED_BITS, -1))
-                        found.update((device.index, dispatcher) for device in part.devices)
-                except BaseException:
-                    for dispatcher in found.values():
-                        dispatcher.stream.close()
-                    raise
-                self._of = found
-                self.call = MultiWorkerDispatcher(found) if len(self.streams()) > 1 else dispatcher
-            return self.call
+            if not self.spec.devices:
+                device_names.checked(0)  # raises
+            found: dict[int, Dispatcher] = {}
+            opened: list[CommandStream] = []
+            try:
+                for part in self.spec.parts():
+                    former = self._of.get(part.devices[0].index)
+                    dispatcher = former
+                    if former is None or former.stream.broken_at is not None:
+                        dispatcher = self._open(part, former.stream if former is not None else None)
+                        opened.append(dispatcher.stream)
+                    assert dispatcher is not None
+                    found.update((device.index, dispatcher) for device in part.devices)
+            except BaseException:
+                for stream in opened:
+                    stream.close()
+                raise
+            for stream in self.streams():
+                if stream.broken_at is not None:
+                    stream.abandon()
+                    self.renewals += 1
+            self._of = found
+            for stream in opened:
+                stream.on_broken = self._note_broken
+                stream.renew = self._renew
+            self.call = MultiWorkerDispatcher(found) if len(self.streams()) > 1 else found[next(iter(found))]
+            if any(stream.broken_at is not None for stream in opened):  # meanwhile
+                self.call = None
+        return call
+
+    def _open(self, part: AttachSpec, former: CommandStream | None) -> Dispatcher:
+        """A new session with a worker, in place of one that has broken, if there was one."""
+        facts: dict[str, Any] = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "devices": {device.uuid: device.index for device in part.devices},
+        }
+        connection = self.open(part, facts) if former is None else self._open_again(part, facts, former)
+        self.welcome = self.welcome or connection.welcome
+        dispatcher = Dispatcher(CommandStream(connection, part.devices), ResizeOutputs())
+        try:
+            dispatcher.differences = schemas.compare(dispatcher.stream, connection.welcome["torch"])
+            dispatcher.stream.push((SEED, self.seed & SEED_BITS, -1))
+        except BaseException:
+            dispatcher.stream.close()
+            raise
+        return dispatcher
+
+    def _note_broken(self) -> None:
+        self.call = None  # so that the next operator connects
+
+    def _renew(self) -> bool:
+        """Replace the sessions that have broken. Return whether that was possible."""
+        try:
+            with self._connecting:
+                self._established()
+        except (WorkerGone, handshake.Refused, OSError, frames.WireError):
+            return False
+        return True
 
     def dispatcher(self, index: int = 0) -> Dispatcher:
         """The dispatcher of the worker that has the slice ``index``."""
@@ -92,19 +154,75 @@ class ClientSession:
         """What this process has allocated on the slice ``index``."""
         return self.dispatcher(index).stream.memory[index]
 
-    def resize(self, devices: tuple[DeviceSpec, ...]) -> None:
-        """Take over the slices' new limits."""
-        limits = {device.uuid: device.limit_mib for device in devices}
+    def take_over(self, lease: AttachSpec) -> None:
+        """Take over what has changed: the slices' limits, and where the lease is if it has moved."""
+        if len(lease.devices) != len(self.lease.devices):
+            return  # it tells of another time
+        now = {before.uuid: device for before, device in zip(self.lease.devices, lease.devices)}
+        address = dict(zip(now, lease.addresses))
+        shown = self.spec.devices
+        self.spec = replace(
+            self.spec,
+            host=lease.host,
+            port=lease.port,
+            devices=tuple(replace(now[d.uuid], index=d.index) if d.uuid in now else d for d in shown),
+            addresses=tuple(address[d.uuid] for d in shown if d.uuid in address),
+        )
+        self.lease = lease
+        if self.connected:
+            for device in self.spec.devices:
+                self._of[device.index].stream.memory[device.index].resize(device.limit_mib << 20)
 
-        def resized(spec: AttachSpec) -> AttachSpec:
-            now = (replace(d, limit_mib=limits.get(d.uuid, d.limit_mib)) for d in spec.devices)
-            return replace(spec, devices=tuple(now))
+    def open(self, part: AttachSpec, facts: dict[str, Any]) -> ResumableConnection:
+        """Open a session with a worker of the lease. Raises what the handshake raises."""
+        known = {**facts, "process": processes.identity()}
+        index = part.devices[0].index
 
-        with self._connecting:
-            self.lease, self.spec = resized(self.lease), resized(self.spec)
-            if self.connected:
-                for device in self.spec.devices:
-                    self.memory(device.index).resize(device.limit_mib << 20)
+        def connect(fields: dict[str, Any], timeout_s: float) -> tuple[Connection, dict[str, Any]]:
+            while True:
+                here = self.spec.part_of(index) or part
+                try:
+                    return handshake.connect(here, "session", {**known, **fields}, timeout_s)
+                except handshake.MovedAway as e:
+                    moved(e)
+                except (frames.NoWorker, frames.Unreachable):
+                    if not self._read_file() or self.spec.part_of(index) == here:
+                        raise
+
+        def moved(where: handshake.MovedAway) -> None:
+            here = self.spec.part_of(index) or part
+            self.lease, self.spec = (
+                _moved(spec, (here.host, here.port), (where.host, where.port))
+                for spec in (self.lease, self.spec)
+            )
+
+        return ResumableConnection(connect, part.host, part.ttl_s, on_moved=moved)
+
+    def _open_again(
+        self, part: AttachSpec, facts: dict[str, Any], former: CommandStream
+    ) -> ResumableConnection:
+        """Open a session with a worker that may be about to start. Raises WorkerGone if there is none."""
+        assert former.broken_at is not None
+        # Where nobody has said that there will be another worker, there is one now or not.
+        patience_s = REPLACED_WITHIN_S if former.is_replaced else 0.0
+        while not former.is_over:
+            try:
+                return self.open(part, facts)
+            except (ConnectionError, frames.WireError, TimeoutError):
+                if time.monotonic() - former.broken_at >= patience_s:
+                    break
+            except handshake.Refused:
+                break
+            time.sleep(_PAUSE_S)
+        raise former.gone(is_renewed=False)
+
+    def _read_file(self) -> bool:
+        """Read the lease's file, where the holder notes where the lease is. Whether it tells of this lease."""
+        found = AttachSpec.read(os.environ.get(LEASE))
+        if found is None or found.lease_id != self.lease.lease_id:
+            return False
+        self.take_over(found)
+        return True
 
     def close(self) -> None:
         """End the session with every worker."""
@@ -112,14 +230,12 @@ class ClientSession:
             stream.close()
 
 
-def open_session(part: AttachSpec, facts: dict[str, Any]) -> ResumableConnection:
-    """Open a session with a worker of the lease. Raises what the handshake raises."""
-    known = {**facts, "process": processes.identity()}
-
-    def connect(fields: dict[str, Any], timeout_s: float) -> tuple[Connection, dict[str, Any]]:
-        return handshake.connect(part, "session", {**known, **fields}, timeout_s)
-
-    return ResumableConnection(connect, part.host, part.ttl_s)
+def _moved(spec: AttachSpec, before: tuple[str, int], now: tuple[str, int]) -> AttachSpec:
+    """The spec with the worker at one address at another."""
+    addresses = tuple(now if address == before else address for address in spec.addresses)
+    is_first = (spec.host, spec.port) == before
+    host, port = now if is_first else (spec.host, spec.port)
+    return replace(spec, host=host, port=port, addresses=addresses)
 
 
 _session: ClientSession | None = None
@@ -153,6 +269,16 @@ def streams() -> list[CommandStream]:
     session = attached()
     session.connect()
     return session.streams()
+
+
+def _place(index: int) -> str:
+    """What tells the worker that has the slice ``index`` from all others."""
+    parts = attached().spec.parts()
+    part = next(part for part in parts if any(device.index == index for device in part.devices))
+    return f"{part.lease_id} {part.host} {part.port}"
+
+
+ranks.tell_workers_apart_by(_place)
 
 
 def begin(session: ClientSession) -> None:

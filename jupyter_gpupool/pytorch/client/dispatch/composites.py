@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
-_EXPLICIT = "CompositeExplicitAutograd"
+_HERE = ("PrivateUse1", "CompositeExplicitAutograd")
 
 #: The worker runs these whole: their results depend on their inputs alone.
 _WHOLE = frozenset({aten.linear.default, aten.matmul.default, aten.scaled_dot_product_attention.default})
@@ -41,11 +41,12 @@ def parts(func: Any) -> Handler | None:
 
 
 def parts_here(func: Any) -> Handler | None:
-    """A handler that runs the kernel of ``func`` that is the same for every device, or None if it has none."""
-    if not has_kernel(func.name(), _EXPLICIT):
-        return None
+    """A handler that runs the kernel of ``func`` that is the same for every device, or None if it has none.
 
-    def run_here(dispatcher: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return func._op_dk(DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
-
-    return run_here
+    A library's kernel for devices like this one, such as FSDP's, comes before it.
+    """
+    for name in _HERE:
+        if has_kernel(func.name(), name):
+            key = getattr(DispatchKey, name)
+            return lambda dispatcher, args, kwargs: func._op_dk(key, *args, **kwargs)
+    return None

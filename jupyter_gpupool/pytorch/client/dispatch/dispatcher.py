@@ -25,6 +25,7 @@ from . import composites, generator_handles, mixed_devices
 from . import prediction as signature
 from .prediction import Definition, NewResult, Prediction, SameResult, ViewResult
 from .schemas import SchemaDifferences
+from .unfinished_calls import Called, unfinished
 
 aten = torch.ops.aten
 
@@ -99,6 +100,8 @@ class Dispatcher:
 
     def __init__(self, stream: CommandStream, outputs: OutputPolicy) -> None:
         self.stream = stream
+        stream.unfinished = lambda kept: unfinished(kept, self._called)
+        self._called: dict[int, Called] = {}
         self._outputs = outputs
         self._home = next(iter(stream.memory))
         self.templates: dict[tuple[Any, ...], PredictedCall] = {}
@@ -261,6 +264,7 @@ class Dispatcher:
         self.misses += 1
         if len(self.templates) >= MAX_TEMPLATES:
             self.templates.clear()
+            self._called.clear()
             forget_geometries()
             self.stream.push((RESET,))
         template = PredictedCall(self._defined, prediction)
@@ -268,6 +272,8 @@ class Dispatcher:
             index = tensors[0]._geometry.index if tensors else self._home
             definition = self._definition(func, args, kwargs, index, prediction.results)
             self._defined += 1
+            counts = definition["tensors"], definition["scalars"], len(prediction.new)
+            self._called[template.id] = Called(definition["op"], *counts)
             self.stream.push((DEFINE, template.id, definition))
         self.templates[key] = template
         return template

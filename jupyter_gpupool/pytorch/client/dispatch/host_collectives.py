@@ -1,15 +1,19 @@
-"""Collectives of ``torch.distributed`` on leased tensors: copies on the host take part in their place.
+"""Collectives of ``torch.distributed`` on leased tensors: in the worker, or copies on the host take part for them.
 
 gloo exchanges host memory anyway, also of CUDA tensors.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 import torch
 
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
+from jupyter_gpupool.pytorch.torch_internals.client import work_from_future
+
+from . import point_to_point, worker_collectives
 
 #: The operator → the positions of arguments whose elements the collective writes.
 _WRITES = {
@@ -23,24 +27,41 @@ _WRITES = {
     "allgather_into_tensor_coalesced_": (0,),
     "reduce_scatter_": (0,),
     "_reduce_scatter_base_": (0,),
+    "reduce_scatter_tensor_coalesced_": (0,),
     "gather_": (0,),
     "scatter_": (0,),
     "alltoall_": (0,),
     "alltoall_base_": (0,),
-    "send": (),
-    "recv_": (0,),
-    "recv_any_source_": (0,),
     "barrier": (),
 }
+#: What two ranks do. gloo's work for these may be waited for only once, and programs do so themselves.
+_BETWEEN_TWO = frozenset({"send", "recv_"})
 
 
 def handler(func: Any) -> Any:
     """A handler that runs ``func`` on copies on the host, or None if it is no collective."""
-    writes = _WRITES.get(func._schema.name.removeprefix("c10d::")) if func.namespace == "c10d" else None
+    if func.namespace != "c10d":
+        return None
+    name = func._schema.name.removeprefix("c10d::")
+    if name in _BETWEEN_TWO:
+        in_worker = point_to_point.send if name == "send" else point_to_point.receive
+
+        def exchange(dispatcher: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            found = in_worker(args, lambda: torch.distributed.Work.unbox(_between_two(func, args)))
+            return _between_two(func, args) if found is NotImplemented else found
+
+        return exchange
+    if name == "recv_any_source_":
+        return _refuse_any_source
+    writes = _WRITES.get(name)
     if writes is None:
         return None
 
-    def on_host(dispatcher: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(dispatcher: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = worker_collectives.run(name, args)
+        return on_host(args, kwargs) if found is NotImplemented else found
+
+    def on_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         here: dict[int, tuple[RemoteTensor, torch.Tensor]] = {}
         result = func(*[_copied(a, here) for a in args], **{k: _copied(v, here) for k, v in kwargs.items()})
         works = [
@@ -56,7 +77,31 @@ def handler(func: Any) -> Any:
         there = {id(copy): t for t, copy in here.values()}
         return _swapped(result, there)
 
-    return on_host
+    return run
+
+
+def _refuse_any_source(*_: Any) -> NoReturn:
+    raise NotImplementedError("a leased tensor is received from a rank that is named: give it as src")
+
+
+def _between_two(func: Any, args: tuple[Any, ...]) -> Any:
+    """Send or receive, and return at once: a rank may begin to receive before it sends what the other one waits for."""
+    here: dict[int, tuple[RemoteTensor, torch.Tensor]] = {}
+    work = func(*[_copied(a, here) for a in args])
+    done: Any = torch.futures.Future()
+
+    def finish() -> None:
+        try:
+            work.wait()
+            if func._schema.name == "c10d::recv_":
+                for t, copy in here.values():
+                    t.copy_(copy)
+            done.set_result([t for t, _ in here.values()])
+        except Exception as e:
+            done.set_exception(e)
+
+    threading.Thread(target=finish, name="gpupool-p2p", daemon=True).start()
+    return work_from_future(done).boxed()
 
 
 def _copied(value: Any, here: dict[int, tuple[RemoteTensor, torch.Tensor]]) -> Any:

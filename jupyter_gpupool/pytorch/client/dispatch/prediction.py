@@ -102,7 +102,17 @@ def predict(
             meta.shape != value._geometry.size or meta.stride() != value._geometry.stride
         ):
             raise Unpredictable("it changes the layout of an argument")
-    return _Description(func._schema, args, kwargs, tensors).of(got)
+    return _Description(func._schema, args, kwargs, tensors).of(_wanted(func._schema, args, kwargs, got))
+
+
+def _wanted(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], got: Any) -> Any:
+    """Results without those that ``output_mask`` leaves out: real kernels leave them out, some meta kernels do not."""
+    for n, argument in enumerate(schema.arguments):
+        if argument.name == "output_mask":
+            mask = args[n] if n < len(args) else kwargs.get(argument.name)
+            if mask is not None and isinstance(got, tuple) and len(mask) == len(got):
+                return tuple(value if wanted else None for value, wanted in zip(got, mask))
+    return got
 
 
 def on_meta(value: Any, metas: dict[int, torch.Tensor] | None) -> Any:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,19 +59,38 @@ class CommandStream:
     """
 
     def __init__(
-        self, connection: ResumableConnection, devices: tuple[DeviceSpec, ...], batch: int = 320
+        self,
+        connection: ResumableConnection,
+        devices: tuple[DeviceSpec, ...],
+        batch: int = 320,
     ) -> None:
         #: Commands that are not sent yet. One bytecode appends a whole command, so a copy made at any
         #: moment ends between two commands. The first may be a frame of commands that is being sent.
         self.buffer: list[Any] = []
         self.batch = batch
-        self.memory = {d.index: DeviceMemory(d) for d in devices}
+        overheads = _overheads(connection.welcome)
+        self.memory = {d.index: DeviceMemory(d, overheads.get(d.uuid, 0)) for d in devices}
         self.connection = connection
         connection.on_error = self._note
         self._lock = threading.Lock()
         self._trouble: list[Exception] = []
         self.sites = Sites()
         self._gone = ""
+        #: when the session broke by itself, on a monotonic clock
+        self.broken_at: float | None = None
+        #: whether the worker said that another one takes its place
+        self.is_replaced = False
+        #: whether the program has got the exception that says so
+        self.is_told = False
+        #: whether the lease is known to have ended, so that there is no other session
+        self.is_over = False
+        #: called once, in any thread, when the session has broken by itself
+        self.on_broken: Callable[[], None] = lambda: None
+        #: opens another session in place of this one, and returns whether there is one
+        self.renew: Callable[[], bool] = lambda: False
+        #: names the operators of frames that the worker has not acknowledged, newest first
+        self.unfinished: Callable[[Sequence[Frame]], list[dict[str, Any]]] = lambda frames: []
+        self._under_way: list[dict[str, Any]] = []
         self._limit = batch
         self._armed = False
         self._arm = threading.Event()
@@ -131,8 +151,11 @@ class CommandStream:
             return
         with self._lock:
             self._guarded(self._send_gathered)
-            for layout, piece in pieces(geom.wire(), elements, COPY_BYTES):
-                self._guarded(self._send_copy, [storage.id, layout], piece)
+            try:
+                for layout, piece in pieces(geom.wire(), elements, COPY_BYTES):
+                    self._guarded(self._send_lent, [storage.id, layout], piece)
+            finally:
+                self._guarded(self.connection.keep_lent)  # the program may change its elements from here on
         self._raise_trouble()
 
     # -- asking
@@ -147,6 +170,8 @@ class CommandStream:
             answer = self._guarded(self._ask, record, into)
         self._raise_trouble()
         if isinstance(answer, dict) and "failed" in answer:
+            self._end_with(answer["failed"])
+            self.is_told = self.is_replaced
             raise exception(answer["failed"], self.sites)
         return answer
 
@@ -161,8 +186,15 @@ class CommandStream:
         return answer
 
     def _note(self, report: Any) -> None:
+        self._end_with(report)
         self._trouble.append(exception(report, self.sites))
         self._limit = -1  # the next push raises it
+
+    def _end_with(self, report: Any) -> None:
+        """End the session if the report is of a failure that has taken the GPU from the worker's process."""
+        if isinstance(report, dict) and "under_way" in report:
+            self.is_replaced = True
+            self._break(str(report.get("message", "")).split(" (")[0])
 
     # -- failures, and the end
 
@@ -184,10 +216,9 @@ class CommandStream:
         del buffer[0]
         return frame.number
 
-    def _send_copy(self, header: list[Any], elements: memoryview) -> None:
-        """Send a large copy. The program may change its source at once, so the frame has its own."""
+    def _send_lent(self, header: list[Any], elements: memoryview) -> None:
         head = frames.pack(frames.Kind.UPLOAD, header, elements.nbytes)
-        self.connection.send(Frame(head, self.connection.copy(elements)))
+        self.connection.send(Frame(head, elements, lent=True))
 
     def _guarded(self, function: Any, *args: Any) -> Any:
         if self._gone:
@@ -195,28 +226,63 @@ class CommandStream:
         try:
             return function(*args)
         except (SessionLost, frames.WireError) as e:
-            self.lose(str(e))
+            if not self._gone:
+                self.is_replaced = isinstance(e, SessionLost) and e.is_replaced
+                if not self.is_replaced:  # otherwise the worker has named what it was
+                    self._under_way = self.unfinished(self.connection.end.kept)
+            self._break(str(e))
         return None
 
     def lose(self, reason: str) -> None:
         """Raise :class:`WorkerGone` with ``reason`` at every call from now on. Wakes a thread that waits."""
+        self.is_over = True
+        self._lose(reason)
+
+    def _lose(self, reason: str) -> None:
         if not self._gone:
             self._gone = reason
             self._limit = -1
             self.connection.lose(reason)
 
-    def _raise_trouble(self) -> None:
-        if self._trouble:  # first: it may be the reason why the worker is gone
+    def _break(self, reason: str) -> None:
+        """The session is over, and the lease perhaps not."""
+        if not self._gone:
+            self.broken_at = time.monotonic()
+            self._lose(reason)
+            self.on_broken()
+
+    def raise_reported(self) -> None:
+        """Raise the first error that the worker has reported, if there is one."""
+        if self._trouble:
             if not self._gone:
                 self._limit = self.batch
+            self.is_told = bool(self._gone)
             del self._trouble[1:]
             # Not by a local variable: with the traceback it would be a cycle, which keeps the program's tensors.
             raise self._trouble.pop()
+
+    def _raise_trouble(self) -> None:
+        self.raise_reported()  # first: it may be the reason why the worker is gone
         if self._gone:
-            raise WorkerGone(
-                f"the GPU worker of this lease is gone ({self._gone}); its tensors are lost. "
-                "Request GPUs again and load your last checkpoint."
+            raise self.gone(not self.is_over and self.renew())
+
+    def gone(self, is_renewed: bool) -> WorkerGone:
+        """The exception of every call after the end. The first one names what was under way.
+
+        ``is_renewed``: another session has taken the place of this one.
+        """
+        self.is_told = True
+        calls, self._under_way = self._under_way, []
+        listed = f"\n(one of these operators was under way:\n{_listed(calls, self.sites)})" if calls else ""
+        if is_renewed:
+            return WorkerGone(
+                f"the GPU worker of this lease is gone ({self._gone}), and another one has taken its place; the "
+                f"former one's tensors are lost. Create them again, or load your last checkpoint.{listed}"
             )
+        return WorkerGone(
+            f"the GPU worker of this lease is gone ({self._gone}); its tensors are lost. "
+            f"Request GPUs again and load your last checkpoint.{listed}"
+        )
 
     def _pump(self) -> None:
         """Send what stays queued while the program does something else, and notice when the connection is lost."""
@@ -237,6 +303,12 @@ class CommandStream:
                 finally:
                     self._lock.release()
 
+    def abandon(self) -> None:
+        """Let its thread end: another session has taken the place of this one."""
+        self._closed = True
+        self.unfinished = lambda kept: []
+        self._arm.set()
+
     def close(self) -> None:
         """Send what is queued and end the session. The worker then frees its storages."""
         if self._closed:
@@ -253,6 +325,7 @@ class CommandStream:
     def _forked(self) -> None:
         # The child must neither keep the connection open after its parent ends, nor send on it.
         self._gone = "this process is a fork of the one that holds the lease"
+        self.is_over = True
         self._closed = True
         self.connection.forked(self._gone)
         self._lock = threading.Lock()
@@ -275,6 +348,16 @@ def pieces(layout: list[Any], elements: memoryview, most: int) -> Iterator[tuple
         count = min(step, size[0] - k)
         part = elements[k * row_bytes : (k + count) * row_bytes]
         yield [(count, *size[1:]), stride, offset + k * stride[0], *rest], part
+
+
+def _overheads(welcome: Mapping[str, Any]) -> dict[str, int]:
+    """What of each slice, by UUID, is not for tensors, as far as the worker says so."""
+    found = {}
+    for fact in welcome.get("devices", ()):
+        overhead = fact.get("overhead_bytes") if isinstance(fact, dict) else None
+        if type(overhead) is int and overhead >= 0 and isinstance(fact.get("uuid"), str):
+            found[fact["uuid"]] = overhead
+    return found
 
 
 def stream_of(storage: Storage) -> CommandStream:

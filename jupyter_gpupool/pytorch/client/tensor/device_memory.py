@@ -17,9 +17,14 @@ class DeviceMemory:
     ``freed``, and the next call subtracts what is there.
     """
 
-    def __init__(self, spec: DeviceSpec) -> None:
+    def __init__(self, spec: DeviceSpec, overhead: int = 0) -> None:
         self.index = spec.index
-        self.limit = self.whole = spec.limit_mib << 20
+        self.whole = spec.limit_mib << 20
+        #: what of the slice is not for tensors: CUDA's context, workspaces of libraries
+        self.overhead = overhead
+        #: the fraction of the slice that the program limits itself to
+        self.fraction = 1.0
+        self.limit = self._limit()
         self.freed: list[int] = []
         self.allocated_total = 0
         self.peak = 0
@@ -55,8 +60,10 @@ class DeviceMemory:
             self.peak = max(self.peak, used + nbytes)
 
     def _refusal(self, nbytes: int, used: int) -> torch.OutOfMemoryError:
-        allowed = self.limit if self.limit < self.whole else None
-        return torch.OutOfMemoryError(out_of_memory(self.index, nbytes, used, self.whole, allowed))
+        allowed = self.limit if self.limit < self.whole - self.overhead else None
+        return torch.OutOfMemoryError(
+            out_of_memory(self.index, nbytes, used, self.whole, allowed, self.overhead)
+        )
 
     def note(self, nbytes: int) -> None:
         """Account for an allocation that the worker has made already."""
@@ -69,8 +76,17 @@ class DeviceMemory:
     def resize(self, limit: int) -> None:
         """Set the size of the slice to ``limit`` bytes. A fraction that the program limits itself to is kept."""
         with self._lock:
-            self.limit = self.limit * limit // self.whole
             self.whole = limit
+            self.limit = self._limit()
+
+    def limit_to(self, fraction: float) -> None:
+        """Let this process allocate no more than a fraction (0 to 1) of the slice."""
+        with self._lock:
+            self.fraction = fraction
+            self.limit = self._limit()
+
+    def _limit(self) -> int:
+        return max(0, min(int(self.whole * self.fraction), self.whole - self.overhead))
 
     def reset_peak(self) -> None:
         """Start the peaks again from what is allocated now."""

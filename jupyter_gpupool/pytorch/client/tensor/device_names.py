@@ -26,6 +26,8 @@ cuda_is_ours = False
 #: the value of CUDA_VISIBLE_DEVICES that holds, and the number of slices that it leaves out
 choice: str | None = None
 left_out = 0
+#: whether the program has chosen a current device
+chosen = False
 
 
 def _nothing() -> None:
@@ -43,7 +45,9 @@ def current_index() -> int:
 
 def set_current_index(index: int) -> None:
     """Make ``index`` the calling thread's current device. Raises RuntimeError if the lease does not have it."""
+    global chosen
     _current.index = checked(index)
+    chosen = True
 
 
 @contextlib.contextmanager
@@ -62,8 +66,10 @@ def visible_count() -> int:
 
 
 def reset_current_index() -> None:
-    """Make the first device the calling thread's current one, also where there is none."""
+    """Make the first device the calling thread's current one, also where there is none, as if none were chosen."""
+    global chosen
     _current.index = 0
+    chosen = False
 
 
 def checked(index: int) -> int:

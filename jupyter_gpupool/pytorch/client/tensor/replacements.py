@@ -12,7 +12,7 @@ import inspect
 import pkgutil
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from torch.overrides import get_ignored_functions, handle_torch_function, has_torch_function
@@ -77,7 +77,8 @@ def _resemble(value: Any, native: Any) -> Any:
             value.__annotate__ = native.__annotate__
         else:
             value.__annotations__ = native.__annotations__
-    signature = _signature_of(native)
+    # pybind11's methods cannot be looked up, and have no signature.
+    signature = _signature_of(native) if isinstance(native, Hashable) else None
     if signature is not None:
         value.__signature__ = signature
     return value

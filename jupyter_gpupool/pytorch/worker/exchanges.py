@@ -1,0 +1,160 @@
+"""Executes a session's part in what ranks exchange: collectives, and tensors that one rank sends to another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jupyter_gpupool.pytorch.protocol import commands as codes
+from jupyter_gpupool.pytorch.protocol.sizes import rounded
+
+from .collectives import GROUP_BYTES, MAX_RANKS, Call, Meetings, Part
+from .device import Device
+from .error_reports import report_of
+from .messages import Messages
+from .storages import BeyondStorage, Poisoned, Slot, StaleTensorError, within
+from .templates import BadRecord
+
+if TYPE_CHECKING:
+    from .executor import WorkerSession
+
+
+class Exchanges:
+    """``commands``: what executes each command, as a function of its fields. ``is_over``: the client is gone."""
+
+    def __init__(
+        self, session: WorkerSession, meetings: Meetings, messages: Messages, is_over: Callable[[], bool]
+    ) -> None:
+        self._session = session
+        self._meetings = meetings
+        self._messages = messages
+        self._is_over = is_over
+        self.commands: dict[int, Callable[..., Any]] = {
+            codes.MEET: self._meet,
+            codes.JOIN: self._join,
+            codes.POST: self._post,
+            codes.TAKE: self._take,
+        }
+
+    def leave(self) -> None:
+        """The session ends: tell those who wait for it."""
+        self._meetings.leave(self._session.sender)
+        self._messages.leave(self._session.sender)
+
+    # -- collectives
+
+    def _meet(self, place: Any, call: Any, inputs: Any, outputs: Any, timeout_s: Any) -> None:
+        """Execute MEET: wait for the other ranks of a collective, and take its result."""
+        session = self._session
+        try:
+            group, size, rank, number = place
+            kind, operation, root = call
+            known = isinstance(group, bytes) and len(group) == GROUP_BYTES and isinstance(number, int)
+            sizes = all(type(n) is int for n in (size, rank, root)) and 0 <= rank < size <= MAX_RANKS
+            if not known or not sizes or not -1 <= root < size or not 0 <= timeout_s < 1e9:
+                raise ValueError("a place that cannot be")
+            agreed = Call(str(kind), str(operation), root)
+        except (TypeError, ValueError) as e:
+            raise BadRecord(f"a collective of {place!r:.80}: {e}") from None
+        part: Part | Exception
+        try:
+            part = Part([self._element(*one) for one in inputs], [self._element(*one) for one in outputs])
+            for device in session.devices:
+                device.synchronize()  # another session's thread reads what this one has computed
+        except (Poisoned, BeyondStorage, StaleTensorError) as e:
+            part = RuntimeError(e.report["message"] if isinstance(e, Poisoned) else str(e))
+        except TypeError as e:
+            raise BadRecord(f"a tensor of a collective: {e}") from None
+        else:
+            session.note_writes([id for id, _ in outputs])
+        try:
+            self._meetings.meet(
+                session.sender, (group, size, rank, number), agreed, part, timeout_s, self._is_over
+            )
+        except BadRecord:
+            raise
+        except Exception as e:
+            self._complain(agreed.kind, e)
+
+    def _element(self, id: Any, wire: Any) -> torch.Tensor:
+        geom, slot = self._session.geometry(wire), self._session.slot(id)
+        within(slot, geom)
+        return slot.view(geom)
+
+    def _complain(self, name: str, error: Exception) -> None:
+        self._session.complain(report_of(f"c10d::{name}", error, self._session.number), error)
+
+    # -- from one rank to another
+
+    def _join(self, box: Any) -> None:
+        """Execute JOIN."""
+        self._messages.join(self._session.sender, box)
+
+    def _post(self, box: Any, name: Any, id: Any, wire: Any) -> None:
+        """Execute POST: keep a copy of a tensor until another rank takes it."""
+        content: Slot | str
+        try:
+            content = _copied(self._element(id, wire), self._session.slot(id).device)
+        except BadRecord:
+            raise
+        except Poisoned as e:  # its client has been told
+            content = str(e.report["message"])
+        except Exception as e:
+            content = str(e)
+            self._complain("send", e)
+        self._messages.post(self._session.sender, box, name, content)
+
+    def _take(self, box: Any, name: Any, id: Any, wire: Any, ranks: Any, timeout_s: Any) -> None:
+        """Execute TAKE: wait for what another rank sends."""
+        try:
+            source, here = ranks
+            if not isinstance(box, bytes) or not isinstance(name, bytes) or not 0 <= timeout_s < 1e9:
+                raise ValueError("a place that cannot be")
+        except (TypeError, ValueError) as e:
+            raise BadRecord(f"a message of {ranks!r:.80}: {e}") from None
+        try:
+            target = self._session.target(id, wire)
+            sent = self._messages.take(box, name, (source, here), timeout_s, self._is_over)
+            try:
+                self._fill(target, sent, source)
+            finally:
+                if self._session.shared.leave(sent):
+                    sent.device.give_storage(sent.nbytes)
+        except (BadRecord, Poisoned) as e:
+            if isinstance(e, BadRecord):
+                raise
+            self._session.complain_of_target(e)
+        except Exception as e:
+            self._complain("recv_", e)
+
+    def _fill(self, target: torch.Tensor, sent: Slot, source: int) -> None:
+        values = sent.memory()
+        assert values is not None, "what was sent has memory"
+        if values.dtype != target.dtype or values.numel() != target.numel():
+            raise ValueError(
+                f"rank {source} sends {values.numel()} elements of {values.dtype} to a tensor of "
+                f"{target.numel()} of {target.dtype}"
+            )
+        target.copy_(values.reshape(target.shape))
+        sent.device.synchronize()  # its memory is about to be another tensor's
+
+    def arrived(self, box: Any, name: Any) -> tuple[bool, None]:
+        """Answer ARRIVED."""
+        if not isinstance(box, bytes) or not isinstance(name, bytes):
+            raise BadRecord(f"a message named {name!r:.60}")
+        return self._messages.has(box, name), None
+
+
+def _copied(source: torch.Tensor, device: Device) -> Slot:
+    """A storage with a copy of a tensor. Raises torch.OutOfMemoryError."""
+    nbytes = source.numel() * source.itemsize
+    device.take(rounded(nbytes))
+    try:
+        memory = source.clone(memory_format=torch.contiguous_format)
+        device.synchronize()  # another session's thread reads it
+    except BaseException:
+        device.give_storage(nbytes)
+        raise
+    return Slot(memory, device, nbytes)

@@ -1,0 +1,97 @@
+"""Lets the frames of all sessions run, or none of them: for whoever wants to be alone with a worker's memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_gpupool.pytorch.protocol import commands as codes
+
+#: Commands that need nothing of a device's memory.
+_NEEDLESS = frozenset(
+    [
+        *(codes.FREE, codes.WAIT, codes.GET_RNG, codes.DONE, codes.AWAIT, codes.ELAPSED, codes.MEMORY),
+        *(codes.PROPERTIES, codes.READINGS, codes.TRACE, codes.GRAPHS),
+    ]
+)
+
+
+def needs_memory(commands: Any) -> bool:
+    """Whether a frame's commands use the devices' memory, or may."""
+    if not isinstance(commands, list):
+        return True
+    i = 0
+    while i < len(commands):
+        code = commands[i]
+        if code not in _NEEDLESS:
+            return True
+        i += 1 + codes.FIELDS[code]
+    return False
+
+
+class Gate:
+    """Frames run inside; whoever closes it is alone. While ``parked`` is set, only frames that need nothing go in."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside = 0
+        self._closed = False
+        self.parked = False
+        self._parks = 0
+        #: called when a frame waits for what is parked
+        self.on_wanted: Callable[[], None] = lambda: None
+        #: when a frame last needed memory, on a monotonic clock
+        self.used_at = time.monotonic()
+        #: how many frames have
+        self.uses = 0
+
+    def enter(self, commands: Any = None) -> None:
+        """Go in with a frame, or wait. ``commands`` None: it needs memory."""
+        with self._lock:  # a condition's own methods would take several times as long
+            if not self._closed and not self.parked:
+                self._inside += 1
+                self.uses += 1
+                self.used_at = time.monotonic()
+                return
+            needs = commands is None or not self.parked or needs_memory(commands)
+            asked = 0
+            while self._closed or (self.parked and needs):
+                if self.parked and asked != self._parks:  # also if it was here, and has gone again, meanwhile
+                    asked = self._parks
+                    self.on_wanted()
+                self._changed.wait()
+            self._inside += 1
+            if needs:
+                self.uses += 1
+                self.used_at = time.monotonic()
+
+    def leave(self) -> None:
+        """Come out."""
+        with self._lock:
+            self._inside -= 1
+            if self._closed and not self._inside:
+                self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> bool:
+        """Let nobody in, and wait until nobody is inside. False, and open again, if that takes too long."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._closed, timeout_s):
+                return False
+            self._closed = True
+            if self._changed.wait_for(lambda: not self._inside, timeout_s):
+                return True
+            self._closed = False
+            self._changed.notify_all()
+            return False
+
+    def open(self, parked: bool | None = None) -> None:
+        """Let frames in again."""
+        with self._changed:
+            self._closed = False
+            if parked is not None:
+                self._parks += parked and not self.parked
+                self.parked = parked
+            self._changed.notify_all()

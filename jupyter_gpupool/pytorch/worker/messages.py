@@ -1,0 +1,104 @@
+"""Tensors that ranks send to each other within one worker: a copy waits under its name until the other rank takes it.
+
+The copies are shared storages, so a lease can be parked and moved while some wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from .shared_storages import NAME_BYTES, SharedStorages
+from .storages import Slot
+from .templates import BadRecord
+
+#: The length in bytes of the random id of a rank that sends.
+BOX_BYTES = 16
+#: How many ranks that have ended are remembered.
+_MAX_ENDED = 4096
+#: How often a rank that waits looks whether its own session still goes on, in seconds.
+_LOOK_S = 0.5
+
+
+class Messages:
+    """What the ranks in one worker have sent. Safe to use from the threads of all sessions.
+
+    A rank that sends has a box: the id by which others know whose messages they wait for.
+    """
+
+    def __init__(self, shared: SharedStorages) -> None:
+        self._changed = threading.Condition()
+        self._shared = shared
+        self._owners: dict[bytes, object] = {}
+        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        #: why messages could not be sent, by name
+        self._failures: dict[bytes, dict[bytes, str]] = {}
+
+    def join(self, member: object, box: object) -> bytes:
+        """A session has that box from now on. Raises BadRecord if it is another one's."""
+        if not isinstance(box, bytes) or len(box) != BOX_BYTES:
+            raise BadRecord(f"a rank with the id {box!r:.60}")
+        with self._changed:
+            if self._owners.setdefault(box, member) is not member:
+                raise BadRecord("the id of another rank")
+        return box
+
+    def post(self, member: object, box: object, name: bytes, content: Slot | str) -> None:
+        """Send a storage, or why there is none; its slot is not used any more. Raises BadRecord."""
+        mine = self.join(member, box)
+        if not isinstance(name, bytes) or len(name) != NAME_BYTES:
+            raise BadRecord(f"a message named {name!r:.60}")
+        if isinstance(content, Slot):
+            self._shared.send(content, name, member)
+            self._shared.leave(content)
+        with self._changed:
+            if isinstance(content, str):
+                self._failures.setdefault(mine, {})[name] = content
+            self._changed.notify_all()
+
+    def has(self, box: bytes, name: bytes) -> bool:
+        """Whether that message is there, or will not come."""
+        with self._changed:
+            return self._is_decided(box, name)
+
+    def _is_decided(self, box: bytes, name: bytes) -> bool:
+        return self._shared.has(name) or box in self._ended or name in self._failures.get(box, ())
+
+    def take(
+        self,
+        box: bytes,
+        name: bytes,
+        ranks: tuple[int, int],
+        timeout_s: float,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> Slot:
+        """Wait for a message, and return a slot on it. ``ranks``: who sends it, and who takes it.
+
+        Raises RuntimeError, naming the rank, if it does not come.
+        """
+        source, here = ranks
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not self._is_decided(box, name):
+                if is_over() or time.monotonic() > deadline:
+                    raise RuntimeError(f"rank {here} waited {timeout_s:g} s in recv for rank {source}")
+                self._changed.wait(min(_LOOK_S, max(0.001, deadline - time.monotonic())))
+            why = self._failures.get(box, {}).pop(name, None)
+        if why is not None:
+            raise RuntimeError(f"rank {source} cannot send: {why}")
+        if not self._shared.has(name):
+            raise RuntimeError(f"rank {source} has ended or left the lease")
+        return self._shared.open(name)
+
+    def leave(self, member: object) -> None:
+        """A session has ended: whoever waits for what it has not sent is told."""
+        with self._changed:
+            for box in [box for box, owner in self._owners.items() if owner is member]:
+                del self._owners[box]
+                self._failures.pop(box, None)
+                self._ended[box] = None
+            while len(self._ended) > _MAX_ENDED:
+                self._ended.popitem(last=False)
+            self._changed.notify_all()

@@ -1,0 +1,129 @@
+"""Tensors that ranks of a lease send to each other, in two processes of it, against gloo between two of the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the device is PyTorch's")
+
+import torch.distributed as dist  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe  # noqa: E402
+
+from .two_ranks import DTYPES, SHAPES, compare, digits, elements  # noqa: E402
+
+
+def messages(device: str, rank: int) -> dict[str, Any]:
+    """What arrives at this rank."""
+    other, found = 1 - rank, {}
+    for shape, dtype in itertools.product(SHAPES, DTYPES):
+        mine, got = elements(shape, dtype, rank).to(device), torch.zeros(shape, dtype=dtype, device=device)
+        if rank == 0:
+            dist.send(mine, other)
+            dist.recv(got, other)
+        else:
+            dist.recv(got, other)
+            dist.send(mine, other)
+        found[f"{shape} {dtype}"] = digits(got)
+    rows = torch.arange(12.0, device=device).reshape(3, 4) + 100 * rank
+    # Both receive before they send, and wait for the last one first.
+    got = [torch.zeros(3, device=device) for _ in range(3)]
+    receives = [dist.irecv(got[k], other, tag=k) for k in range(3)]
+    sends = [dist.isend(rows[:, k].contiguous(), other, tag=k) for k in (2, 0, 1)]
+    for work in (*reversed(receives), *sends):
+        work.wait()
+    found["by tag"] = [digits(t) for t in got]
+    # Of one tag they come in order; what is sent is what it was.
+    a, b, changing = torch.zeros(4, device=device), torch.zeros(4, device=device), rows[0].clone()
+    works = [dist.irecv(a, other), dist.irecv(b, other)]
+    dist.isend(changing, other).wait()
+    changing += 1
+    dist.isend(changing, other).wait()
+    works[1].wait()
+    works[0].wait()
+    found["in order"] = [digits(a), digits(b)]
+    batch = [dist.P2POp(dist.irecv, a, other), dist.P2POp(dist.isend, rows[1].contiguous(), other)]
+    for work in dist.batch_isend_irecv(batch):
+        work.wait()
+    found["batch"] = digits(a)
+    complex_ones = torch.complex(rows[0], rows[1])
+    work = dist.irecv(got_complex := torch.zeros_like(complex_ones), other)
+    sent = dist.isend(complex_ones, other)
+    work.wait()
+    sent.wait()
+    found["complex"] = digits(got_complex)
+    if rank == 0:
+        dist.send(rows[2], other)
+    else:
+        assert dist.recv(a, other) == other
+        found["from a named rank"] = digits(a)
+    things: list[Any] = ["from 0", {"rank": 0}] if rank == 0 else [None, None]
+    if rank == 0:
+        dist.send_object_list(things, 1, device=torch.device(device))
+    else:
+        dist.recv_object_list(things, 0, device=torch.device(device))
+    found["objects"] = things
+    if rank == 0:
+        dist.batch_isend_irecv([dist.P2POp(dist.isend, rows[0], other)])[0].wait()
+    else:
+        dist.batch_isend_irecv([dist.P2POp(dist.irecv, a, other)])[0].wait()
+        found["one way"] = digits(a)
+    return found
+
+
+def coalesced(device: str, rank: int) -> dict[str, Any]:
+    """What collectives that are called together leave."""
+    tensors = [torch.arange(3.0, device=device) + rank + k for k in range(3)]
+    with dist._coalescing_manager():
+        for t in tensors:
+            dist.all_reduce(t)
+    inputs = [torch.arange(2.0, device=device) + 10 * rank + k for k in range(2)]
+    outputs = [torch.zeros(4, device=device) for _ in range(2)]
+    with dist._coalescing_manager(async_ops=True) as together:
+        for out, t in zip(outputs, inputs):
+            dist.all_gather_into_tensor(out, t)
+    together.wait()
+    return {"all_reduce": [digits(t) for t in tensors], "all_gather": [digits(t) for t in outputs]}
+
+
+def pipeline(device: str, rank: int) -> dict[str, Any]:
+    """Losses and gradients of a network with half of its layers at each rank, by two schedules."""
+    found = {}
+    for schedule in (ScheduleGPipe, Schedule1F1B):
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(6, 16), nn.Tanh()), nn.Linear(16, 3)][rank].to(device)
+        stage = PipelineStage(layers, rank, 2, torch.device(device))
+        steps = schedule(stage, 4, loss_fn=nn.MSELoss())
+        optimizer = torch.optim.SGD(layers.parameters(), 0.1)
+        losses: list[Any] = []
+        for step in range(3):
+            optimizer.zero_grad()
+            if rank == 0:
+                steps.step(elements((8, 6), torch.float32, step).to(device))
+            else:
+                kept: list[Any] = []
+                steps.step(target=elements((8, 3), torch.float32, step).to(device), losses=kept)
+                losses += [loss.item() for loss in kept]
+            optimizer.step()
+        found[schedule.__name__] = [losses, *(digits(p) for p in layers.parameters())]
+    return found
+
+
+PARTS = {"messages": messages, "coalesced": coalesced, "pipeline": pipeline}
+
+
+def test_as_gloo_on_the_cpu(start_worker: Callable, tmp_path: Path) -> None:
+    compare(start_worker().spec, tmp_path, PARTS)
+
+
+def test_between_two_servers_as_gloo_on_the_cpu(start_worker: Callable, tmp_path: Path) -> None:
+    one, two = start_worker(1).spec, start_worker(1, first=1).spec
+    addresses = tuple((part.host, part.port) for part in (one, two))
+    spread = dataclasses.replace(one, devices=(*one.devices, *two.devices), addresses=addresses)
+    compare(spread, tmp_path, {"messages": messages})
