@@ -24,7 +24,8 @@ describe('a forecast', () => {
     partial: 0.5,
     memory_mib: 24000,
     filters: { name: 'V100', server: 'gpu-1' },
-    spread: true
+    spread: true,
+    never_park: true
   };
 
   it('is asked for every field of a request', async () => {
@@ -35,7 +36,8 @@ describe('a forecast', () => {
       ['memory_mib', '24000'],
       ['filter', 'name=V100'],
       ['filter', 'server=gpu-1'],
-      ['spread', '1']
+      ['spread', '1'],
+      ['never_park', '1']
     ]);
   });
 

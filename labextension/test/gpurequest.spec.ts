@@ -9,13 +9,20 @@ import {
 } from '../src/leases/gpurequest';
 
 const FILTERS = { name: 'V100', server: 'gpu-1' };
-const KEPT: IGPURequest = { num_gpus: 3, memory_mib: 24000, filters: FILTERS, spread: true };
+const KEPT: IGPURequest = {
+  num_gpus: 3,
+  memory_mib: 24000,
+  filters: FILTERS,
+  spread: true,
+  never_park: true
+};
 const UNTOUCHED = {
   numGpus: 3,
   memory: { memory_mib: 24000 },
   model: 'V100',
   filters: { server: 'gpu-1' },
-  spread: true
+  spread: true,
+  neverPark: true
 };
 
 describe('the request in the metadata of a notebook', () => {

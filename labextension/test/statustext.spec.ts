@@ -54,6 +54,19 @@ describe('the status bar', () => {
     expect(statusText(none, trans)).toBe('GPU: none held');
   });
 
+  it('says that what is parked wakes by itself, and its place while it waits', () => {
+    const parked = { memory_mib: 1, since: 1, wanted_since: null };
+    const asleep = lease({ state: 'PARKED', slices: [piece(26008)], parked, position: null });
+    expect(statusText({ ...none, held: [asleep] }, trans)).toBe('GPU: asleep, wakes by itself');
+    expect(statusText({ ...none, held: [asleep, half], use }, trans)).toBe(
+      'GPU 1 × 0.5 · 12.4 of 15.9 GiB'
+    );
+    const waking = { ...asleep, position: 2 };
+    expect(statusText({ ...none, held: [waking, half], queue: 3 }, trans)).toBe(
+      'GPU: waking, position 2 of 3'
+    );
+  });
+
   it('prefers what concerns the notebook in front', () => {
     const all = { ...none, held: [two, half], use };
     const of = (id: string) => (one: ILease) => one.id === id;

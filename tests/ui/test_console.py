@@ -126,7 +126,7 @@ def test_a_token_is_made_used_extended_and_revoked(
     with tarfile.open(tmp_path / name) as archive:
         members = {member.name: member.mode for member in archive.getmembers()}
         assert members == {"ca.crt": 0o600, "client.yaml": 0o600, "servers.conf": 0o600}
-        archive.extractall(tmp_path / "theirs", filter="data")
+        archive.extractall(tmp_path / "theirs")
     monkeypatch.setenv("GPUPOOL_CONFIG_DIR", str(tmp_path / "theirs"))
     found = bundle.find()
     assert found is not None

@@ -56,6 +56,11 @@ def test_the_toolbar_asks_and_chart_and_status_bar_move(
     screen: Screen, eventually: Callable[..., object]
 ) -> None:
     page = screen.page
+    shown(screen)
+    screen.panel.get_by_role("slider", name="Use of the pool over time").press("End")
+    chart = screen.panel.get_by_role("region", name="Use over time")
+    eventually(lambda: "granted 0%" in told(chart), "a moment of the chart before anything is held")
+    screen.panel.get_by_role("slider", name="Use of the pool over time").press("Escape")
     screen.front("train.ipynb")
     expect(status(page)).to_be_hidden()
     page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)").get_by_role(
@@ -71,7 +76,6 @@ def test_the_toolbar_asks_and_chart_and_status_bar_move(
 
     expect(screen.run(1)).to_contain_text("trained 2")
     expect(status(page)).to_contain_text(re.compile(r"GPU 2 × 0\.8 · 1(\.\d)? of 50\.8 GiB"))
-    chart = screen.panel.get_by_role("region", name="Use over time")
     eventually(
         lambda: re.search(r"granted 80% · 50\.8 GiB; used 2% · 1(\.\d)? GiB", told(chart)),
         "the chart to show what is granted and used",
@@ -97,7 +101,9 @@ def test_the_toolbar_asks_and_chart_and_status_bar_move(
     expect(status(page)).to_be_hidden()
 
 
-def test_a_notebook_that_remembers_has_its_wish_in_the_picker(screen: Screen) -> None:
+def test_a_notebook_that_remembers_has_its_wish_in_the_picker(
+    screen: Screen, eventually: Callable[..., None]
+) -> None:
     screen.front("train.ipynb")
     path = screen.lab.root / "remembers.ipynb"
     content = nbformat.read(screen.lab.root / "other.ipynb", as_version=4)
@@ -115,9 +121,8 @@ def test_a_notebook_that_remembers_has_its_wish_in_the_picker(screen: Screen) ->
     remember.uncheck()
     picker.get_by_role("button", name="Attach to remembers.ipynb").click()
     expect(screen.lease("remembers.ipynb")).to_contain_text("2 × 8,127 MiB")
-    screen.page.keyboard.press("Control+s")
-    expect(tab(screen.page, "remembers.ipynb")).not_to_have_class(re.compile("jp-mod-dirty"))
-    assert "gpupool" not in json.loads(path.read_text())["metadata"]
+
+    eventually(lambda: screen.saved("remembers.ipynb") is None, "the notebook is saved without its wish")
 
     # What runs, in JupyterLab's own list: to shut it down is to release it.
     page = screen.page

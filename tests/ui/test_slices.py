@@ -51,6 +51,7 @@ ASKS: dict[str, object] = {
     "memory_mib": 24000,
     "filters": {"name": "V100", "emulated": "true"},
     "spread": True,
+    "never_park": True,
     "require": False,
 }
 
@@ -116,11 +117,18 @@ class Screen:
     def lease(self, name: str) -> Locator:
         return self.panel.get_by_role("article", name=name)
 
-    def saved(self, name: str) -> dict[str, object]:
+    def saved(self, name: str) -> dict[str, object] | None:
         """Saves the notebook in front; what its metadata asks for."""
         self.page.keyboard.press("Control+s")
         expect(tab(self.page, name)).not_to_have_class(re.compile("jp-mod-dirty"))
-        return json.loads((self.lab.root / name).read_text())["metadata"]["gpupool"]
+        while True:
+            try:
+                metadata = json.loads((self.lab.root / name).read_text())["metadata"]
+            except json.JSONDecodeError:  # the server writes a file in place
+                self.page.wait_for_timeout(20)
+            else:
+                wish: dict[str, object] | None = metadata.get("gpupool")
+                return wish
 
     def accept(self, button: str) -> None:
         self.page.get_by_role("dialog").get_by_role("button", name=button, exact=True).click()

@@ -134,9 +134,10 @@ function Canvas(props: ICanvas): JSX.Element {
   }, [height, span]);
 
   React.useEffect(() => {
-    if (drawing && series) {
-      const end = Math.max(state.at, series.times[series.times.length - 1] ?? 0);
-      drawing.show(drawn(series), end - span, end);
+    if (drawing) {
+      // Before there is any history the axis is that of now, not of 1970.
+      const end = Math.max(state.at, series?.times[series.times.length - 1] ?? 0);
+      drawing.show(series ? drawn(series) : [[], [], [], []], end - span, end);
     }
   }, [drawing, series, span, state.at]);
 

@@ -4,13 +4,13 @@ import * as React from 'react';
 
 import { usePool } from '../common/viewcontext';
 import { AdminAPI } from './adminapi';
-import { useRequest } from './hooks';
+import { useAct, useRequest } from './hooks';
 import { Audit } from './audit';
 import { IConsoleContext, IConsoleProps } from './context';
 import { Leases } from './leases';
 import { Namespaces } from './namespaces';
 import { Overview } from './overview';
-import { Button } from './parts';
+import { Button, Trouble } from './parts';
 import { Tokens } from './tokens';
 import { Usage } from './usage';
 
@@ -68,6 +68,7 @@ export default function Body(context: IConsoleContext): JSX.Element {
             : trans.__('live')}
         </span>
         {lost && <Button onClick={() => pool.retry()}>{trans.__('Retry now')}</Button>}
+        {context.signOut && <SignOut trans={trans} signOut={context.signOut} />}
       </header>
       <Tabs
         label={trans.__('Views of the Console')}
@@ -84,6 +85,30 @@ export default function Body(context: IConsoleContext): JSX.Element {
       >
         <Shown {...props} />
       </div>
+    </>
+  );
+}
+
+interface ISignOut {
+  trans: IConsoleContext['trans'];
+  signOut: NonNullable<IConsoleContext['signOut']>;
+}
+
+function SignOut({ trans, signOut }: ISignOut): JSX.Element {
+  const { acting, trouble, act } = useAct();
+  return (
+    <>
+      <Button disabled={acting} onClick={() => void act(() => signOut(false))}>
+        {trans.__('Sign out')}
+      </Button>
+      <Button
+        disabled={acting}
+        title={trans.__('In all browsers where you are signed in')}
+        onClick={() => void act(() => signOut(true))}
+      >
+        {trans.__('Sign out everywhere')}
+      </Button>
+      <Trouble>{trouble}</Trouble>
     </>
   );
 }

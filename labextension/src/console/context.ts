@@ -10,6 +10,8 @@ import { AdminAPI } from './adminapi';
 export interface IConsoleContext {
   pool: IGPUPool;
   trans: TranslationBundle;
+  /** Ends this sign-in, or all of the user's; undefined where there is none to end. */
+  signOut?: ((everywhere: boolean) => Promise<void>) | undefined;
 }
 
 export interface IConsoleProps extends IConsoleContext {

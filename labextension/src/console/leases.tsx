@@ -118,7 +118,7 @@ function columnsOf(trans: TranslationBundle): IColumn<IRow>[] {
     {
       id: 'state',
       title: trans.__('State'),
-      width: '96px',
+      width: '165px',
       value: ({ lease }) => stateOf(lease, trans)[1],
       render: ({ lease }) => {
         const [tone, word] = stateOf(lease, trans);

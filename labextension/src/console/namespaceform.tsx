@@ -57,7 +57,12 @@ export function NamespaceForm({ adminAPI, before, trans, onClose }: INamespaceFo
     ['leases', trans.__('Leases'), trans.__('at a time')],
     ['user_share', trans.__('Share of one user'), trans.__('of the above: 0.5 is half')],
     ['lease_s', trans.__('Longest lease in seconds'), trans.__('then it ends')],
-    ['idle_s', trans.__('Idle seconds'), trans.__('without computing, then it ends')]
+    ['idle_s', trans.__('Idle seconds'), trans.__('without computing, then it ends')],
+    [
+      'reclaim_after_s',
+      trans.__('Seconds before parking'),
+      trans.__('an idle lease keeps its GPUs so long while others wait')
+    ]
   ];
   return (
     <Form
@@ -188,7 +193,8 @@ function textsOf(limits: Partial<ILimits>): Texts {
     leases: text('leases'),
     user_share: text('user_share'),
     lease_s: text('lease_s'),
-    idle_s: text('idle_s')
+    idle_s: text('idle_s'),
+    reclaim_after_s: text('reclaim_after_s')
   };
 }
 
@@ -201,6 +207,7 @@ function valuesOf(texts: Texts): ILimits {
     leases: value('leases'),
     user_share: value('user_share'),
     lease_s: value('lease_s'),
-    idle_s: value('idle_s')
+    idle_s: value('idle_s'),
+    reclaim_after_s: value('reclaim_after_s')
   };
 }

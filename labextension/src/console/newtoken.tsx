@@ -7,7 +7,7 @@ import { IWhoAmI } from '../pool/apitypes';
 import { AdminAPI, INewToken } from './adminapi';
 import { useRequest } from './hooks';
 import { Form, Modal } from './dialog';
-import { Life, Text } from './fields';
+import { Choice, Life, Text } from './fields';
 import { lifeOf, USUAL_LIFE } from './durations';
 import { Button, Commands } from './parts';
 
@@ -46,6 +46,8 @@ function Wanted(props: INewTokenProps & { onMake: (token: INewToken) => Promise<
   const [owner, setOwner] = React.useState('');
   const [namespace, setNamespace] = React.useState('default');
   const [administers, setAdministers] = React.useState(false);
+  const [scope, setScope] = React.useState<INewToken['scope']>('administer');
+  const [confined, confine] = React.useState(false);
   const [chosen, choose] = React.useState(USUAL_LIFE);
   const namespaces = useRequest(() => adminAPI.namespaces());
   const id = React.useId();
@@ -55,7 +57,17 @@ function Wanted(props: INewTokenProps & { onMake: (token: INewToken) => Promise<
       title={trans.__('New token')}
       accept={trans.__('Create and download')}
       cancel={trans.__('Cancel')}
-      action={() => onMake({ description, owner, namespace, administers, expires_s: life })}
+      action={() =>
+        onMake({
+          description,
+          owner,
+          namespace,
+          administers,
+          expires_s: life,
+          scope,
+          one_namespace: confined && !administers
+        })
+      }
       onDone={() => undefined} // the bundle is shown next
       onClose={onClose}
     >
@@ -88,6 +100,26 @@ function Wanted(props: INewTokenProps & { onMake: (token: INewToken) => Promise<
         ))}
       </datalist>
       <Life label={trans.__('Valid')} value={chosen} trans={trans} onChange={choose} />
+      <Choice
+        label={trans.__('Scope')}
+        value={scope}
+        choices={[
+          ['administer', trans.__('whatever its owner may')],
+          ['lease', trans.__('reads, and requests and releases GPUs')],
+          ['read', trans.__('only reads')]
+        ]}
+        onChange={setScope}
+      />
+      {!administers && (
+        <label className="jp-GPUPool-check">
+          <input
+            type="checkbox"
+            checked={confined}
+            onChange={event => confine(event.target.checked)}
+          />
+          {trans.__('Changes nothing outside of its namespace')}
+        </label>
+      )}
       <label className="jp-GPUPool-check">
         <input
           type="checkbox"

@@ -202,6 +202,13 @@ function columnsOf(trans: TranslationBundle): IColumn<IToken>[] {
       value: token => token.namespace
     },
     {
+      id: 'scope',
+      title: trans.__('Scope'),
+      width: '88px',
+      value: token => token.scope,
+      render: token => <span title={scopeOf(token, trans)}>{token.scope}</span>
+    },
+    {
       id: 'expires',
       title: trans.__('Expires'),
       width: '100px',
@@ -233,6 +240,18 @@ function columnsOf(trans: TranslationBundle): IColumn<IToken>[] {
       render: token => <code>{token.id}</code>
     }
   ];
+}
+
+/** What the token may do; pools of the version before know no scopes. */
+function scopeOf(token: IToken, trans: TranslationBundle): string {
+  const what = {
+    read: trans.__('It only reads'),
+    lease: trans.__('It reads, and requests and releases GPUs'),
+    administer: trans.__('It may do whatever its owner may')
+  }[token.scope ?? 'administer'];
+  return token.one_namespace
+    ? trans.__('%1; it changes nothing outside of %2', what, token.namespace)
+    : what;
 }
 
 function stateOf(token: IToken, trans: TranslationBundle): [Tone, string] {

@@ -21,6 +21,8 @@ export interface IFormChoice {
   filters: Record<string, string>;
   /** The GPUs may be of several servers. */
   spread: boolean;
+  /** The lease keeps its GPUs while it is idle; the form has no field for it and keeps it. */
+  neverPark: boolean;
 }
 
 /** The request in a notebook's metadata; null where it has none, or one for no GPUs. */
@@ -71,7 +73,8 @@ export function requestFromChoice(choice: IFormChoice): IGPURequest {
     partial,
     memory_mib,
     filters: Object.keys(filters).length > 0 ? filters : undefined,
-    spread: choice.spread || undefined
+    spread: choice.spread || undefined,
+    never_park: choice.neverPark || undefined
   };
   return Object.fromEntries(
     Object.entries(chosen).filter(([, value]) => value !== undefined)

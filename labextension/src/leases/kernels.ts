@@ -5,6 +5,10 @@ import { Kernel, KernelMessage, ServiceManager, Session } from '@jupyterlab/serv
 import { IGPURequest, ILease } from '../pool/apitypes';
 import { ENTRY, IAnswer } from './kernelanswer';
 
+/** How often a busy kernel is looked at, and the pause between two looks. */
+const LOOKS = 8;
+const PAUSE_MS = 250;
+
 /** Whose kernel a lease is for. */
 export function kernelOf(lease: ILease): string | null {
   return / kernel:([0-9A-Za-z-]+)$/.exec(lease.request.client)?.[1] ?? null;
@@ -23,15 +27,20 @@ export class Kernels {
     return null;
   }
 
-  /** Whether a kernel waits for something to do; one that computes answers when its cell has ended. */
+  /**
+   * Whether a kernel waits for something to do; one that computes answers when its cell has ended. What the panel has
+   * asked, such as to attach, keeps a kernel busy for a moment longer than it shows, so this looks more than once.
+   */
   async isIdle(kernelId: string): Promise<boolean> {
-    await this._manager.kernels.refreshRunning(); // what is known may be seconds old
-    for (const model of this._manager.kernels.running()) {
-      if (model.id === kernelId) {
-        return model.execution_state === 'idle';
+    for (let looks = 1; ; looks++) {
+      await this._manager.kernels.refreshRunning(); // what is known may be seconds old
+      const models = [...this._manager.kernels.running()];
+      const state = models.find(model => model.id === kernelId)?.execution_state;
+      if (state !== 'busy' || looks === LOOKS) {
+        return state === 'idle';
       }
+      await new Promise(resolve => setTimeout(resolve, PAUSE_MS));
     }
-    return false;
   }
 
   request(kernelId: string, wish: IGPURequest): Promise<IAnswer> {

@@ -29,9 +29,18 @@ export interface IStatus {
   queue: number;
 }
 
-/** `GPU 2 × 0.8 · 12.4 of 50.8 GiB`; of what waits, its place. */
+/** `GPU 2 × 0.8 · 12.4 of 50.8 GiB`; of what waits, its place; of what is parked, that it wakes by itself. */
 export function statusText(status: IStatus, trans: TranslationBundle): string {
-  const { held, waiting, use, queue } = status;
+  const { waiting, use, queue } = status;
+  const held = status.held.filter(lease => lease.state !== 'PARKED');
+  const parked = status.held.filter(lease => lease.state === 'PARKED');
+  const waking = parked.find(lease => lease.position !== null);
+  if (waking) {
+    return trans.__('GPU: waking, position %1 of %2', waking.position ?? '…', Math.max(queue, 1));
+  }
+  if (held.length === 0 && parked.length > 0) {
+    return trans.__('GPU: asleep, wakes by itself');
+  }
   if (held.length > 0) {
     const granted = held
       .flatMap(lease => lease.slices)

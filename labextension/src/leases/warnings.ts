@@ -1,4 +1,7 @@
-/** Says, once each: that a lease has not computed for long, that somebody asks for it, that its time is nearly over. */
+/**
+ * Says, once each: that a lease has not computed for long, that it was parked, that somebody asks for it, that its time
+ * is nearly over.
+ */
 
 import { Notification } from '@jupyterlab/apputils';
 import { TranslationBundle } from '@jupyterlab/translation';
@@ -44,6 +47,11 @@ export class Warnings {
         const key = `end ${lease.id} ${lease.expires_at}`;
         valid.add(key);
         this._once(key, () => this._ending(lease, at));
+      }
+      if (lease.parked) {
+        const key = `parked ${lease.id} ${lease.parked.since}`;
+        valid.add(key);
+        this._once(key, () => this._parked(lease));
       }
       valid.add(stretch(lease));
       if (isDue(lease, idleMinutes, at) && !this._said.has(stretch(lease))) {
@@ -96,6 +104,18 @@ export class Warnings {
         ? trans.__('%1 asks you to release the GPU slices of %2: “%3”', by, name, message)
         : trans.__('%1 asks you to release the GPU slices of %2.', by, name),
       lease
+    );
+  }
+
+  /** It goes away by itself, and at once when the lease wakes. */
+  private _parked(lease: ILease): string {
+    const trans = this._trans;
+    return Notification.info(
+      trans.__(
+        '%1 is asleep: it was idle, and its GPUs went to somebody who waited. Nothing is lost; it wakes by itself.',
+        this._slices.actions.nameOf(lease)
+      ),
+      { autoClose: 20_000 }
     );
   }
 

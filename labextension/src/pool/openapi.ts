@@ -88,10 +88,16 @@ export type components = {
     };
     Drain: {
       draining: boolean;
+      /** @description Also move its leases to other servers; default: false. */
+      move?: boolean;
     };
     Drained: {
       draining: boolean;
+      /** @description What became of its leases, if they were to move. */
+      moves: components['schemas']['Move'][];
       name: string;
+      /** @description No move is to come. */
+      over: boolean;
     };
     Error: {
       error: string;
@@ -194,6 +200,8 @@ export type components = {
       created_at: number;
       /** @description In seconds since the epoch; null if not yet. */
       ended_at: number | null;
+      /** @description The environment of the GPU server that its worker runs in; empty without a worker. */
+      environment: string;
       /** @description When the lease ends; null for no limit. */
       expires_at: number | null;
       /** @description In seconds since the epoch; null if not yet. */
@@ -203,6 +211,8 @@ export type components = {
       id: string;
       /** @description Since when the lease has been idle; null while it computes. */
       idle_since: number | null;
+      /** @description The slices on another server that it holds as well while it is moved there. */
+      moving_to: components['schemas']['Slice'][];
       /** @description Set while the lease is parked; its slices are then those that it held. */
       parked: components['schemas']['Parked'] | null;
       /** @description Position in the queue, from 1. */
@@ -211,6 +221,8 @@ export type components = {
       request: components['schemas']['RecordedRequest'];
       slices: components['schemas']['Slice'][];
       state: components['schemas']['LeaseState'];
+      /** @description The release of PyTorch there. */
+      torch: string;
       ttl_s: number;
       /** @description The limit that a queued request waits for. */
       waits_for: string;
@@ -241,12 +253,26 @@ export type components = {
       leases?: number | null;
       /** @description GPU memory in MiB. */
       memory_mib?: number | null;
+      /** @description How long an idle lease keeps its GPUs while others wait, in seconds; null: as the pool. */
+      reclaim_after_s?: number | null;
       /** @description The fraction of the three limits above that one user may hold. */
       user_share?: number | null;
     };
     Member: {
       /** @enum {string} */
       role: 'view' | 'use' | 'administer';
+    };
+    Move: {
+      lease: string;
+      /** @enum {string} */
+      outcome: 'waiting' | 'moving' | 'moved' | 'stays' | 'ended';
+      owner: string;
+      /** @description Why it stays, or has ended. */
+      reason: string;
+      /** @description How long the move took. */
+      seconds: number | null;
+      /** @description The server that it moves or has moved to. */
+      to: string;
     };
     Namespace: {
       /** @description The limits that the pool's administrator sets; the namespace's own are at most these. */
@@ -318,8 +344,19 @@ export type components = {
       /** @description Seconds from now; null for no end. */
       expires_s?: number | null;
       namespace?: string;
+      /**
+       * @description The token changes nothing outside of its namespace.
+       * @default false
+       */
+      one_namespace?: boolean;
       /** @description The user whose leases the token reads; default: its own. */
       owner?: string;
+      /**
+       * @description The most that the token may do of what its user may: read; also request, keep and release GPUs; also administer.
+       * @default administer
+       * @enum {string}
+       */
+      scope?: 'read' | 'lease' | 'administer';
     };
     /** @description An OpenAPI 3.1 document. */
     OpenAPI: {
@@ -381,6 +418,11 @@ export type components = {
       memory_mib: number | null;
       /** @description Whose limits count; default: `default`. */
       namespace: string;
+      /**
+       * @description Keep the GPUs while idle, whoever waits.
+       * @default false
+       */
+      never_park: boolean;
       /** @default 1 */
       num_gpus: number;
       owner: string;
@@ -413,6 +455,11 @@ export type components = {
       memory_mib?: number | null;
       /** @description Whose limits count; default: `default`. */
       namespace?: string;
+      /**
+       * @description Keep the GPUs while idle, whoever waits.
+       * @default false
+       */
+      never_park?: boolean;
       /** @default 1 */
       num_gpus?: number;
       /** @description Share of each GPU. */
@@ -501,8 +548,19 @@ export type components = {
       id: string;
       last_used_at: number | null;
       namespace: string;
+      /**
+       * @description The token changes nothing outside of its namespace.
+       * @default false
+       */
+      one_namespace: boolean;
       owner: string;
       revoked_at: number | null;
+      /**
+       * @description The most that the token may do of what its user may: read; also request, keep and release GPUs; also administer.
+       * @default administer
+       * @enum {string}
+       */
+      scope: 'read' | 'lease' | 'administer';
       /** @enum {string} */
       state: 'valid' | 'expired' | 'revoked';
     };
@@ -519,8 +577,19 @@ export type components = {
       id: string;
       last_used_at: number | null;
       namespace: string;
+      /**
+       * @description The token changes nothing outside of its namespace.
+       * @default false
+       */
+      one_namespace: boolean;
       owner: string;
       revoked_at: number | null;
+      /**
+       * @description The most that the token may do of what its user may: read; also request, keep and release GPUs; also administer.
+       * @default administer
+       * @enum {string}
+       */
+      scope: 'read' | 'lease' | 'administer';
       /** @enum {string} */
       state: 'valid' | 'expired' | 'revoked';
       /** @description The token itself. Only this answer contains it. */
@@ -563,6 +632,11 @@ export type components = {
       };
       /** @description MiB of each GPU, instead of partial. */
       memory_mib?: number | null;
+      /**
+       * @description Keep the GPUs while idle, whoever waits.
+       * @default false
+       */
+      never_park?: boolean;
       /** @default 1 */
       num_gpus?: number;
       /** @description Share of each GPU. */
@@ -618,5 +692,10 @@ export const WANTED_GPUS = {
     additionalProperties: { type: 'string' },
     description: 'Only GPUs that match, such as `name=V100`.'
   },
-  spread: { type: 'boolean', default: false, description: 'The GPUs may be of several servers.' }
+  spread: { type: 'boolean', default: false, description: 'The GPUs may be of several servers.' },
+  never_park: {
+    type: 'boolean',
+    default: false,
+    description: 'Keep the GPUs while idle, whoever waits.'
+  }
 } as const;

@@ -66,7 +66,8 @@ function RequestFields({ state, pool, slices, trans, onDone }: IRequestFormProps
     memory,
     model,
     filters: filters === null ? otherFilters(kept) : filtersFromText(filters),
-    spread
+    spread,
+    neverPark: kept?.never_park ?? false
   });
   const sizes = sizesOf(wish, state);
   const smallest = Math.min(...allowed(wish, state).map(gpu => gpu.memory_mib));
