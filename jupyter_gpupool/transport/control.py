@@ -9,6 +9,11 @@ JSON on a SOCK_SEQPACKET socket, which the worker listens on in the folder of th
 - ``park``: copy everything and let the devices' memory go.
 - ``resume``: {"devices": [DeviceSpec, …]}: what it may use from now on.
 - ``forget``: give all that was lent back.
+- ``send``: {"to": [host, port], "secure", "ca"}, with the descriptor of a connection to there: send everything to the
+  lease's other worker, and let the sessions rest before the last of it; the answer is {"bytes", "rest_s", "ahead": the
+  bytes before that}. Then ``stay``: go on here; or ``leave``: {"to"}: send the clients there.
+- ``serve``: go on with what has arrived from the lease's other worker.
+- ``certificate``: descriptors of a renewed certificate and of its key (PEM), which the worker cannot read by itself.
 
 The worker sends ``{"wanted": true}`` unasked when a session waits for what is parked, and to each new connection
 ``{"parked", "lent", "wanted"}``. It can neither ask for anything else, nor about another lease.
@@ -66,16 +71,19 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
         sock.send(packet)
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The next message and its descriptors, which are the caller's to close. Raises OSError, also at the end."""
-    packet, descriptors, flags, _ = socket.recv_fds(sock, MAX_BYTES, MAX_DESCRIPTORS)
+def receive(sock: socket.socket, most_descriptors: int = MAX_DESCRIPTORS) -> tuple[dict[str, Any], list[int]]:
+    """The next message and its descriptors, which are the caller's to close.
+
+    Raises OSError, also at the end, and for a message with more descriptors than that.
+    """
+    packet, descriptors, flags, _ = socket.recv_fds(sock, MAX_BYTES, most_descriptors)
     try:
         if not packet:
             raise ConnectionError("the other end has gone")
         message = json.loads(packet)
         if not isinstance(message, dict) or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ConnectionError("this is no message")
-    except (ValueError, ConnectionError) as e:
+    except (ValueError, RecursionError, ConnectionError) as e:
         for descriptor in descriptors:
             os.close(descriptor)
         raise e if isinstance(e, ConnectionError) else ConnectionError("this is no message") from None

@@ -15,7 +15,8 @@ import msgpack
 
 from .tls import Connection
 
-_PREFIX = struct.Struct("!BIQ")
+#: What each frame begins with: kind, length of the header, length of the payload.
+PREFIX = struct.Struct("!BIQ")
 
 #: The longest header that either end accepts after authentication, in bytes.
 MAX_HEADER = 64 * 1024 * 1024
@@ -26,21 +27,27 @@ MAX_HELLO = 4096
 class Kind(IntEnum):
     """The type of a frame."""
 
-    HELLO = 1  # client → worker: {protocol, secret, role, torch, threads, session, generation, received, new}
+    # client → worker: {protocol, secret, role, torch, threads, session, generation, received, new}; of another
+    # framework than PyTorch, {framework} and its release in place of torch and threads
+    HELLO = 1
     WELCOME = 2  # worker → client: {protocol, torch, devices, software, received, done, resume_s, window_mib}
-    REFUSED = 3  # worker → client: {message}; the connection ends
+    REFUSED = 3  # worker → client: {message, moved: [host, port] of a lease that goes on there}; the connection ends
     RECORDS = 4  # client → worker: a flat list of records, see pytorch/protocol/commands.py; counts
     UPLOAD = 5  # client → worker: [storage, geometry], payload: the elements; counts
     VALUE = 6  # worker → client: [number of the frame that asked, the answer], payload: elements; counts
     ERROR = 7  # worker → client: {operator, type, message}, unsolicited; counts
     PING = 8  # holder → worker, and back; of a session: acknowledge at once
-    BYE = 9  # either: intentional end of the session, or of the holder's part
+    BYE = 9  # either: intentional end of the session, or of the holder's part; of a worker: {message, moved}
     ACK = 10  # either: the number of the last frame that this end has acted on
     PROBE = 11  # worker → holder: {machine, pid, born}, and back: {process, lives}
+    STATE = 12  # worker → worker, after the lease's state: what else belongs to it; and back: {failed}
 
 
 #: The kinds that count as a session's frames: they are acknowledged, and sent again after a lost connection.
 COUNTED = frozenset((Kind.RECORDS, Kind.UPLOAD, Kind.VALUE, Kind.ERROR))
+
+
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class WireError(Exception):
@@ -66,7 +73,13 @@ class NoWorker(ConnectionLost):
 def pack(kind: Kind, header: Any, payload_length: int = 0) -> bytes:
     """Return the frame's bytes up to its payload."""
     body: bytes = msgpack.packb(header)
-    return _PREFIX.pack(kind, len(body), payload_length) + body
+    return PREFIX.pack(kind, len(body), payload_length) + body
+
+
+def header_of(packed: bytes) -> tuple[Kind, Any]:
+    """Return the kind and the header of what :func:`pack` returned."""
+    kind, length, _ = PREFIX.unpack_from(packed)
+    return unpack(kind, memoryview(packed)[PREFIX.size : PREFIX.size + length])
 
 
 def send(sock: Connection, kind: Kind, header: Any, payload: memoryview | None = None) -> None:
@@ -93,49 +106,57 @@ def send_all(sock: Connection, data: Any) -> None:
             rest = rest[sock.send(rest) :]
 
 
+def receive_some(sock: Connection, view: memoryview) -> int:
+    """Read what has arrived into ``view``, waiting for the first byte; return how many bytes.
+
+    Raises :class:`ConnectionLost`, and TimeoutError by a timeout of ``sock``.
+    """
+    try:
+        n = sock.recv_into(view)
+    except TimeoutError:
+        raise
+    except OSError as e:
+        raise ConnectionLost(f"the connection broke while receiving: {e}") from e
+    if n == 0:
+        raise ConnectionClosed("the other end closed the connection")
+    return n
+
+
 def receive_into(sock: Connection, view: memoryview) -> None:
-    """Fill ``view`` from the stream. Raises :class:`ConnectionLost`."""
+    """Fill ``view`` from the stream. Raises as :func:`receive_some`."""
     while len(view):
-        try:
-            n = sock.recv_into(view)
-        except TimeoutError:
-            raise
-        except OSError as e:
-            raise ConnectionLost(f"the connection broke while receiving: {e}") from e
-        if n == 0:
-            raise ConnectionClosed("the other end closed the connection")
-        view = view[n:]
-
-
-def receive_exactly(sock: Connection, length: int) -> bytearray:
-    """Return the next ``length`` bytes of the stream. Raises :class:`ConnectionLost`."""
-    data = bytearray(length)
-    receive_into(sock, memoryview(data))
-    return data
+        view = view[receive_some(sock, view) :]
 
 
 def receive(sock: Connection, max_header: int = MAX_HEADER) -> tuple[Kind, Any, int]:
-    """Return the next frame's kind, header and payload length; the payload stays in the stream.
+    """Return the next frame's kind, header and payload length, and read no byte more of the stream.
 
     Raises :class:`WireError` for anything that is not a frame, :class:`ConnectionLost` at the end.
     """
-    return receive_sized(sock, max_header)[:3]
-
-
-def receive_sized(sock: Connection, max_header: int = MAX_HEADER) -> tuple[Kind, Any, int, int]:
-    """As :func:`receive`, and the length of the packed header."""
-    kind_value, header_length, payload_length = _PREFIX.unpack(receive_exactly(sock, _PREFIX.size))
+    kind, header_length, payload_length = PREFIX.unpack(_receive_exactly(sock, PREFIX.size))
     if header_length > max_header:
-        raise WireError(f"a header of {header_length} bytes is longer than {max_header} allow")
+        raise too_long(header_length, max_header)
+    return *unpack(kind, _receive_exactly(sock, header_length)), payload_length
+
+
+def too_long(length: int, most: int) -> WireError:
+    """The error for a header of ``length`` bytes where ``most`` are allowed."""
+    return WireError(f"a header of {length} bytes is longer than {most} allow")
+
+
+def unpack(kind: int, header: bytearray | memoryview) -> tuple[Kind, Any]:
+    """Return a frame's kind and header from its bytes. Raises :class:`WireError`."""
     try:
-        kind = Kind(kind_value)
-        header = msgpack.unpackb(receive_exactly(sock, header_length), strict_map_key=True)
-    except (ConnectionError, TimeoutError):
-        raise
+        return _KINDS[kind], msgpack.unpackb(header, strict_map_key=True)
     except Exception as e:
         # msgpack raises several unrelated types; all mean that this is not our format.
         raise WireError(f"not a frame: {e}") from None
-    return kind, header, payload_length, header_length
+
+
+def _receive_exactly(sock: Connection, length: int) -> bytearray:
+    data = bytearray(length)
+    receive_into(sock, memoryview(data))
+    return data
 
 
 def tune(sock: Connection, silence_s: float) -> None:

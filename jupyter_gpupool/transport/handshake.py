@@ -14,40 +14,83 @@ from typing import Any
 from . import frames, tls
 from .resumption import BadNumbers
 from .specs import PROTOCOL, AttachSpec, WorkerSpec
+from .timed_socket import TimedSocket
 
 #: The pauses between attempts to make a first connection, in seconds.
 _FIRST_PAUSES_S = (0.02, 0.1, 0.5)
-#: A session sends operators; a holder keeps the lease alive and sends only pings.
-ROLES = ("session", "holder")
+#: A session sends operators; a holder keeps the lease alive and sends only pings; another worker of the lease sends
+#: the lease's whole state.
+ROLES = ("session", "holder", "worker")
 
 
 class Refused(Exception):
     """The worker refused this client; the message is the reason."""
 
 
+class MovedAway(ConnectionError):
+    """The lease goes on with another worker, at this address."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"the lease has moved to {host}:{port}")
+        self.host = host
+        self.port = port
+
+
+def moved_to(header: Any) -> MovedAway | None:
+    """What the header of a BYE or REFUSED says of a lease that has moved; None where it says nothing of it."""
+    where = header.get("moved") if isinstance(header, dict) else None
+    if (
+        isinstance(where, list)
+        and len(where) == 2
+        and isinstance(where[0], str)
+        and type(where[1]) is int
+        and 0 < where[1] < 65536
+    ):
+        return MovedAway(where[0], where[1])
+    return None
+
+
 def connect(
-    spec: AttachSpec, role: str, facts: dict[str, Any], timeout_s: float = 10.0
+    spec: AttachSpec,
+    role: str,
+    facts: dict[str, Any],
+    timeout_s: float = 10.0,
+    sock: socket.socket | None = None,
 ) -> tuple[tls.Connection, dict[str, Any]]:
     """Connect to the lease's worker; return the connection and the worker's welcome.
 
+    ``sock``: a connection to there, for a process that may make none.
     Raises :class:`Refused`, or :class:`~.frames.ConnectionLost` if no worker answers; :class:`~.frames.NoWorker` if
-    its GPU server says that there is none.
+    its GPU server says that there is none; :class:`MovedAway` if the lease goes on elsewhere.
     """
     try:
-        sock = socket.create_connection((spec.host, spec.port), timeout=timeout_s)
+        if sock is None:
+            sock = socket.create_connection((spec.host, spec.port), timeout=timeout_s)
+        else:
+            sock.settimeout(timeout_s)
     except OSError as e:
         failure = frames.NoWorker if isinstance(e, ConnectionRefusedError) else frames.Unreachable
         raise failure(
             f"no worker answers for lease {spec.lease_id} at {spec.host}:{spec.port} ({e}); has the lease ended?"
         ) from e
     frames.tune(sock, spec.ttl_s)
-    conn = _secured(sock, spec) if spec.secure else sock
+    conn: tls.Connection = _secured(sock, spec) if spec.secure else TimedSocket(sock)
     try:
-        hello = {"protocol": PROTOCOL, "secret": spec.secret, "role": role, "pid": os.getpid(), **facts}
+        hello = {
+            "protocol": PROTOCOL,
+            "secret": spec.secret,
+            "role": role,
+            "pid": os.getpid(),
+            "follows": True,  # to wherever the lease moves
+            "waits": True,  # while there are signs of life
+            **facts,
+        }
         frames.send(conn, frames.Kind.HELLO, hello)
-        kind, welcome, _ = frames.receive(conn)
+        kind = frames.Kind.PING
+        while kind is frames.Kind.PING:  # the worker is setting up its GPUs
+            kind, welcome, _ = frames.receive(conn)
         if kind is frames.Kind.REFUSED:
-            raise Refused(welcome["message"])
+            raise moved_to(welcome) or Refused(welcome["message"])
         if kind is not frames.Kind.WELCOME or not isinstance(welcome, dict):
             raise frames.WireError(f"expected a welcome, got {kind.name}")
         conn.settimeout(None)
@@ -106,10 +149,12 @@ def _secured(sock: socket.socket, spec: AttachSpec) -> tls.SecureSocket:
         sock.close()  # a wrapped socket has handed its connection over
 
 
-def secured(sock: socket.socket, spec: WorkerSpec, timeout_s: float = 5.0) -> tls.SecureSocket:
-    """Run the worker's side of TLS, with the certificate as it is on disk now. Raises OSError."""
+def secured(
+    sock: socket.socket, spec: WorkerSpec, certificate: tls.ServerCertificate, timeout_s: float = 5.0
+) -> tls.SecureSocket:
+    """Run the worker's side of TLS. Raises OSError."""
     try:
-        context = tls.server_context(spec.certfile, spec.keyfile)
+        context = certificate.context()
         context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
         sock.settimeout(timeout_s)
         conn = tls.SecureSocket(sock, context)
@@ -133,7 +178,8 @@ def admit(
     """Run the worker's side: authenticate the client, answer, and return its hello.
 
     ``resume`` is called with the hello of an authenticated client. It returns more fields of the welcome, or raises
-    BadNumbers. Raises :class:`Refused` after notifying the client, and :class:`~.frames.WireError` or
+    BadNumbers, Refused or MovedAway. Raises :class:`Refused` after notifying the client, and
+    :class:`~.frames.WireError` or
     :class:`~.frames.ConnectionLost` if the other end is not a client.
     """
     sock.settimeout(timeout_s)
@@ -146,13 +192,18 @@ def admit(
         raise frames.WireError("expected a hello")
     reason = _objection(hello, spec)
     more: dict[str, Any] = {}
+    where: dict[str, Any] = {}
     if not reason:
         try:
             more = resume(hello)
         except BadNumbers as e:
             reason = f"the session cannot be resumed: {e}"
+        except MovedAway as e:
+            reason, where = str(e), {"moved": [e.host, e.port]}
+        except Refused as e:
+            reason = str(e)
     if reason:
-        frames.send(sock, frames.Kind.REFUSED, {"message": reason})
+        frames.send(sock, frames.Kind.REFUSED, {"message": reason, **where})
         raise Refused(reason)
     limits = {"resume_s": spec.resume_s, "window_mib": spec.window_mib}
     frames.send(sock, frames.Kind.WELCOME, {"protocol": PROTOCOL, **facts, **limits, **more})
@@ -172,6 +223,6 @@ def _objection(hello: dict[str, Any], spec: WorkerSpec) -> str:
         )
     if hello.get("role") not in ROLES:
         return f"unknown role {hello.get('role')!r}"
-    if hello["role"] == "session" and not isinstance(hello.get("torch"), str):
+    if hello["role"] == "session" and "framework" not in hello and not isinstance(hello.get("torch"), str):
         return "this client does not name its release of PyTorch"
     return ""

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import frames, tls
-from .handshake import Refused, connect_first
+from .frame_reader import FrameReader
+from .handshake import MovedAway, Refused, connect_first, moved_to
 from .polling import READABLE, new_poll
 from .resumption import ACKNOWLEDGE_BYTES, BadNumbers, ClientEnd, Frame
 
@@ -27,21 +28,24 @@ _LONGEST_PAUSE_S = 1.0
 NO_WORKER_S = 2.0
 #: A program that cannot go on for so long is shown one line, in seconds.
 NOTICE_AFTER_S = 2.0
-#: A payload that nobody wants is read in pieces of so many bytes.
-_DISCARD_BYTES = 1 << 18
-#: The buffers for copies of uploads that are kept for the next ones, and the bytes of each.
-_MAX_SPARE = 4
+#: The buffers for copies of uploads that are kept for the next ones, a whole window of them, and the bytes of each.
+_MAX_SPARE = 8
 COPY_BYTES = 8 << 20
 
 
 class SessionLost(Exception):
-    """The session cannot go on; the message is the reason."""
+    """The session cannot go on; the message is the reason. ``is_replaced``: another worker may follow."""
+
+    def __init__(self, reason: str, is_replaced: bool = False) -> None:
+        super().__init__(reason)
+        self.is_replaced = is_replaced
 
 
 class ResumableConnection:
     """A session with a worker, through as many connections as it takes.
 
-    ``where`` names the worker for people; ``on_error`` is called with each report of a failed operator. A connection
+    ``where`` names the worker for people; ``on_error`` is called with each report of a failed operator. ``on_moved`` is
+    called where the worker says that the lease goes on elsewhere; from then on ``connect`` connects there. A connection
     on which nothing is heard for ``silence_s`` seconds, although something is due, is given up.
     Its caller ensures that one thread at a time uses it; only :meth:`lose` may be called by any other.
     Every method may be interrupted by an exception of a signal handler and called again.
@@ -54,12 +58,17 @@ class ResumableConnection:
         where: str,
         silence_s: float = 15.0,
         on_error: Callable[[Any], None] = lambda report: None,
+        on_moved: Callable[[MovedAway], None] = lambda where: None,
     ) -> None:
+        self._on_moved = on_moved
         self._connect = connect
         self._where = where
         self._silence_s = silence_s
         #: called with each report of a failed operator
         self.on_error = on_error
+        #: called with each answer that nobody waits for in :meth:`answer`: the number of the frame that asked, the
+        #: answer, the bytes of its payload, and what fills a buffer with them. All of them have to be read.
+        self.on_answer: Callable[[int, Any, int, Callable[[memoryview], None]], None] | None = None
         self.end = ClientEnd()
         self._spare: list[bytearray] = []
         self._sock: tls.Connection | None = None
@@ -89,8 +98,11 @@ class ResumableConnection:
         A frame that has a number is not sent twice. Waits while the window is full.
         """
         end = self.end
-        if not frame.number and not end.has_room(frame.nbytes, self._window_bytes):
-            self._make_room(frame.nbytes)
+        if not frame.number and not end.has_room(self._window_bytes):
+            while not end.has_room(self._window_bytes):
+                self._take_lasting(0, None)
+            if self.on_answer is not None:
+                self.listen()  # an answer that came along may be all that arrives
         end.keep(frame)
         if self._sock is None:
             self._restore()
@@ -105,8 +117,27 @@ class ResumableConnection:
         """Whether there is a connection, as far as this end has noticed."""
         return self._sock is not None
 
-    def copy(self, data: memoryview) -> memoryview:
-        """Return a private copy of up to COPY_BYTES bytes, for a frame's payload."""
+    def fileno(self) -> int:
+        """The descriptor of the connection, to be polled by any thread; -1 while there is none."""
+        sock = self._sock
+        return -1 if sock is None else sock.fileno()
+
+    def keep_lent(self) -> None:
+        """Copy the lent payloads, of up to COPY_BYTES bytes, that may have to be sent again. Raises as :meth:`answer`.
+
+        Called before their memory changes. Most of a long upload is acknowledged by then, and is not copied.
+        """
+        try:
+            if self._sock is not None:
+                self.listen()
+        finally:
+            for frame in self.end.kept:
+                if frame.lent:
+                    assert frame.payload is not None
+                    frame.payload = self._copy(frame.payload)
+                    frame.lent = False
+
+    def _copy(self, data: memoryview) -> memoryview:
         try:
             buffer = self._spare.pop()
         except IndexError:
@@ -140,16 +171,21 @@ class ResumableConnection:
         """
         reports = []
         try:
-            while tls.readable(sock, self._poll, 0):
-                kind, header, length = frames.receive(sock)
+            reader = self._reader
+            while reader.has_data(self._poll, 0):
+                kind, header, length, _ = reader.receive()
                 if kind is frames.Kind.ERROR:
                     reports.append(header)  # not counted, so the next connection would bring it again
                 if kind is frames.Kind.BYE and isinstance(header, dict):
+                    where = moved_to(header)
+                    if where is not None:  # there, reports that were not counted come again
+                        self._on_moved(where)
+                        return
                     self._drop()
                     for report in reports:
                         self.on_error(report)
-                    raise SessionLost(str(header.get("message", "the worker ended")))
-                _discard(sock, length)
+                    raise _said(header)
+                reader.discard(length)
         except (OSError, frames.WireError):
             pass  # it gave none
 
@@ -161,10 +197,6 @@ class ResumableConnection:
         except BaseException:
             self._drop()
             raise
-
-    def _make_room(self, nbytes: int) -> None:
-        while not self.end.has_room(nbytes, self._window_bytes):
-            self._take_lasting(0, None)
 
     # -- receiving
 
@@ -187,8 +219,7 @@ class ResumableConnection:
         while True:
             if self._sock is None:
                 self._restore()
-            assert self._sock is not None
-            if not tls.readable(self._sock, self._poll, 0):
+            if not self._reader.has_data(self._poll, 0):
                 return
             self._take_lasting(0, None)
 
@@ -205,38 +236,40 @@ class ResumableConnection:
 
     def _until_readable(self) -> None:
         """Wait for the next bytes. Raises ConnectionLost if the connection stays silent even when it is pinged."""
-        sock = self._sock
-        assert sock is not None
-        if tls.readable(sock, self._poll, self._silence_s / 3 * 1000):
+        if self._reader.has_data(self._poll, self._silence_s / 3 * 1000):
             return
         self._say(frames.pack(frames.Kind.PING, None))
-        if not tls.readable(sock, self._poll, self._silence_s / 3 * 2000):
+        if not self._reader.has_data(self._poll, self._silence_s / 3 * 2000):
             self._drop()
             raise frames.ConnectionLost(f"nothing was heard for {self._silence_s:g} s")
 
     def _take(self, number: int, into: memoryview | None) -> tuple[bool, Any]:
         """Read one frame. Return whether it is the answer to frame ``number``, and the answer."""
-        sock, end = self._sock, self.end
-        assert sock is not None
+        reader, end = self._reader, self.end
         try:
-            kind, header, length = frames.receive(sock)
+            kind, header, length, _ = reader.receive()
             if kind is frames.Kind.ACK:
                 self._forget(header)
                 return False, None
             if kind is frames.Kind.BYE:
-                message = header.get("message") if isinstance(header, dict) else None
-                raise SessionLost(str(message or "the worker ended"))
+                where = moved_to(header)
+                if where is not None:
+                    self._on_moved(where)
+                    raise where
+                raise _said(header)
             found = False
             if kind is frames.Kind.VALUE:
                 asked, answer = header if isinstance(header, list) and len(header) == 2 else (None, None)
                 found = bool(number) and asked == number
-                if length:
+                if self.on_answer is not None and asked is not None and not found:
+                    self.on_answer(asked, answer, length, reader.receive_into)
+                elif length:
                     if found and (into is None or length != into.nbytes):
                         raise frames.WireError(f"an unexpected answer of {length} bytes")
                     if found and into is not None:
-                        frames.receive_into(sock, into)
+                        reader.receive_into(into)
                     else:
-                        _discard(sock, length)
+                        reader.discard(length)
                 self._forget(asked)
             elif kind is frames.Kind.ERROR:
                 answer = None
@@ -265,8 +298,8 @@ class ResumableConnection:
     def _forget(self, last: Any) -> None:
         for frame in self.end.acknowledge(last):
             payload = frame.payload
-            if payload is not None and len(self._spare) < _MAX_SPARE and isinstance(payload.obj, bytearray):
-                self._spare.append(payload.obj)
+            if payload is not None and not frame.lent and len(self._spare) < _MAX_SPARE:
+                self._spare.append(payload.obj)  # type: ignore[arg-type]  # a copy's buffer
 
     # -- connections
 
@@ -274,6 +307,7 @@ class ResumableConnection:
         sock.settimeout(self._silence_s)
         self._poll = new_poll()
         self._poll.register(sock, READABLE)
+        self._reader = FrameReader(sock)
         self._sock = sock
         if self._notice is not None:
             self._notice.cancel()
@@ -383,9 +417,7 @@ class ResumableConnection:
             os.close(sock.detach())
 
 
-def _discard(sock: tls.Connection, length: int) -> None:
-    scratch = memoryview(bytearray(min(length, _DISCARD_BYTES)))
-    while length:
-        piece = scratch[: min(length, len(scratch))]
-        frames.receive_into(sock, piece)
-        length -= len(piece)
+def _said(header: Any) -> SessionLost:
+    """What a worker's last frame says."""
+    said = header if isinstance(header, dict) else {}
+    return SessionLost(str(said.get("message") or "the worker ended"), said.get("replaced") is True)

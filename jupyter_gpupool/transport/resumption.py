@@ -36,14 +36,16 @@ class BadNumbers(Exception):
 class Frame:
     """A frame to be sent: its bytes up to the payload, and the payload.
 
-    ``number`` is its place in the session, from 1; 0 until an end has taken it.
+    ``number`` is its place in the session, from 1; 0 until an end has taken it. ``lent``: the payload is somebody's
+    memory that will change.
     """
 
-    __slots__ = ("head", "payload", "nbytes", "number")
+    __slots__ = ("head", "payload", "lent", "nbytes", "number")
 
-    def __init__(self, head: bytes, payload: memoryview | None = None) -> None:
+    def __init__(self, head: bytes, payload: memoryview | None = None, lent: bool = False) -> None:
         self.head = head
         self.payload = payload
+        self.lent = lent
         self.nbytes = len(head) + (0 if payload is None else payload.nbytes)
         self.number = 0
 
@@ -115,17 +117,17 @@ class SessionEnd:
 
     def keep(self, frame: Frame) -> None:
         """Number a frame and keep it. A frame that has a place already keeps it."""
-        last = self.sent
+        last = self._kept[-1].number if self._kept else self._acknowledged
         if 0 < frame.number <= last:
             return
         frame.number = last + 1
         self._kept.append(frame)
         self.kept_bytes += frame.nbytes
 
-    def has_room(self, nbytes: int, window_bytes: int) -> bool:
-        """Return whether a frame of ``nbytes`` bytes may be sent. There is always room for one frame, of any size."""
+    def has_room(self, window_bytes: int) -> bool:
+        """Return whether another frame may be sent, of any size: fewer than ``window_bytes`` bytes are kept."""
         kept = len(self._kept)
-        return not kept or (kept < MAX_KEPT_FRAMES and self.kept_bytes + nbytes <= window_bytes)
+        return not kept or (kept < MAX_KEPT_FRAMES and self.kept_bytes < window_bytes)
 
     def acknowledge(self, last: Any) -> list[Frame]:
         """Forget the frames up to number ``last``, and return them. Raises BadNumbers."""

@@ -44,6 +44,8 @@ class WorkerSpec:
     #: Certificate and key (PEM files). With them the worker accepts only TLS.
     certfile: str = ""
     keyfile: str = ""
+    #: The lease has another worker, which is about to send its state; nobody is served before that.
+    awaits_state: bool = False
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WorkerSpec:
@@ -84,6 +86,10 @@ class AttachSpec:
             replace(self, host=host, port=port, devices=tuple(devices), addresses=())
             for (host, port), devices in served.items()
         )
+
+    def part_of(self, index: int) -> AttachSpec | None:
+        """Return the part with the worker of the device of that number; None if there is none."""
+        return next((p for p in self.parts() if any(d.index == index for d in p.devices)), None)
 
     def visible(self, text: str | None) -> AttachSpec:
         """Return the spec of the devices that a process with ``CUDA_VISIBLE_DEVICES=text`` sees, numbered anew."""
@@ -149,8 +155,16 @@ EXIT_HOLDER_LOST = 10
 EXIT_NEVER_ATTACHED = 11
 EXIT_FENCED = 12
 EXIT_STOPPED = 13
+#: The lease goes on with another worker.
+EXIT_MOVED = 14
 #: The worker could not write its state file, so nothing could find it again.
 EXIT_UNRECORDED = 20
 #: A kernel of the program failed, which takes the GPU from the worker's process; or the GPU itself failed.
 EXIT_KERNEL_FAILED = 21
 EXIT_GPU_FAILED = 22
+#: The worker could not set up its GPU, so that another one could not either.
+EXIT_GPU_UNUSABLE = 23
+#: The worker could not be shut in its sandbox, so it served nobody.
+EXIT_NOT_SHUT_IN = 24
+#: The worker could not be put into its control group, so it served nobody.
+EXIT_NOT_BOUND = 25

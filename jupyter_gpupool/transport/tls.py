@@ -6,6 +6,7 @@ server's single port can hand the connection to the right worker. Only the worke
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import ssl
@@ -18,6 +19,9 @@ from .polling import READABLE, WRITABLE, Poll, new_poll
 
 #: Prefix of the lease's id in the name of the application protocol.
 _PREFIX = "gpupool-lease/"
+#: The most bytes that a record of TLS carries, and the most records that one call reads.
+_RECORD_BYTES = 16384
+_MAX_RECORDS = 16
 #: The longest id of a lease, in characters.
 _MAX_ID_LENGTH = 64
 
@@ -49,6 +53,32 @@ def server_context(certfile: str, keyfile: str) -> ssl.SSLContext:
     context.num_tickets = 0  # no client resumes, and tickets would wake a client that waits for a frame
     context.load_cert_chain(certfile, keyfile)
     return context
+
+
+class ServerCertificate:
+    """A worker's certificate: as it is on disk, or where the files are out of its reach, as it was last given.
+
+    Reads the files at once, and again for each connection.
+    """
+
+    def __init__(self, certfile: str, keyfile: str) -> None:
+        self._files = certfile, keyfile
+        self._latest: ssl.SSLContext | None = None
+        with contextlib.suppress(OSError):  # they may be there when somebody connects
+            self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """Return a context with it. Raises OSError, also ssl.SSLError, if there never was a usable one."""
+        try:
+            self._latest = server_context(*self._files)
+        except OSError:
+            if self._latest is None:
+                raise
+        return self._latest
+
+    def renew(self, certfile: str, keyfile: str) -> None:
+        """Use the certificate in these files from now on. Raises OSError, also ssl.SSLError, for unusable files."""
+        self._latest = server_context(certfile, keyfile)
 
 
 class SecureSocket:
@@ -98,7 +128,7 @@ class SecureSocket:
                 self._wait(self._readable, deadline)
             try:
                 with self._lock:
-                    return self._ssl.read(len(view), view)  # type: ignore[return-value]  # with a buffer, a count
+                    return self._read(view)
             except ssl.SSLWantReadError:
                 continue
             except ssl.SSLWantWriteError:
@@ -107,6 +137,21 @@ class SecureSocket:
                 return 0
             except ValueError:
                 raise _closed() from None
+
+    def _read(self, view: memoryview) -> int:
+        """Read a record, and after a full one those that have arrived besides: to poll for each takes longer."""
+        done = 0
+        for _ in range(_MAX_RECORDS):
+            try:
+                n: int = self._ssl.read(len(view) - done, view[done:])  # type: ignore[assignment]  # with a buffer, a count
+            except OSError:
+                if done:
+                    break  # what it is about, the next call learns, too
+                raise
+            done += n
+            if n < _RECORD_BYTES or done == len(view):
+                break
+        return done
 
     def sendall(self, data: Any) -> None:
         rest = memoryview(data)

@@ -45,7 +45,7 @@ class Sessions(RuleBasedStateMachine):
 
     # -- the client
 
-    @precondition(lambda self: self.client.has_room(10, WINDOW))
+    @precondition(lambda self: self.client.has_room(WINDOW))
     @rule()
     def ask(self) -> None:
         self.asked += 1
@@ -255,15 +255,17 @@ def test_what_is_acknowledged_was_sent() -> None:
 
 def test_the_window_bounds_bytes_and_frames_but_takes_any_one_frame() -> None:
     end = ClientEnd()
-    assert end.has_room(5 * WINDOW, WINDOW)
-    end.keep(Frame(b"x" * 999))
-    assert end.has_room(1, WINDOW)
-    assert not end.has_room(2, WINDOW)
-    for _ in range(resumption.MAX_KEPT_FRAMES - 1):
+    end.keep(Frame(b"x" * (WINDOW - 1)))
+    assert end.has_room(WINDOW)
+    end.keep(Frame(b"x" * 5 * WINDOW))
+    assert not end.has_room(WINDOW)
+    end.acknowledge(2)
+    for _ in range(resumption.MAX_KEPT_FRAMES):
+        assert end.has_room(WINDOW)
         end.keep(Frame(b""))
-    assert not end.has_room(0, WINDOW)
-    end.acknowledge(1)
-    assert end.has_room(0, WINDOW)
+    assert not end.has_room(WINDOW)
+    end.acknowledge(3)
+    assert end.has_room(WINDOW)
 
 
 def test_an_end_acknowledges_after_so_many_frames_or_bytes() -> None:
