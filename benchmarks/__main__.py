@@ -1,6 +1,7 @@
 """Run the benchmarks one after the other, print a table, and write the figures as JSON.
 
-``python -m benchmarks [NAME ...] [--output FILE]``; without names, all of them.
+``python -m benchmarks [NAME ...] [--output FILE] [--traces FOLDER]``; without names, all of them. Those that replay
+public traces need the folder that has them, and one needs rgpu; without these, the others run.
 """
 
 from __future__ import annotations
@@ -18,11 +19,38 @@ from typing import Any
 
 from jupyter_gpupool.pytorch.worker.heap import keep_freed_memory
 
+from .missing import Missing
+from .replay import TRACES
+
 #: In this order; each module has ``run() -> dict`` and ``GOALS``: figure → (comparison, goal).
 NAMES = (
-    *("mnist_step", "operator_cost", "reconnect", "layers", "copies", "decoding", "compiled", "latency"),
-    *("parking", "first_result", "kernel_start", "manager_grants", "api_grants", "farm_grants", "hub"),
-    "panel",
+    *(
+        "mnist_step",
+        "operator_cost",
+        "worker_cost",
+        "reconnect",
+        "layers",
+        "copies",
+        "decoding",
+        "compiled",
+        "latency",
+        "distributed",
+        "jax_steps",
+    ),
+    *(
+        "parking",
+        "moving",
+        "first_result",
+        "sandbox",
+        "kernel_start",
+        "manager_grants",
+        "api_grants",
+        "farm_grants",
+        "hub",
+        "tenants",
+    ),
+    *("admissions", "panel"),
+    *("queue_replay", "idle_replay", "dispatch_floor", "beside_rgpu"),
 )
 OUTPUT = Path(__file__).parent / "results.json"
 
@@ -57,7 +85,12 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, help="where the figures go (default: %(default)s)"
     )
+    parser.add_argument(
+        "--traces", type=Path, metavar="FOLDER", help=f"the folder of the traces (default: ${TRACES})"
+    )
     args = parser.parse_args()
+    if args.traces:
+        os.environ[TRACES] = str(args.traces)
     unknown = sorted(set(args.names) - set(NAMES))
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
@@ -76,7 +109,13 @@ def main() -> None:
         for name in args.names or NAMES:
             module = importlib.import_module(f"benchmarks.{name}")
             print(f"\n{name}: {module.__doc__.splitlines()[0]}", flush=True)
-            figures = module.run()
+            try:
+                figures = module.run()
+            except Missing as e:
+                if name in args.names:
+                    sys.exit(f"{name}: {e}")
+                print(f"  left out: {e}")
+                continue
             results[name] = figures
             _show(figures, getattr(module, "GOALS", {}))
     args.output.write_text(json.dumps({"machine": about, "benchmarks": results}, indent=2) + "\n")

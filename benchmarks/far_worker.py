@@ -26,7 +26,7 @@ _SECRET = "of one benchmark"
 _MEMORY_MIB = 16 * 1024
 
 
-def _serve(listener: socket.socket, spec: WorkerSpec) -> None:
+def serve(listener: socket.socket, spec: WorkerSpec) -> None:
     from jupyter_gpupool.pytorch.worker import worker
 
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def far_worker(linked: bool = True, secured: Certificate | None = None) -> Itera
         if secured:
             near = dataclasses.replace(near, secure=True, ca=secured.ca)
         process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(listener, spec), daemon=True
+            target=serve, args=(listener, spec), daemon=True
         )
         process.start()
     try:

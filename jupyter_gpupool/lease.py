@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import sys
 import threading
@@ -44,6 +45,7 @@ def attach(
     memory_mib: int | None = None,
     filters: Mapping[str, str] | None = None,
     spread: bool = False,
+    never_park: bool = False,
     wait: bool = True,
     timeout: float | None = None,
     url: str | None = None,
@@ -79,6 +81,7 @@ def attach(
             ``uuid``, ``index`` (on its server), ``emulated`` (``"true"`` or ``"false"``). Values are strings.
             Default: any GPU.
         spread: Allow GPUs of several servers where no single server has room for all.
+        never_park: Keep the GPUs while the program is idle, even if others wait for them.
         wait: Queue until GPUs are free. If false, raise :exc:`NoCapacity` at once.
         timeout: Longest wait in the queue, in seconds. Default: no limit.
         url: Address of the pool, such as ``https://gpus.example:56001``. Default: ``GPUPOOL_URL``, else the servers
@@ -104,7 +107,7 @@ def attach(
         PoolUnreachable: No pool answers.
         Unauthenticated: The pool does not accept the token.
         AlreadyAttached: This process already holds a lease.
-        RuntimeError: PyTorch is missing, or its release is not supported.
+        RuntimeError: Neither PyTorch nor JAX is installed, or PyTorch's release is not supported.
 
     See also:
         :class:`Lease`; the command ``gpupool run``, which attaches slices to an unmodified program.
@@ -123,13 +126,14 @@ def attach(
         raise InvalidRequest(f"connection must be one of {', '.join(CONNECTIONS)}, not {connection!r}")
     with _attaching:
         _refuse_second()
-        session = _import_session()
+        session = _session()
         request, secret = new_request(
             num_gpus=num_gpus,
             partial=memory_fraction,
             memory_mib=memory_mib,
             filters=filters,
             spread=spread,
+            never_park=never_park,
             wait=wait,
             label=label,
         )
@@ -150,11 +154,13 @@ def attach(
                 on_update(lease)
 
         def on_lost(reason: str) -> None:
-            session.lose(reason)
+            if (used := _session()) is not None:
+                used.lose(reason)
             children.withdraw()
 
         def on_resized(spec: AttachSpec) -> None:
-            session.resize(spec)
+            if (used := _session()) is not None:
+                used.resize(spec)
             children.resize(spec)
 
         with (
@@ -172,7 +178,8 @@ def attach(
             ) as holder,
         ):
             children.offer(holder.spec)
-            session.activate(holder.spec)
+            if session is not None:
+                session.activate(holder.spec)
             keeper.hold(holder.spec, children.config)
         _current = Lease(holder, keeper, children)
         return _current
@@ -242,10 +249,12 @@ class Lease:
                 changed.
         """
         memory_fraction = _either("memory_fraction", memory_fraction, "partial", partial)
-        session = _import_session()
-        refuse_smaller(self.spec, session.settle(self.spec), memory_fraction, memory_mib)
+        session = _session()
+        in_use = [0 for _ in self.slices] if session is None else session.settle(self.spec)
+        refuse_smaller(self.spec, in_use, memory_fraction, memory_mib)
         spec = self._holder.resize(memory_fraction, memory_mib)
-        session.resize(spec)
+        if session is not None:
+            session.resize(spec)
         self._children.resize(spec)
 
     def release(self) -> None:
@@ -254,7 +263,8 @@ class Lease:
         self._children.withdraw()
         if _current is self:
             _current = None
-            _import_session().deactivate()
+            if (session := _session()) is not None:
+                session.deactivate()
         self._keeper.leave()
         self._holder.release()
         atexit.unregister(self.release)
@@ -294,8 +304,22 @@ def _refuse_second() -> None:
 
 
 def check_torch() -> None:
-    """Raise RuntimeError, with what to do, if PyTorch is not installed."""
-    _import_session()
+    """Raise RuntimeError, with what to do, if neither PyTorch nor JAX is installed."""
+    _session()
+
+
+def _session() -> ModuleType | None:
+    """Return the module that attaches slices to PyTorch, which it imports; None in a program of JAX without PyTorch.
+
+    There an import of PyTorch attaches them at its end, see :mod:`.pytorch.client.autoload`.
+    """
+    if "torch" not in sys.modules and ("jax" in sys.modules or _has_only_jax()):
+        return None
+    return _import_session()
+
+
+def _has_only_jax() -> bool:
+    return importlib.util.find_spec("torch") is None and importlib.util.find_spec("jax") is not None
 
 
 def _import_session() -> ModuleType:

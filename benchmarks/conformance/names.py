@@ -453,11 +453,11 @@ FUNCTION_CALLS: dict[str, Call] = {
     "GradScaler": _scale,
     "GreenContext": lambda owner: owner.GreenContext(),
     "SDPAParams": lambda owner: owner.SDPAParams(*[floats("cuda")[None, None]] * 3, None, 0.0, False, False),
+    "SMPartition": lambda owner: owner.SMPartition.from_device(0),
     "StreamContext": lambda owner: _within(owner.StreamContext(torch.cuda.Stream())),
     "allow_fp16_bf16_reduction_math_sdp": lambda owner: owner.allow_fp16_bf16_reduction_math_sdp(False),
     "autocast": _autocast,
     "export_dot": lambda owner: owner.export_dot("graph.dot"),
-    "register_graph_capture_end_hook": lambda owner: owner.register_graph_capture_end_hook(print),
     "export_graph_data": lambda owner: owner.export_graph_data("graph.json"),
     "set_cublaslt_requested_algo_count": lambda owner: owner.set_cublaslt_requested_algo_count(1),
     "caching_allocator_alloc": lambda owner: owner.caching_allocator_alloc(1),
@@ -562,6 +562,13 @@ UNLISTED = {
     "torch.cuda.memory": ("_record_memory_history", "_snapshot", "_dump_snapshot"),
     "torch.cuda.jiterator": ("_create_jit_fn", "_create_multi_output_jit_fn"),
 }
+#: A hook takes a function; each release has more of them.
+FUNCTION_CALLS |= {
+    name: lambda owner, name=name: getattr(owner, name)(print)
+    for name in vars(torch.cuda.graphs)
+    if name.startswith("register_graph_")
+}
+
 FUNCTION_CALLS |= {
     "_dump_snapshot": lambda owner: owner._dump_snapshot(_file_name()),
     "_record_memory_history": lambda owner: owner._record_memory_history(enabled=None),

@@ -55,6 +55,7 @@ STEPS = (
     Step("gpt2", 50, "a GPT-2 training step, and decoding"),
     Step("sharing", 60, "slices that compute at once beside as many native processes"),
     Step("first_result", 30, "the first result of a fresh worker"),
+    Step("life", 45, "a lease is resized and parked, and its worker crashes and is replaced"),
     Step("conformance", 90, "samples of PyTorch's operator suite, forward and backward, beside native"),
     Step("compiled", 90, "ResNet-50 for one image, compiled, beside native"),
 )
@@ -72,6 +73,7 @@ GOALS: dict[str, tuple[str, float]] = {
     "compiled.one_remote_to_native": (">=", 0.95),
     "sharing.refused_of_others": ("<=", 0),
     "sharing.memory_over_limit_mib": ("<=", 0),
+    "life.crash_replaced_s": ("<=", 10.0),
     "conformance.differ": ("<=", 0),
 }
 _HIGHER_IS_BETTER = ("_to_native", "_to_least", "_per_s")

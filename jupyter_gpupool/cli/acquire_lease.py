@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,22 @@ from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.client.lease_environment import lease_variables
 from jupyter_gpupool.client.lease_holder import LeaseHolder, acquired, write_config
 from jupyter_gpupool.client.requests import new_request
-from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.core.errors import (
+    IssuerUnavailable,
+    LedgerUnavailable,
+    NotLeading,
+    PoolError,
+    PoolUnreachable,
+)
 from jupyter_gpupool.core.models import Lease, LeaseState, Request
 from jupyter_gpupool.transport.specs import AttachSpec
 
 from .command import Command
+
+#: What is raised while there is no pool that could grant or refuse anything.
+_UNANSWERED = (PoolUnreachable, NotLeading, LedgerUnavailable, IssuerUnavailable)
+#: Seconds between two attempts then: the first, and at most.
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 1.0, 15.0
 
 #: After this long, in seconds, people see what the command waits for.
 _QUIET_S = 0.5
@@ -92,6 +104,21 @@ class LeaseAcquisition:
         self._granted = False
         self._since = time.monotonic()
 
+    def acquire_when_answered(self) -> AcquiredLease:
+        """Do as :meth:`acquire`, and try again for as long as no pool answers.
+
+        What the pool refuses is raised, and so is an interruption.
+        """
+        since, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        while True:
+            try:
+                return self.acquire()
+            except _UNANSWERED as e:
+                self._log.progress(f"Waiting for the pool: {e}", since)
+            # Hundreds of programs wait for the same pool, so they do not come back at the same moment.
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
     def acquire(self) -> AcquiredLease:
         """Acquire and hold the lease, and write its file.
 
@@ -132,6 +159,7 @@ class LeaseAcquisition:
             memory_mib=args.memory,
             filters=args.filters,
             spread=args.spread,
+            never_park=args.never_park,
             wait=not args.no_wait,
             label=self._label,
         )

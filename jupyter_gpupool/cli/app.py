@@ -29,9 +29,15 @@ COMMANDS = {
     "leases": (f"{_HERE}.leases.LeasesApp", "list leases"),
     "gpus": (f"{_HERE}.gpus.GPUsApp", "list GPUs and their free memory"),
     "smi": (f"{_HERE}.smi.SmiApp", "show the use and the holders of every GPU"),
+    "login": (f"{_HERE}.login.LoginApp", "log in with your organisation's identity"),
+    "logout": (f"{_HERE}.login.LogoutApp", "log out"),
+    "whoami": (f"{_HERE}.login.WhoAmIApp", "show who you are for the pool, and your roles"),
     "server": (f"{_HERE}.server.ServerApp", "serve this machine's GPUs as a pool"),
     "server init": (f"{_HERE}.server.InitApp", "create the directory of a secured server for many users"),
     "server renew": (f"{_HERE}.server.RenewApp", "renew the certificate of a secured server"),
+    "server environment add": (f"{_HERE}.environment.AddApp", "offer leases another release of PyTorch"),
+    "server environment list": (f"{_HERE}.environment.ListApp", "list the releases that leases can use"),
+    "server environment remove": (f"{_HERE}.environment.RemoveApp", "offer a release no longer"),
     "server drain": (f"{_HERE}.drain.DrainApp", "grant nothing new on a GPU server"),
     "server undrain": (f"{_HERE}.drain.UndrainApp", "grant on it again"),
     "token create": (f"{_HERE}.token.CreateApp", "create a token for a secured server"),
@@ -44,6 +50,18 @@ COMMANDS = {
     "namespace delete": (f"{_HERE}.namespace.DeleteApp", "delete a namespace"),
     "namespace add": (f"{_HERE}.namespace.AddApp", "add a member, or change a member's role"),
     "namespace remove": (f"{_HERE}.namespace.RemoveApp", "remove a member"),
+    "kubernetes webhook": (
+        f"{_HERE}.kubernetes.WebhookApp",
+        "give Pods of a cluster the GPUs that they ask for",
+    ),
+    "kubernetes controller": (
+        f"{_HERE}.kubernetes.ControllerApp",
+        "keep a cluster in step with the pool",
+    ),
+    "kubernetes manifests": (
+        f"{_HERE}.kubernetes.ManifestsApp",
+        "print the webhook's manifests for a cluster",
+    ),
     "audit": (f"{_HERE}.audit.AuditApp", "show the log of requests and changes"),
     "usage": (f"{_HERE}.usage.UsageApp", "report GPU-hours by user, namespace or GPU"),
     "health": (f"{_HERE}.health.HealthApp", "check the pool's health"),
@@ -57,7 +75,7 @@ Share GPUs over the network: request GPUs, or a fraction of their memory, from a
 and run unmodified PyTorch programs on them as if they were in this machine.
 
 commands:
-{os.linesep.join(f"  {name:<16} {help}" for name, (_, help) in COMMANDS.items())}
+{os.linesep.join(f"  {name:<25} {help}" for name, (_, help) in COMMANDS.items())}
 
 Start with:
   gpupool run -n 2 -p 0.8 -- python train.py
@@ -81,8 +99,12 @@ class GPUPoolApp(JupyterApp):
         if argv[:1] == ["help"]:
             argv = [*argv[1:2], "--help"]
         word = argv[0] if argv else "--help"
-        if " ".join(argv[:2]) in self.subcommands:
-            word, argv = " ".join(argv[:2]), argv[1:]
+        if several := next((n for n in (3, 2) if " ".join(argv[:n]) in self.subcommands), 0):
+            word, argv = " ".join(argv[:several]), argv[several - 1 :]
+        elif argv[:2] == ["server", "environment"] and "--help" not in argv:
+            raise UsageError(
+                "which environment command? Use add, list or remove, such as gpupool server environment list"
+            )
         elif word == "token" and "--help" not in argv:
             raise UsageError(
                 "which token command? Use create, list, extend or revoke, such as gpupool token list"
@@ -90,6 +112,10 @@ class GPUPoolApp(JupyterApp):
         elif word == "namespace" and "--help" not in argv:
             raise UsageError(
                 "which namespace command? Use list, create, set, delete, add or remove, such as gpupool namespace list"
+            )
+        elif word == "kubernetes" and "--help" not in argv:
+            raise UsageError(
+                "which kubernetes command? Use webhook, controller or manifests, such as `gpupool kubernetes webhook`"
             )
         if word in ("-h", "--help", "--help-all"):
             print(HELP, end="")

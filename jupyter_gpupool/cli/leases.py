@@ -6,6 +6,7 @@ import time
 
 from jupyter_gpupool.core.durations import format_duration
 from jupyter_gpupool.core.errors import LeaseEnded, UnknownLease
+from jupyter_gpupool.core.lease_words import lease_words
 from jupyter_gpupool.core.models import Lease
 
 from .command import Command
@@ -36,7 +37,7 @@ class LeasesApp(Command):
         else:
             print(
                 table(
-                    ["LEASE", "STATE", "GPUS", "MiB", "SINCE", "TIME LEFT", "OWNER", "LABEL"],
+                    ["LEASE", "STATE", "GPUS", "MiB", "PYTORCH", "SINCE", "TIME LEFT", "OWNER", "LABEL"],
                     [_row(x) for x in leases],
                 )
             )
@@ -162,22 +163,10 @@ def find_lease(text: str, live: list[Lease]) -> Lease:
 
 
 def _row(lease: Lease) -> list[str]:
-    state = lease.state.value if lease.position is None else f"{lease.state.value} #{lease.position}"
-    if lease.slices:
-        servers = dict.fromkeys(piece.server for piece in lease.slices)
-        gpus = ", ".join(
-            " ".join(str(piece.index) for piece in lease.slices if piece.server == server) + f" of {server}"
-            for server in servers
-        )
-        memory = "/".join(dict.fromkeys(str(piece.memory_mib) for piece in lease.slices))
-    else:
-        request = lease.request
-        gpus = f"{request.num_gpus} requested"
-        memory = str(request.memory_mib) if request.memory_mib else f"{request.partial:.0%} of each"
-    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(lease.granted_at or lease.created_at))
-    why = lease.reason or lease.waits_for
-    what = lease.request.label + (f" ({why})" if why else "")
-    return [lease.id, state, gpus, memory, began, _left(lease), lease.request.owner, what]
+    words = lease_words(lease)
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(words.since))
+    head = [lease.id, words.state, words.gpus, words.memory, words.torch]
+    return [*head, began, _left(lease), lease.request.owner, words.label]
 
 
 def _left(lease: Lease) -> str:

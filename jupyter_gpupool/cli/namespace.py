@@ -25,6 +25,7 @@ _LIMITS = {
     "user_share": "user_share",
     "longest": "lease_s",
     "idle": "idle_s",
+    "reclaim_after": "reclaim_after_s",
 }
 
 
@@ -93,6 +94,12 @@ class NamespaceCommand(Command):
         )
         limits.add_argument(
             "--idle", metavar="TIME", type=time, help="how long a lease may be idle before it ends"
+        )
+        limits.add_argument(
+            "--reclaim-after",
+            metavar="TIME",
+            type=time,
+            help="how long an idle lease keeps its GPUs while others wait (none: as the pool has it)",
         )
         parser.add_argument(
             "--weight",
@@ -253,6 +260,13 @@ class RemoveApp(NamespaceCommand):
         return 0
 
 
+def _reclaimed(namespace: dict[str, Any]) -> str:
+    """Whether its leases may be parked, and after which time: ``idle, 5m``; empty values are the pool's."""
+    after_s = namespace["limits"].get("reclaim_after_s")
+    parts = [namespace.get("reclaim") or "", format_duration(after_s) if after_s is not None else ""]
+    return ", ".join(part for part in parts if part) or "-"
+
+
 def _row(namespace: dict[str, Any]) -> list[str]:
     limits, held = namespace["limits"], namespace["held"]
 
@@ -277,7 +291,7 @@ def _row(namespace: dict[str, Any]) -> list[str]:
         share,
         time("lease_s"),
         time("idle_s"),
-        namespace.get("reclaim") or "-",
+        _reclaimed(namespace),
         f"{namespace['weight']:g}",
         members or "-",
         namespace["description"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -15,6 +16,10 @@ from jupyter_gpupool.core.validation import FILTERS
 #: Environment variables with the defaults of -n and -p, as a Pod's manifest sets them.
 NUM_GPUS = "NUM_GPUS"
 PARTIAL_GPU = "PARTIAL_GPU"
+
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0, "y": 365 * 86400.0}
+_LIFETIME = re.compile(r"([0-9]{1,6})([mhdwy])")
 
 
 class UsageError(Exception):
@@ -53,6 +58,33 @@ def number(field: RequestField) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(e)) from None
 
     return read
+
+
+def whole_number(least: int, most: int, what: str) -> Callable[[str], int]:
+    """Return the parser of a number from ``least`` to ``most``, for argparse; ``what``: what it is, with an article."""
+
+    def read(text: str) -> int:
+        if not _WHOLE_NUMBER.fullmatch(text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{what} is a number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return read
+
+
+#: Parses a port; 0 takes a free one.
+port = whole_number(0, 65535, "a port")
+
+
+def lifetime(text: str) -> float | None:
+    """Parse a lifetime into seconds; ``"never"`` is None. Raises ArgumentTypeError."""
+    if text == "never":
+        return None
+    known = _LIFETIME.fullmatch(text)
+    if known is None or not int(known[1]):
+        raise argparse.ArgumentTypeError(
+            f"a lifetime is a number followed by m, h, d, w or y, such as 365d, or the word never; not {text!r}"
+        )
+    return int(known[1]) * _UNITS[known[2]]
 
 
 def filter_pair(text: str) -> tuple[str, str]:
@@ -109,6 +141,7 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         help=f"{filters.help}; NAME is one of {', '.join(FILTERS)}",
     )
     add_field(group, FIELDS["spread"])
+    add_field(group, FIELDS["never_park"])
     add_field(group, FIELDS["wait"])
     group.add_argument(
         "--attach",

@@ -33,6 +33,11 @@ class RunApp(Command):
 
     def add_options(self, parser: Parser) -> None:
         add_request_options(parser)
+        parser.add_argument(
+            "--wait-for-pool",
+            action="store_true",
+            help="wait while no pool answers, instead of failing; what the pool refuses still fails",
+        )
 
     def check(self) -> None:
         on_linux_only("gpupool run")
@@ -48,9 +53,10 @@ class RunApp(Command):
         )  # forks, so it comes before threads and connections
         try:
             with interruptions():
-                acquired = self._acquired = LeaseAcquisition(
-                    self, label(self.command), config, self._lost
-                ).acquire()
+                acquisition = LeaseAcquisition(self, label(self.command), config, self._lost)
+                waits = self.args.wait_for_pool
+                acquired = acquisition.acquire_when_answered() if waits else acquisition.acquire()
+                self._acquired = acquired
                 self.tell.info(
                     f"Running client command '{shlex.join(self.command)}' on {len(acquired.holder.spec.devices)} GPUs, "
                     "with the following servers:"

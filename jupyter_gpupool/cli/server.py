@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
@@ -13,14 +12,7 @@ from jupyter_gpupool.server.daemon.daemon_app import GPUPoolDaemon
 from jupyter_gpupool.server.daemon.pool_app import DEFAULT_PORT, GPUPoolServer
 
 from .command import Command, one_line
-from .options import Parser, UsageError
-
-
-def port(text: str) -> int:
-    """Parse a port. Raises ArgumentTypeError."""
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"a port is a number from 0 (any free one) to 65535, not {text!r}")
-    return int(text)
+from .options import Parser, UsageError, port
 
 
 class ServerApp(Command):
@@ -39,7 +31,7 @@ class ServerApp(Command):
     )
     asks_pool = False
     _directory: Path | None = None
-    classes = [GPUPoolDaemon, *GPUPoolServer.classes]
+    classes = [GPUPoolDaemon, *GPUPoolDaemon.classes]
 
     def add_options(self, parser: Parser) -> None:
         parser.add_argument(

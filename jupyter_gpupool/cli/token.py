@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,28 +10,14 @@ from typing import TYPE_CHECKING, Any
 from jupyter_gpupool.client import bundle
 from jupyter_gpupool.core.durations import format_time
 from jupyter_gpupool.core.errors import PoolError, UnknownToken
+from jupyter_gpupool.core.models import Scope
 
 from .command import Command
-from .options import Parser, UsageError
+from .options import Parser, UsageError, lifetime
 from .table import table
 
 if TYPE_CHECKING:
     from jupyter_gpupool.client.http import PoolClient
-
-_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0, "y": 365 * 86400.0}
-_LIFETIME = re.compile(r"([0-9]{1,6})([mhdwy])")
-
-
-def lifetime(text: str) -> float | None:
-    """Parse a lifetime into seconds; ``"never"`` is None. Raises ArgumentTypeError."""
-    if text == "never":
-        return None
-    known = _LIFETIME.fullmatch(text)
-    if known is None or not int(known[1]):
-        raise argparse.ArgumentTypeError(
-            f"a lifetime is a number followed by m, h, d, w or y, such as 365d, or the word never; not {text!r}"
-        )
-    return int(known[1]) * _UNITS[known[2]]
 
 
 def add_lifetime(parser: Parser) -> None:
@@ -76,6 +60,7 @@ class CreateApp(TokenCommand):
     )
     examples = (
         "  gpupool token create --description 'cnasg cluster' --namespace cnasg --expires 365d\n"
+        "  gpupool token create --description prometheus --administrator --scope read\n"
         "  gpupool token create --description ada --output - | ssh ada@client 'mkdir -p .gpupool; tar -xC .gpupool'"
     )
     lists = True
@@ -101,6 +86,16 @@ class CreateApp(TokenCommand):
             action="store_true",
             help="allow everything: see and change all leases, tokens and namespaces",
         )
+        parser.add_argument(
+            "--scope",
+            choices=[scope.value for scope in Scope],
+            default=Scope.ADMINISTER.value,
+            help="the most that it may do of what its user may: read; lease, also request and release GPUs; "
+            "administer, also change namespaces, and servers and tokens with --administrator (default: administer)",
+        )
+        parser.add_argument(
+            "--one-namespace", action="store_true", help="change nothing outside of its namespace"
+        )
         add_lifetime(parser)
         parser.add_argument(
             "--output",
@@ -124,6 +119,9 @@ class CreateApp(TokenCommand):
             namespace=args.namespace,
             owner=args.user,
             administers=args.administrator,
+            # Servers of the version before have neither of these.
+            **({} if args.scope == Scope.ADMINISTER.value else {"scope": args.scope}),
+            **({"one_namespace": True} if args.one_namespace else {}),
         )
         # Only these three: the server must not add files to an archive that a user unpacks.
         archive = bundle.tar(
@@ -164,7 +162,7 @@ class ListApp(TokenCommand):
         if self.args.json:
             self.print_json(tokens)
             return 0
-        head = ["TOKEN", "STATE", "EXPIRES", "LAST USED", "USER", "NAMESPACE", "DESCRIPTION"]
+        head = ["TOKEN", "STATE", "EXPIRES", "LAST USED", "SCOPE", "USER", "NAMESPACE", "DESCRIPTION"]
         print(table(head, [_row(token) for token in tokens]))
         return 0
 
@@ -212,4 +210,6 @@ def _row(token: dict[str, Any]) -> list[str]:
     used = format_time(token["last_used_at"]) if token["last_used_at"] is not None else "-"
     expires = format_time(token["expires_at"]) if token["expires_at"] is not None else "never"
     owner = token["owner"] + (" (administrator)" if token["administers"] else "")
-    return [token["id"], token["state"], expires, used, owner, token["namespace"], token["description"]]
+    scope = token.get("scope", Scope.ADMINISTER.value)
+    namespace = token["namespace"] + (" (only)" if token.get("one_namespace") else "")
+    return [token["id"], token["state"], expires, used, scope, owner, namespace, token["description"]]

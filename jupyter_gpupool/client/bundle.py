@@ -19,20 +19,28 @@ import yaml
 
 from jupyter_gpupool.core.errors import InvalidRequest
 
+from . import login_file
+
 #: Environment variable: the only directory to search.
 VARIABLE = "GPUPOOL_CONFIG_DIR"
 CA, CLIENT, SERVERS = "ca.crt", "client.yaml", "servers.conf"
+#: A file with nothing but a token, where there is no client.yaml: others write it, and replace it.
+TOKEN = "token"
 #: The port of an address without one.
 DEFAULT_PORT = 56001
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The servers' addresses, in the order to try them; the token; the CA's certificate (PEM)."""
+    """The servers' addresses, in the order to try them; the token; the CA's certificate (PEM).
+
+    ``login``: the file of a login at these servers, which takes the token's place; empty without one.
+    """
 
     urls: tuple[str, ...]
     token: str
     ca: str
+    login: str = ""
 
     def covers(self, url: str) -> bool:
         """Return whether ``url`` is one of the bundle's servers; the token is sent only to these."""
@@ -46,20 +54,31 @@ def folders() -> list[Path]:
     return [Path(named).expanduser()] if named else [Path.home() / ".gpupool", Path("/etc/gpupool")]
 
 
+def login_path() -> Path:
+    """Return the file of this user's login."""
+    return folders()[0] / login_file.NAME
+
+
 def find() -> Bundle | None:
-    """Return this user's bundle; None if there is no servers.conf. Raises InvalidRequest for a broken file."""
+    """Return this user's bundle; None without a servers.conf or a login. Raises InvalidRequest for a broken file."""
     servers = _read(SERVERS)
+    login = login_file.load(login_path())
     if servers is None:
-        return None
+        return Bundle(login.servers, "", login.ca, str(login_path())) if login else None
     addresses = _addresses(*servers)
-    client = _read(CLIENT)
-    token = _token(*client) if client is not None else ""
+    client, plain = _read(CLIENT), _read(TOKEN)
+    if client is not None:
+        token = _token(*client)
+    else:
+        token = _checked(plain[0], plain[1].strip()) if plain is not None else ""
     ca = _read(CA) or _read(f"tls/{CA}")
     if ca is None:
         raise InvalidRequest(
             f"there is {servers[0]}, but no {CA} in {_all()}; copy all three files of the bundle there"
         )
-    return Bundle(tuple(f"https://{address}" for address in addresses), token, ca[1])
+    urls = tuple(f"https://{address}" for address in addresses)
+    is_for_these = login is not None and bool(set(urls) & set(login.servers))
+    return Bundle(urls, token, ca[1], str(login_path()) if is_for_these else "")
 
 
 def files(ca: str, token: str, about: str, addresses: Sequence[str]) -> dict[str, str]:
@@ -129,6 +148,10 @@ def _token(path: Path, text: str) -> str:
         token = _mapping(text)["token"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError):
         token = None
+    return _checked(path, token)
+
+
+def _checked(path: Path, token: object) -> str:
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidRequest(f"{path} holds no token; ask the pool's administrator for a new bundle")
     return token

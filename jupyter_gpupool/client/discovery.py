@@ -35,6 +35,7 @@ class PoolAddress:
     pid: int = 0
     ca: str = ""
     also: tuple[str, ...] = ()  # addresses of the pool's other servers
+    login: str = ""  # the file of a login, which takes the token's place
 
 
 def folder() -> Path:

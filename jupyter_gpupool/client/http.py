@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,16 @@ from jupyter_gpupool.core.models import AskedBack, Lease, LeaseState, Parked, Re
 from jupyter_gpupool.core.request_schema import FORECAST, body_of, query_of
 from jupyter_gpupool.core.validation import check_memory
 
+from . import bundle
+from .sign_in import FreshToken
+
 #: How long calls are retried while a pool restarts, in seconds.
 PATIENCE_S = 5.0
 #: How long another of several servers may take to become the leader, in seconds.
 TAKEOVER_S = 12.0
+
+#: How long a call waits in all where the pool allows only so many per second, in seconds.
+MAX_RATE_WAIT_S = 60.0
 
 #: Message for calls about tokens to a pool that has none.
 NOT_OFFERED = (
@@ -29,6 +36,8 @@ NOT_OFFERED = (
 
 #: How often a client turns to another pool because the one that it used has ended.
 _MAX_SUCCESSORS = 2
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -48,6 +57,8 @@ class PoolClient:
     ``ca``: the certificate (PEM) of the only authority to trust (default: those that this system trusts).
     ``also``: addresses of the pool's other servers. A server that does not answer, or is not the leader, is skipped;
     ``patience_s`` is then at least the time until another one leads.
+    ``bundled``: the token is that of the installed bundle, which is read again where the pool refuses the token.
+    ``login``: the file of a login, whose token is used and refreshed.
     ``successor``: returns the address and token of a pool to use where this one has ended before a request reached it.
     Every method raises a PoolError: the pool's refusal, or PoolUnreachable. Leases are returned as
     :class:`.models.Lease`, other answers as the JSON that docs/reference/http.md describes.
@@ -62,6 +73,8 @@ class PoolClient:
         ca: str = "",
         also: Sequence[str] = (),
         successor: Callable[[], tuple[str, str]] | None = None,
+        bundled: bool = False,
+        login: str = "",
     ) -> None:
         self._urls = list(dict.fromkeys(_checked(u) for u in (url, *also)))
         self._at = 0  # index of the server that answered last
@@ -71,6 +84,9 @@ class PoolClient:
         self._patience_s = patience_s if len(self._urls) == 1 else max(patience_s, TAKEOVER_S)
         self.secure = all(u.startswith("https:") for u in self._urls)
         self._token = token
+        self._bundled = bundled
+        self._login = login
+        self._fresh = FreshToken(login) if login else None
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.context = _context(ca) if ca else None
         # trust_env=False: the pool is reached directly, never through a web proxy.
@@ -90,7 +106,14 @@ class PoolClient:
             "patience_s": self._patience_s,
             "ca": self.ca,
             "also": self._urls,
+            "bundled": self._bundled,
+            "login": self._login,
         }
+
+    def authorize(self) -> None:
+        """Refresh the token of a login where it is due. Raises Unauthenticated where the user has to log in again."""
+        if self._fresh is not None:
+            self._use_token(self._fresh.get())
 
     def close(self) -> None:
         """Close all connections. Later calls raise RuntimeError."""
@@ -189,6 +212,10 @@ class PoolClient:
         """Return ``{"owner", "administers", "namespace", "role", "namespaces": {name: role}}``."""
         return self._call("GET", "/whoami")
 
+    def login_offer(self) -> dict[str, Any]:
+        """Return the identity providers to log in at: ``{"issuers": [...]}``. Needs no token."""
+        return self._token_call("GET", "/login")
+
     def namespaces(self) -> list[dict[str, Any]]:
         """Return the namespaces that the caller is a member of."""
         return list(self._call("GET", "/namespaces")["namespaces"])
@@ -225,9 +252,19 @@ class PoolClient:
         """
         return self._call("GET", "/usage", {"by": by, **({} if since is None else {"since": since})})
 
-    def drain(self, server: str, draining: bool = True) -> None:
-        """Grant nothing new on that server, or grant on it again. For administrators."""
-        self._call("PATCH", f"/servers/{quote(server, safe='')}", None, {"draining": draining})
+    def drain(self, server: str, draining: bool = True, move: bool = False) -> dict[str, Any]:
+        """Grant nothing new on that server, or grant on it again. For administrators.
+
+        ``move``: its leases begin to move to other servers; :meth:`drained` tells how far they are.
+        """
+        body = {"draining": draining, **({"move": True} if move else {})}
+        found: dict[str, Any] = self._call("PATCH", f"/servers/{quote(server, safe='')}", None, body)
+        return found
+
+    def drained(self, server: str) -> dict[str, Any]:
+        """Return whether that server is drained, and what became of its leases. For administrators."""
+        found: dict[str, Any] = self._call("GET", f"/servers/{quote(server, safe='')}", None)
+        return found
 
     def tokens(self) -> list[dict[str, Any]]:
         """Return all tokens. For administrators, as are all calls about tokens."""
@@ -275,13 +312,15 @@ class PoolClient:
         except (ValueError, RecursionError):
             raise errors.InvalidRequest("the body is not JSON") from None
         patience = self._patience_s if method == "GET" else 0.0
-        response = self._send(method, path, query, content, 20.0, {"Accept": accept}, patience)
+        response = self._send(
+            method, path, query, content, 20.0, {"Accept": accept}, patience, rate_wait_s=0.0
+        )
         answer = _json(response)
         if response.status_code == 404 and isinstance(answer, dict) and answer.get("error") == "HTTPError":
             raise errors.NotSupported(NOT_OFFERED)
         if response.status_code in (401, 403):
             raise self._refusal(response, answer)
-        kept = ("Content-Type", "Content-Disposition")
+        kept = ("Content-Type", "Content-Disposition", "Retry-After")
         headers = {name: response.headers[name] for name in kept if name in response.headers}
         return Passed(response.status_code, headers, response.content)
 
@@ -301,8 +340,7 @@ class PoolClient:
                     raise
                 url, token = self._successor()
                 self._urls, self._at = [_checked(url)], 0
-                self.headers = {"Authorization": f"Bearer {token}"}
-                self._http.headers.update(self.headers)
+                self._use_token(token)
         return call()
 
     def _call(
@@ -330,8 +368,12 @@ class PoolClient:
         headers: dict[str, str] | None = None,
         patience_s: float | None = None,
         unsure: str = "",
+        rate_wait_s: float = MAX_RATE_WAIT_S,
     ) -> httpx.Response:
         """Send a call; retry until ``patience_s``, so that callers survive a restart or a change of leader.
+
+        A call that came too soon after others was not made; it is made again when the pool allows it, after
+        ``rate_wait_s`` in all at most.
 
         Almost all calls are idempotent. For one that is not, ``unsure`` is the advice in the PoolUnreachable that is
         raised when the first attempt may have succeeded.
@@ -340,6 +382,7 @@ class PoolClient:
         deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         pause, tried = 0.05, 0
         while True:
+            self.authorize()
             at = self._at
             url = self._urls[at]
             refusal: errors.PoolError | None
@@ -347,9 +390,18 @@ class PoolClient:
                 response = self._http.request(
                     method, f"{url}{PREFIX}{path}", params=query, json=body, headers=headers, timeout=timeout
                 )
+                if response.status_code == errors.Unauthenticated.status and self._has_new_token(response):
+                    continue
                 refusal = self._not_leading(response)
                 if refusal is None:
-                    return response
+                    too_soon_s = _too_soon(response)
+                    if too_soon_s is None or too_soon_s > rate_wait_s:
+                        return response
+                    rate_wait_s -= too_soon_s
+                    deadline += too_soon_s
+                    _log.warning("%s; waiting %g s", self._refusal(response, _json(response)), too_soon_s)
+                    time.sleep(too_soon_s)
+                    continue
             except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as e:
                 self._refuse_certificate(e)
                 self._refuse_repetition(e, url, unsure)
@@ -372,6 +424,25 @@ class PoolClient:
             if tried % len(self._urls) == 0:
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
+
+    def _has_new_token(self, response: httpx.Response) -> bool:
+        """Use the token that the bundle has by now; return whether it is not the one that was refused."""
+        if not self._bundled:
+            return False
+        try:
+            installed = bundle.find()
+        except errors.InvalidRequest:
+            return False  # it is being replaced, or the pool's refusal says more
+        request = response.request
+        if installed is None or not installed.token or not installed.covers(str(request.url)):
+            return False
+        self._use_token(installed.token)
+        return bool(request.headers.get("Authorization") != self.headers["Authorization"])
+
+    def _use_token(self, token: str) -> None:
+        self._token = token
+        self.headers = {"Authorization": f"Bearer {token}"}
+        self._http.headers.update(self.headers)
 
     def _not_leading(self, response: httpx.Response) -> errors.PoolError | None:
         if response.status_code != errors.NotLeading.status:
@@ -415,6 +486,13 @@ class PoolClient:
         return errors.PoolUnreachable(f"the GPU pool at {self.url}: {message}")
 
 
+def _too_soon(response: httpx.Response) -> float | None:
+    """Return after how many seconds the pool allows the call that it refused; None if it was refused for good."""
+    after = response.headers.get("Retry-After", "")
+    is_limited = response.status_code == errors.TooManyRequests.status and after.isascii() and after.isdigit()
+    return max(1.0, float(after)) if is_limited else None
+
+
 def _checked(url: str) -> str:
     try:
         parsed = httpx.URL(url.rstrip("/"))
@@ -456,7 +534,9 @@ def _lease(data: dict[str, Any]) -> Lease:
         here = data["slices"][0]["server"] if data["slices"] else ""
         others = {name: one for name, one in data.get("workers", {}).items() if name != here}
         elsewhere = {name: WorkerAddress(**one) for name, one in others.items()}
-        fields["worker"] = WorkerAddress(**data["worker"], elsewhere=elsewhere)
+        environment = {name: data.get(name, "") for name in ("environment", "torch")}
+        fields["worker"] = WorkerAddress(**data["worker"], elsewhere=elsewhere, **environment)
     fields["asked_back"] = tuple(AskedBack(**one) for one in data.get("asked_back", ()))
     fields["parked"] = Parked(**data["parked"]) if data.get("parked") else None
+    fields["moving_to"] = tuple(Slice(**piece) for piece in data.get("moving_to", ()))
     return Lease(**fields)

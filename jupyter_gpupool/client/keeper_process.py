@@ -19,6 +19,7 @@ from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec
 
 from .http import PoolClient
+from .requests import current_spec
 
 #: How often a system without pidfd is asked whether the program lives, in seconds.
 _LOOK_INTERVAL_S = 1.0
@@ -46,7 +47,7 @@ class _Kept:
             # The program holds the lease too, and is who is told why it ends.
             with contextlib.suppress(Refused, OSError, WireError):
                 spec = AttachSpec.from_json(message["spec"])
-                self._lifeline = Lifeline(spec, lives=processes.vouched)
+                self._lifeline = Lifeline(spec, lives=processes.vouched, locate=lambda: self._locate(spec))
         if "leave" in message:
             if self._lifeline is not None:
                 self._lifeline.release()
@@ -69,6 +70,15 @@ class _Kept:
         elif self._client is not None:
             with contextlib.suppress(PoolError):
                 self._client.release(self._lease_id)
+
+    def _locate(self, spec: AttachSpec) -> AttachSpec | None:
+        """Ask the pool where the lease is, which may have moved."""
+        if self._client is None:
+            return None
+        try:
+            return current_spec(spec, self._client.lease(self._lease_id))
+        except PoolError:
+            return None
 
     def _send_heartbeats(self, ttl_s: float) -> None:
         assert self._client is not None

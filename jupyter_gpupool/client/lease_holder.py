@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from jupyter_gpupool.core import processes
@@ -24,7 +23,7 @@ from jupyter_gpupool.transport.specs import AttachSpec
 
 from .direct import choose_connection
 from .http import PoolClient
-from .requests import acquire, attach_spec
+from .requests import acquire, attach_spec, current_spec
 
 
 class LeaseHolder:
@@ -32,8 +31,8 @@ class LeaseHolder:
 
     It takes over ``client`` and closes it on release. ``on_lost`` is called once, from another thread, with one line
     for people, when the lease ends without being released here. ``on_resized`` is called, from another thread too,
-    with the new limits when somebody else resizes the lease. ``on_waiting`` is called, from another thread too, with
-    each position in the queue of a lease that was parked and whose program needs its GPUs.
+    with the new spec when somebody else resizes the lease, or when it has moved. ``on_waiting`` is called, from
+    another thread too, with each position in the queue of a lease that was parked and whose program needs its GPUs.
     Raises LeaseEnded when its worker cannot be reached. On any exception, KeyboardInterrupt included, the lease is
     released and ``client`` closed.
     """
@@ -63,7 +62,7 @@ class LeaseHolder:
         self._lifeline: Lifeline | None = None
         try:
             with _signals_blocked():
-                self._lifeline = Lifeline(spec, self._lose, processes.vouched)
+                self._lifeline = Lifeline(spec, self._lose, processes.vouched, self._locate)
                 self._heartbeats = threading.Thread(
                     target=self._send_heartbeats, name="gpupool-heartbeat", daemon=True
                 )
@@ -104,7 +103,7 @@ class LeaseHolder:
         """Change the memory of every slice; the GPUs stay. Raises PoolError; then nothing has changed."""
         with self._resizing:
             lease = self._client.resize(self.lease.id, partial, memory_mib)
-            self.spec = resized_spec(self.spec, lease)
+            self.spec = current_spec(self.spec, lease)
             return self.spec
 
     def reason(self, patience_s: float = 2.0) -> str:
@@ -147,12 +146,20 @@ class LeaseHolder:
             self._on_waiting(position)
         self._position = position
         with self._resizing:
-            spec = resized_spec(self.spec, lease)
+            spec = current_spec(self.spec, lease)
             if spec == self.spec:
                 return
             self.spec = spec
         if self._on_resized is not None:
             self._on_resized(spec)
+
+    def _locate(self) -> AttachSpec | None:
+        """Ask the pool where the lease is, which may have moved."""
+        try:
+            self._apply(self._client.lease(self.lease.id))
+        except (PoolError, RuntimeError):  # RuntimeError: the client was closed by release()
+            return None
+        return self.spec
 
     def _lose(self, reason: str) -> None:
         with self._lock:
@@ -211,13 +218,6 @@ def acquired(
                 client.release(request.id)
             client.close()
         raise
-
-
-def resized_spec(spec: AttachSpec, lease: Lease) -> AttachSpec:
-    """Return ``spec`` with the limits that the lease has now."""
-    mib = {piece.gpu_uuid: piece.memory_mib for piece in lease.slices}
-    devices = tuple(replace(d, limit_mib=mib.get(d.uuid, d.limit_mib)) for d in spec.devices)
-    return replace(spec, devices=devices)
 
 
 def refuse_smaller(

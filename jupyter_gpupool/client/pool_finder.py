@@ -38,14 +38,22 @@ def find_pool(
     url = url or os.environ.get(URL_VARIABLE)
     installed = bundle.find()
     token = token or os.environ.get(TOKEN_VARIABLE, "")
-    if url:
-        if installed is None or not installed.covers(url):
-            return _connected(PoolClient(url, token, patience_s=patience_s, ca=ca_for(url)))
-        token = token or installed.token
-        return _connected(PoolClient(url, token, patience_s=patience_s, ca=installed.ca, also=installed.urls))
+    if url and (installed is None or not installed.covers(url)):
+        return _connected(PoolClient(url, token, patience_s=patience_s, ca=ca_for(url)))
     if installed is not None:
-        token, (first, *others) = token or installed.token, installed.urls
-        return _connected(PoolClient(first, token, patience_s=patience_s, ca=installed.ca, also=others))
+        login = "" if token else installed.login
+        first, *others = (url, *installed.urls) if url else installed.urls
+        return _connected(
+            PoolClient(
+                first,
+                token or installed.token,
+                patience_s=patience_s,
+                ca=installed.ca,
+                also=others,
+                bundled=not token and not login,
+                login=login,
+            )
+        )
 
     def successor() -> tuple[str, str]:
         say("The GPU pool has just ended. Looking for another one")

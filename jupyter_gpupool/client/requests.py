@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import socket
 import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from jupyter_gpupool.core import torch_release
+from jupyter_gpupool.core.environment import POD_UID
 from jupyter_gpupool.core.errors import InvalidRequest, LeaseEnded, NoCapacity, PoolError
 from jupyter_gpupool.core.models import Lease, LeaseState, Request
 from jupyter_gpupool.core.validation import check_memory
@@ -32,6 +35,7 @@ def new_request(
     memory_mib: int | None = None,
     filters: Mapping[str, str] | None = None,
     spread: bool = False,
+    never_park: bool = False,
     wait: bool = True,
     label: str = "",
     kernel: str = "",
@@ -59,13 +63,20 @@ def new_request(
         memory_mib=memory_mib,
         filters=dict(filters or {}),
         spread=spread,
+        never_park=never_park,
         wait=wait,
         secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
         label=label,
         # A frontend expects the kernel at the end.
-        client=f"{socket.gethostname()}:{os.getpid()}{torch_mark}{_kernel_mark(kernel)}",
+        client=f"{socket.gethostname()}:{os.getpid()}{torch_mark}{_pod_mark()}{_kernel_mark(kernel)}",
     )
     return request, secret
+
+
+def _pod_mark() -> str:
+    """Return the mark by which a cluster finds the Pod of a lease: its uid, for its name may be another's next."""
+    uid = os.environ.get(POD_UID, "")
+    return f" pod:{uid}" if re.fullmatch(r"[0-9A-Za-z-]{1,36}", uid) else ""
 
 
 def _kernel_mark(kernel: str) -> str:
@@ -132,14 +143,18 @@ def attach_spec(client: PoolClient, lease: Lease, secret: str, connection: str) 
 
     The connection to the workers is TLS if the one to the pool is.
     """
-    assert lease.worker is not None, "an ACTIVE lease has a worker"
+    spec = AttachSpec(lease.id, "", 0, secret, (), lease.ttl_s, connection, client.secure, client.ca)
+    return current_spec(spec, lease)
+
+
+def current_spec(spec: AttachSpec, lease: Lease) -> AttachSpec:
+    """Return ``spec`` with the slices and the workers that the lease has now."""
     devices = tuple(
         DeviceSpec(index, s.gpu_uuid, s.name, s.memory_mib, s.total_mib, s.emulated)
         for index, s in enumerate(lease.slices)
     )
-    where = (lease.worker.host, lease.worker.port)
+    if lease.worker is None or not devices:
+        return spec
     workers = [lease.worker.on(piece.server) for piece in lease.slices] if lease.worker.elsewhere else []
     addresses = tuple((worker.host, worker.port) for worker in workers)
-    return AttachSpec(
-        lease.id, *where, secret, devices, lease.ttl_s, connection, client.secure, client.ca, addresses
-    )
+    return replace(spec, host=lease.worker.host, port=lease.worker.port, devices=devices, addresses=addresses)

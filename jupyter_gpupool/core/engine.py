@@ -14,6 +14,10 @@ from .readings import ServerReading
 #: LOST: the worker died.
 WorkerExit = Callable[[str, LeaseState, str], None]
 
+#: Called in the event loop's thread when another worker has taken the place of one that ended by what it computed, with
+#: the lease id, the new worker and one line for people: why the former one ended.
+WorkerReplaced = Callable[[str, WorkerAddress, str], None]
+
 #: Called in the event loop's thread with all present GPU servers, whenever they have changed.
 ServersChanged = Callable[[Sequence[Server]], None]
 
@@ -65,6 +69,17 @@ class Engine(Protocol):
         """Why no worker can be started, in one line; empty if workers can be started."""
 
 
+@runtime_checkable
+class ReplacingEngine(Protocol):
+    """What an engine may offer besides: to replace a worker that ended by what it computed, on the same slices.
+
+    The new worker is reached where the former one was. If none can be started, ``on_exit`` is called.
+    """
+
+    def on_replaced(self, replaced: WorkerReplaced) -> None:
+        """Call ``replaced`` for each worker that has taken another one's place."""
+
+
 @dataclass(frozen=True)
 class WorkerState:
     """What a worker would have to copy: ``used_mib`` of GPU memory. ``is_clean``: its arena has a copy that is up to
@@ -76,7 +91,7 @@ class WorkerState:
 
 @runtime_checkable
 class ParkingEngine(Protocol):
-    """What an engine may offer besides: to park a worker's state in host memory, to resume it, and to move it.
+    """What an engine may offer besides: to park a worker's state in host memory, and to resume it.
 
     The pool decides (:mod:`jupyter_gpupool.pool.scheduling.planner`), writes its decision to the ledger, and then calls
     one of these methods. Each call is about one lease, and there is at most one call about a lease at a time.
@@ -87,12 +102,7 @@ class ParkingEngine(Protocol):
     - **Resuming.** ``resume_worker(lease)``: ``lease.slices`` are those that it has now, of the same models and on the
       same server. It returns the worker, as ``start_worker`` does. If it raises, the lease is LOST. The engine asks for
       it by calling what :meth:`on_wake` was given, again and again, when an operator needs a parked lease's GPUs.
-    - **Moving.** ``move_worker(lease)``: the lease holds ``lease.slices`` and ``lease.moving_to``, which have no GPU in
-      common. It returns the new worker once that one has everything and the old one has ended. If it raises, the old
-      one goes on, and the new one has ended. A lease with several workers moves as a whole or not at all.
-    - **Ends.** ``stop_worker`` ends the worker, a second one that is coming up, and what is parked, at any time. A call
-      that is under way then raises. ``adopt`` ends second workers, unless the first has ended: it returns the one that
-      has the lease's state. The pool concludes from its address where the lease is.
+    - **Ends.** ``stop_worker`` ends the worker and what is parked, at any time. A call that is under way then raises.
     """
 
     def on_wake(self, wake: Callable[[str], None]) -> None:
@@ -113,5 +123,20 @@ class ParkingEngine(Protocol):
     async def resume_worker(self, lease: Lease) -> WorkerAddress:
         """Start a worker with the state that is parked. Raises :class:`~.errors.EngineError`."""
 
+
+@runtime_checkable
+class MovingEngine(Protocol):
+    """What an engine with several GPU servers may offer besides: to move a worker to another server.
+
+    ``move_worker(lease)``: the lease holds ``lease.moving_to`` besides what it has, on another server. It returns the
+    new worker once that one has everything and clients have been sent there. If it raises, the old one goes on, and
+    the new one has ended. A parked lease runs at the new server. ``stop_worker`` ends both workers at any time, and
+    then ``move_worker`` raises. ``adopt`` ends the second workers of moves that were under way, unless only the second
+    one is left; :meth:`arrived` names those leases.
+    """
+
     async def move_worker(self, lease: Lease) -> WorkerAddress:
         """Move a worker to ``lease.moving_to``. Raises :class:`~.errors.EngineError`."""
+
+    def arrived(self) -> Collection[str]:
+        """Return the ids of the leases that :meth:`Engine.adopt` has found on ``lease.moving_to``."""

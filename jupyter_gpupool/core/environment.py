@@ -12,5 +12,11 @@ REFUSED = "GPUPOOL_REFUSED"
 #: The interpreter that runs the commands of a process with a lease, such as its nvidia-smi.
 PYTHON = "GPUPOOL_PYTHON"
 
-#: All of them.
+#: The Pod that a process runs in, on Kubernetes; the webhook sets them.
+POD_NAME = "GPUPOOL_POD_NAME"
+POD_NAMESPACE = "GPUPOOL_POD_NAMESPACE"
+POD_UID = "GPUPOOL_POD_UID"
+NODE_NAME = "GPUPOOL_NODE_NAME"
+
+#: All that describe a kernel's lease.
 KERNEL_VARIABLES = (LEASE, PENDING, PENDING_LEASE, REFUSED, PYTHON)

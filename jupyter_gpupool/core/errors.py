@@ -75,6 +75,12 @@ class Unauthenticated(PoolError):
     status = 401
 
 
+class IssuerUnavailable(PoolError):
+    """The token's issuer cannot be asked for the key that signed it."""
+
+    status = 503
+
+
 class PermissionDenied(PoolError):
     """The token is valid but does not permit the call."""
 
@@ -85,6 +91,19 @@ class TooManyAttempts(PoolError):
     """Too many wrong tokens or calls came from this address. The message says when to try again."""
 
     status = 429
+
+
+class TooManyRequests(PoolError):
+    """The caller makes more calls per second, keeps more calls open, or queues more requests than allowed.
+
+    Nothing was changed; try again after ``retry_after_s``.
+    """
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnknownServer(PoolError):

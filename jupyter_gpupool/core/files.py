@@ -17,7 +17,9 @@ def write_atomically(path: str | Path, data: str | bytes, mode: int = 0o600) -> 
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as f:
-            if hasattr(os, "fchmod"):  # elsewhere the folder's rights apply, which a home keeps to its user
+            # A draft is made with mode 0600, and a worker in its sandbox may change no file's mode.
+            # Elsewhere the folder's rights apply, which a home keeps to its user.
+            if mode != 0o600 and hasattr(os, "fchmod"):
                 os.fchmod(f.fileno(), mode)
             f.write(data.encode() if isinstance(data, str) else data)
         os.replace(draft, path)

@@ -80,7 +80,8 @@ class Limits:
 
     ``memory_mib`` and ``gpus`` (in whole GPUs) are sums over all slices; ``leases`` counts leases that hold slices.
     ``user_share`` (0 < share <= 1): the fraction of these three that one user may hold. ``lease_s``: the longest
-    lease; ``idle_s``: how long a lease may be idle. Both in seconds.
+    lease; ``idle_s``: how long a lease may be idle; ``reclaim_after_s``: how long an idle lease keeps its GPUs while
+    others wait, if it may be parked. These three in seconds.
     """
 
     memory_mib: int | None = None
@@ -89,6 +90,7 @@ class Limits:
     user_share: float | None = None
     lease_s: float | None = None
     idle_s: float | None = None
+    reclaim_after_s: float | None = None
 
 
 class Role(str, Enum):
@@ -96,6 +98,14 @@ class Role(str, Enum):
 
     VIEW = "view"
     USE = "use"
+    ADMINISTER = "administer"
+
+
+class Scope(str, Enum):
+    """The most that a token may do of what its user may. Each scope includes the ones before it."""
+
+    READ = "read"
+    LEASE = "lease"
     ADMINISTER = "administer"
 
 
@@ -151,8 +161,8 @@ class Request:
     """A request for GPUs, checked by :func:`.validation.validate`.
 
     Exactly one of ``partial`` (0 < p <= 1, of each GPU's memory) and ``memory_mib`` (MiB per GPU)
-    is set. ``spread``: the GPUs may be of several servers. ``id`` is a uuid that the client chooses, so that the
-    request may be repeated.
+    is set. ``spread``: the GPUs may be of several servers. ``never_park``: the lease keeps its GPUs while it is idle
+    and others wait. ``id`` is a uuid that the client chooses, so that the request may be repeated.
     ``secret_sha256`` is the hex digest of a secret that only the client has. The worker admits clients that present
     the secret; the pool never sees it.
     """
@@ -164,6 +174,7 @@ class Request:
     memory_mib: int | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
     spread: bool = False
+    never_park: bool = False
     namespace: str = "default"
     wait: bool = True
     secret_sha256: str = ""
@@ -189,7 +200,8 @@ class WorkerAddress:
     """The address and the process of a lease's worker; ``created`` tells it from a later process with the same pid.
 
     A lease that spans servers has a worker on each. This one is that of the first slice; ``elsewhere`` has the
-    others, by server.
+    others, by server. ``environment``: the name of the environment that it runs in, and ``torch`` its release of
+    PyTorch; empty where an engine does not say.
     """
 
     host: str
@@ -197,13 +209,15 @@ class WorkerAddress:
     pid: int
     created: float
     elsewhere: Mapping[str, WorkerAddress] = field(default_factory=dict)
+    environment: str = ""
+    torch: str = ""
 
     def on(self, server: str) -> WorkerAddress:
         """Return the worker of the slices on that server."""
         return self.elsewhere.get(server, self)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, without ``elsewhere``."""
+        """Return the JSON form: the address and the process alone."""
         return {"host": self.host, "port": self.port, "pid": self.pid, "created": self.created}
 
 
@@ -214,7 +228,8 @@ class Lease:
     The lease ends at ``expires_at``, if that is set. ``idle_since``: since when the worker has been idle, None while
     it computes or has paused only briefly. ``waits_for``: the limit that blocks a queued request, or
     that what is free is kept for an earlier one; empty while it waits for free memory. ``slices`` of a parked lease are
-    those that it held: they are others' now, and ``parked`` is set.
+    those that it held: they are others' now, and ``parked`` is set. ``moving_to``: the slices on another server that a
+    lease holds as well while it is moved there; empty for others.
     """
 
     request: Request
@@ -233,11 +248,12 @@ class Lease:
     idle_since: float | None = None
     asked_back: tuple[AskedBack, ...] = ()
     parked: Parked | None = None
+    moving_to: tuple[Slice, ...] = ()
 
     @property
     def is_woken(self) -> bool:
         """Whether it is parked and waits for room, because its program needs its GPUs."""
-        return self.parked is not None and self.parked.wanted_since is not None
+        return self.parked is not None and self.parked.wanted_since is not None and not self.moving_to
 
     @property
     def id(self) -> str:
@@ -257,8 +273,11 @@ class Lease:
         if self.worker and self.worker.elsewhere:
             others = {server: one.to_json() for server, one in self.worker.elsewhere.items()}
             data["workers"] = {self.slices[0].server: worker, **others}
+        data["environment"] = self.worker.environment if self.worker else ""
+        data["torch"] = self.worker.torch if self.worker else ""
         data["asked_back"] = tuple(dict(vars(one)) for one in self.asked_back)
         data["parked"] = dict(vars(self.parked)) if self.parked else None
+        data["moving_to"] = tuple(dict(vars(piece)) for piece in self.moving_to)
         data["id"] = self.id
         return data
 
@@ -303,7 +322,14 @@ class ResumeWorker:
     woken_at: float | None = None
 
 
-Action = StartWorker | StopWorker | ResumeWorker
+@dataclass(frozen=True)
+class MoveWorker:
+    """Action after a change: move this lease to ``lease.moving_to``."""
+
+    lease: Lease
+
+
+Action = StartWorker | StopWorker | ResumeWorker | MoveWorker
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,18 @@ def send(pid: int, born: float, number: int) -> None:
             pass  # it ended in this moment
 
 
+def kill_group(pid: int, born: float | None) -> None:
+    """Kill what is left of the group that a process led, which has just ended; nothing if it led none.
+
+    Its id is given to no other process before it is reaped, nor while anybody is in its group.
+    """
+    if pid > 1 and birth(pid) in (None, born):  # 0 and 1 would mean other groups
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # nobody is left
+
+
 async def kill(pid: int, born: float, timeout_s: float) -> bool:
     """Kill the process; return whether it has ended within ``timeout_s`` seconds."""
     try:

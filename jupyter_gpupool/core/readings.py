@@ -40,7 +40,9 @@ class ServerReading:
     """One machine. ``at`` is its own clock, in seconds since the epoch.
 
     ``no_driver``: why NVML is not usable (empty: it is). ``free_mib``: free disk space by folder. ``link_mbit``: speed
-    of the network interface in Mbit/s.
+    of the network interface in Mbit/s. ``sandbox``: why the workers lack each layer of their sandbox, empty if they
+    have it; known once the process that starts workers is ready. ``bounds``: the same of what bounds
+    the workers' use of the machine.
     """
 
     server: str
@@ -61,6 +63,8 @@ class ServerReading:
     mps: bool | None = None
     torch: str | None = None
     clock_ahead_s: float | None = None
+    sandbox: Mapping[str, str] | None = None
+    bounds: Mapping[str, str] | None = None
 
 
 def from_json(data: Mapping[str, Any]) -> ServerReading:

@@ -243,6 +243,13 @@ FIELDS: Mapping[str, RequestField] = {
                 ("--spread",), "allow GPUs of several servers if no single server has room for all"
             ),
         ),
+        RequestField(
+            "never_park",
+            bool,
+            "Keep the GPUs while idle, whoever waits.",
+            default=False,
+            option=Option(("--never-park",), "keep the GPUs while idle, even if others wait for them"),
+        ),
         RequestField("namespace", str, "Whose limits count; default: `default`."),
         RequestField(
             "wait",
@@ -260,7 +267,7 @@ FIELDS: Mapping[str, RequestField] = {
 #: The fields that say how much of how many GPUs; a resize takes these.
 SIZE = ("num_gpus", "partial", "memory_mib")
 #: The fields that say which GPUs are wanted; kernelspecs, notebooks and frontends give these.
-WANTED = (*SIZE, "filters", "spread")
+WANTED = (*SIZE, "filters", "spread", "never_park")
 #: The fields that decide what becomes of a request; a forecast takes these.
 FORECAST = (*WANTED, "namespace")
 #: The fields of a request that its lease shows, besides its owner.

@@ -30,8 +30,9 @@ def validate(request: Request) -> None:
         raise InvalidRequest("the request has no owner")
     _check_size(request)
     _check_filters(request.filters)
-    if not isinstance(request.spread, bool):
-        raise InvalidRequest(f"spread must be true or false, not {_shown(request.spread)}")
+    for name in ("spread", "never_park"):
+        if not isinstance(getattr(request, name), bool):
+            raise InvalidRequest(f"{name} must be true or false, not {_shown(getattr(request, name))}")
     check_namespace(request.namespace)
     if not isinstance(request.wait, bool):
         raise InvalidRequest(f"wait must be true or false, not {_shown(request.wait)}")

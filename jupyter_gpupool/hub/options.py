@@ -43,17 +43,25 @@ class Limits:
             raise InvalidRequest("default_gpus must be between 0 and max_gpus")
 
 
+def _flag(name: str) -> Any:
+    """A field that is on or off, as a request declares it."""
+    declared = REQUEST_FIELDS[name]
+    return field(default=declared.default, metadata={"label": declared.description.rstrip(".")})
+
+
 @dataclass(frozen=True)
 class GPUOptions:
     """A choice: ``num_gpus`` GPU slices, each with the share ``partial`` of a GPU's memory.
 
-    ``model`` is the name of a GPU model; empty for any.
+    ``model`` is the name of a GPU model; empty for any. ``spread`` and ``never_park`` are those of a request.
     Each field's metadata contains its label on the form.
     """
 
     num_gpus: int = field(metadata={"label": "GPU slices"})
     partial: float = field(default=1.0, metadata={"label": "Share of each GPU's memory"})
     model: str = field(default="", metadata={"label": "GPU model"})
+    spread: bool = _flag("spread")
+    never_park: bool = _flag("never_park")
 
     def to_json(self) -> dict[str, Any]:
         """Return the choice as JSON."""
@@ -70,11 +78,12 @@ class GPUOptions:
     def request_fields(self) -> dict[str, Any]:
         """Return the choice as the fields of a request."""
         filters = {"name": self.model} if self.model else {}
-        return {"num_gpus": self.num_gpus, "partial": self.partial, "filters": filters}
+        chosen = {name: True for name in FLAGS if getattr(self, name)}
+        return {"num_gpus": self.num_gpus, "partial": self.partial, "filters": filters, **chosen}
 
     def to_text(self) -> str:
         """Return the choice as one word. It has no braces, which KubeSpawner would expand."""
-        return urlencode(self.to_json())
+        return urlencode({k: int(v) if k in FLAGS else v for k, v in self.to_json().items()})
 
     @classmethod
     def from_text(cls, text: str) -> GPUOptions:
@@ -82,7 +91,9 @@ class GPUOptions:
         said = dict(parse_qsl(text, strict_parsing=True, keep_blank_values=True))
         try:
             # Of a number's types, the last one reads every text of it.
-            return cls(**{name: KINDS[name][-1](said[name]) for name in FIELDS})
+            values: dict[str, Any] = {n: KINDS[n][-1](said[n]) for n in FIELDS if n not in FLAGS}
+            values.update({name: said.get(name) == "1" for name in FLAGS})
+            return cls(**values)
         except KeyError:
             raise ValueError("this is not a choice of GPUs") from None
 
@@ -98,6 +109,10 @@ KINDS: dict[str, tuple[type, ...]] = {
     else (str,)
     for name in FIELDS
 }
+
+
+#: The fields that are on or off.
+FLAGS = tuple(name for name in FIELDS if KINDS[name] == (bool,))
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,11 @@ def from_form(data: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name in FIELDS:
         values = data.get(name_of(name)) or []
-        if values and values[0] != "":
+        if not values or values[0] == "":
+            continue
+        if name in FLAGS:
+            said[name] = {"1": True, "0": False}.get(values[0], values[0])
+        else:
             said[name] = _number(values[0]) if name != "model" else values[0]
     return said
 
@@ -179,6 +198,10 @@ def parse(said: Any, limits: Limits) -> GPUOptions | None:
         )
     if not isinstance(model, str) or len(model) > 200 or not model.isprintable():
         raise InvalidRequest("the GPU model must be a name of at most 200 printable characters")
+    flags = {name: said.get(name, False) for name in FLAGS}
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name} must be true or false, not {_shown(value)}")
     if count > limits.max_gpus:
         raise ImpossibleRequest(
             f"{count} GPUs were chosen; this hub lends at most {limits.max_gpus}: choose fewer"
@@ -191,7 +214,7 @@ def parse(said: Any, limits: Limits) -> GPUOptions | None:
         raise ImpossibleRequest(
             f"this hub does not lend {_shown(model)}; choose one of {', '.join(limits.models)}"
         )
-    return GPUOptions(count, float(partial), model)
+    return GPUOptions(count, float(partial), model, **flags)
 
 
 def _shown(value: object) -> str:

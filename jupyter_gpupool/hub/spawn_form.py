@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from .options import GPUOptions, Limits, name_of
+from .options import FLAGS, GPUOptions, Limits, name_of
 
 #: The id of these fields, so that a form that is rendered twice contains them once.
 MARK = "gpupool-options"
@@ -17,14 +17,16 @@ _SCRIPT = """\
   const box = document.currentScript.closest('fieldset');
   const offer = JSON.parse(box.dataset.offer);
   const at = name => box.querySelector(`[name=gpupool_${name}]`);
-  const count = at('num_gpus'), share = at('partial'), model = at('model');
+  const count = at('num_gpus'), share = at('partial'), model = at('model'), spread = at('spread');
   const said = box.querySelector('output');
   const round = (part, mib) => Math.floor(Math.round(part * 1e6) * mib / 1e6);
   const gpus = server => server.gpus.filter(g => g.healthy && (!model.value || g.name === model.value));
-  const fits = (n, test) => offer.servers.some(server => gpus(server).filter(test).length >= n);
+  const groups = () => spread.checked ? [offer.servers.flatMap(gpus)] : offer.servers.map(gpus);
+  const fits = (n, test) => groups().some(group => group.filter(test).length >= n);
   const judge = (n, part) => {
     if (n === 0) return '';
-    if (!fits(n, () => true)) return 'more than the pool has';
+    if (offer.servers.flatMap(gpus).length < n) return 'more than the pool has';
+    if (!fits(n, () => true)) return 'only of several servers';
     const free = fits(n, g => g.memory_mib - g.granted_mib >= round(part, g.memory_mib));
     return free ? 'free now' : 'you would wait in the queue';
   };
@@ -36,7 +38,7 @@ _SCRIPT = """\
       option.text = n ? `${n}: ${offer.reason ? 'not available now' : verdict}` : '0: no GPU';
     }
     const n = Number(count.value);
-    share.disabled = model.disabled = n === 0;
+    for (const other of [share, model, spread, at('never_park')]) other.disabled = n === 0;
     const outside = !(part >= Number(share.min) && part <= Number(share.max));
     if (n && outside && !offer.reason) {
       said.value = `choose a share from ${share.min} to ${share.max}`;
@@ -78,12 +80,14 @@ def ours(limits: Limits, offer: Mapping[str, Any], said: Mapping[str, Any]) -> s
         f'<input class="form-control mb-2" type="number" id="{name}" name="{name}" min="{limits.least:g}"'
         f' max="{limits.most:g}" step="{limits.step:g}" value="{escape(str(share))}" required>'
     )
+    flags = "\n".join(_checkbox(field, said.get(field) is True) for field in FLAGS)
     return f"""\
 <fieldset id="{MARK}" data-offer="{escape(json.dumps(_public(offer)))}">
 <legend>Request GPUs{_emulated(gpus)}</legend>
 {_select("num_gpus", counts)}
 {_labelled("partial", number)}
 {_select("model", models)}
+{flags}
 <p><output aria-live="polite">{escape(str(offer.get("reason", "")))}</output></p>
 <script>{_SCRIPT}</script>
 </fieldset>"""
@@ -99,12 +103,17 @@ def _public(offer: Mapping[str, Any]) -> dict[str, Any]:
 def _why_not(count: int, offer: Mapping[str, Any]) -> str:
     if offer.get("reason"):
         return "not available now"
-    most = max((sum(gpu["healthy"] for gpu in s["gpus"]) for s in offer["servers"]), default=0)
-    return "more than the pool has" if count > most else ""
+    return "more than the pool has" if count > sum(_healthy(offer)) else ""
 
 
 def _count(count: int, offer: Mapping[str, Any]) -> str:
-    return _why_not(count, offer) or f"{count} GPU{'s' * (count > 1)}"
+    several = ", only of several servers" if count > max(_healthy(offer), default=0) else ""
+    return _why_not(count, offer) or f"{count} GPU{'s' * (count > 1)}{several}"
+
+
+def _healthy(offer: Mapping[str, Any]) -> list[int]:
+    """How many healthy GPUs each server has."""
+    return [sum(gpu["healthy"] for gpu in server["gpus"]) for server in offer["servers"]]
 
 
 def _emulated(gpus: list[Mapping[str, Any]]) -> str:
@@ -126,6 +135,18 @@ def _select(field: str, entries: list[tuple[str, str, bool, bool]]) -> str:
     )
 
 
+def _checkbox(field: str, checked: bool) -> str:
+    name = name_of(field)
+    return (
+        f'<div class="form-check mb-2"><input class="form-check-input" type="checkbox" id="{name}" name="{name}"'
+        f' value="1"{" checked" * checked}>\n'
+        f'<label class="form-check-label" for="{name}">{_label(field)}</label></div>'
+    )
+
+
 def _labelled(field: str, control: str) -> str:
-    label = GPUOptions.__dataclass_fields__[field].metadata["label"]
-    return f'<label for="{name_of(field)}">{escape(label)}</label>\n{control}'
+    return f'<label for="{name_of(field)}">{_label(field)}</label>\n{control}'
+
+
+def _label(field: str) -> str:
+    return escape(GPUOptions.__dataclass_fields__[field].metadata["label"])

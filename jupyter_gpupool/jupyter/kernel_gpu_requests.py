@@ -26,8 +26,9 @@ class GPURequest:
     """A request for ``num_gpus`` GPU slices.
 
     Each slice has the share ``partial`` of a GPU's memory, or ``memory_mib`` MiB, or else the whole GPU. ``spread``
-    allows slices on several servers. With ``require``, the kernel does not start without its slices. ``source`` says
-    where the request was found, for messages.
+    allows slices on several servers. With ``never_park``, the kernel keeps its slices while it is idle and others wait.
+    With ``require``, the kernel does not start without its slices. ``source`` says where the request was found, for
+    messages.
     """
 
     num_gpus: int = 1
@@ -35,6 +36,7 @@ class GPURequest:
     memory_mib: int | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
     spread: bool = False
+    never_park: bool = False
     require: bool = False
     source: str = ""
 

@@ -28,6 +28,8 @@ class LeasePoller:
     def __init__(self, pool: _Leases, callback: Callable[[dict[str, Any]], None]) -> None:
         self._pool = pool
         self._callback = callback
+        #: set when the leases that exist at the start are known; every change after that is called back for
+        self.begun = asyncio.Event()
         self._task = asyncio.ensure_future(self._run())
 
     def stop(self) -> None:
@@ -47,6 +49,7 @@ class LeasePoller:
                         if known.get(id) != lease.state.value:
                             self._notify(lease, known.get(id))
                 known = {id: lease.state.value for id, lease in live.items()}
+                self.begun.set()
             except PoolError:
                 pass  # the pool does not answer; the next call of a user finds or starts another
             await asyncio.sleep(max(_POLL_INTERVAL_S, (time.monotonic() - began) / _MAX_POLL_SHARE))

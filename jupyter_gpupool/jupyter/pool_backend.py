@@ -153,18 +153,19 @@ class GPUPool(LoggingConfigurable):
                 raise InvalidRequest(
                     f"GPUPool.token_file: cannot read {self.token_file} ({e}); write the pool's token to it"
                 ) from None
-        token, ca = token or os.environ.get(TOKEN_VARIABLE, ""), ""
+        token, ca, login = token or os.environ.get(TOKEN_VARIABLE, ""), "", ""
         also: tuple[str, ...] = ()
         given = bundle.find()
         if given is not None and given.covers(self.url):
-            token, ca, also = token or given.token, given.ca, given.urls
+            login = "" if token else given.login
+            token, ca, also = token or ("" if login else given.token), given.ca, given.urls
         else:
             ca = ca_for(self.url)
         # Let this server's kernels and terminals find the same pool.
         for name, value in ((URL_VARIABLE, self.url), (TOKEN_VARIABLE, token)):
             self._environment.setdefault(name, os.environ.get(name))
             os.environ[name] = value
-        return discovery.PoolAddress(self.url, token, ca=ca, also=also)
+        return discovery.PoolAddress(self.url, token, ca=ca, also=also, login=login)
 
     def _join(self, address: discovery.PoolAddress) -> JoinedPool:
         joined = self._joined = JoinedPool(address)
@@ -338,7 +339,7 @@ class JoinedPool:
         self._pollers: list[LeasePoller] = []
         # If that process has ended, this one takes its place at once: so the client does not wait for its return.
         self._client = PoolClient(
-            address.url, address.token, patience_s=0.5, ca=address.ca, also=address.also
+            address.url, address.token, patience_s=0.5, ca=address.ca, also=address.also, login=address.login
         )
         self._tenants = RemoteTenants(self._client)
 

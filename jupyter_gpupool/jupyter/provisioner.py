@@ -54,6 +54,9 @@ class GPUPoolProvisioner(LocalProvisioner):
     spread = Bool(False, help="Whether slices may be on several servers if none has room for all.").tag(
         config=True
     )
+    never_park = Bool(
+        False, help="Whether the GPUs are kept while the kernel is idle, even if others wait for them."
+    ).tag(config=True)
     require = Bool(
         False,
         help="Whether the kernel must not start without its GPUs. By default it starts, and they are attached later.",

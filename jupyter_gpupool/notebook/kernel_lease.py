@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jupyter_gpupool.client import lease_holder, pool_finder
+from jupyter_gpupool.client import lease_holder, pool_finder, requests
 from jupyter_gpupool.client.lease_environment import lease_variables, remove_commands
 from jupyter_gpupool.core.environment import PENDING, PENDING_LEASE, REFUSED
 from jupyter_gpupool.core.errors import PoolError, UnknownLease
@@ -99,7 +99,7 @@ def resize(partial: float | None, memory_mib: int | None) -> AttachSpec:
         lease_holder.refuse_smaller(found, session.settle(found), partial, memory_mib)
     client, _ = pool_finder.find_pool()
     try:
-        found = lease_holder.resized_spec(found, client.resize(found.lease_id, partial, memory_mib))
+        found = requests.current_spec(found, client.resize(found.lease_id, partial, memory_mib))
     finally:
         client.close()
     lease_holder.write_config(

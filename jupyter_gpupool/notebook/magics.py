@@ -63,6 +63,7 @@ def _sized(function: Callable[..., Any]) -> Callable[..., Any]:
 @_sized
 @_option("filters")
 @_option("spread")
+@_option("never_park")
 @_option("wait")
 @argument("--timeout", type=float, metavar="S", help="wait at most S seconds")
 def request(magics: GPUPoolMagics, line: str) -> None:
@@ -156,6 +157,21 @@ def history(magics: GPUPoolMagics, line: str) -> None:
     display(tables.of_history(sorted(leases, key=lambda lease: lease.created_at)[-max(0, args.newest) :]))
 
 
+@magic_arguments("gpupool keep")
+def keep(magics: GPUPoolMagics, line: str) -> None:
+    """Keep the GPU slices: restart their idle time, and decline requests to release them."""
+    _parse(keep, line)
+    lease_id = kernel_lease.lease_id()
+    if lease_id is None or kernel_lease.spec() is None:
+        raise UsageError("this notebook has no GPU slices to keep; request some with %gpupool request")
+    client, _ = kernel_lease.pool()
+    try:
+        client.keep(lease_id)
+    finally:
+        client.close()
+    print("Kept; its idle time starts again")
+
+
 @magic_arguments("gpupool wait")
 @argument("--timeout", type=float, metavar="S", help="wait at most S seconds")
 def wait(magics: GPUPoolMagics, line: str) -> None:
@@ -186,13 +202,16 @@ def wait(magics: GPUPoolMagics, line: str) -> None:
         client.close()
 
 
-COMMANDS: dict[str, Any] = {f.__name__: f for f in (request, status, gpus, resize, release, history, wait)}
+COMMANDS: dict[str, Any] = {
+    f.__name__: f for f in (request, status, gpus, resize, release, keep, history, wait)
+}
 SUMMARIES = {
     "request": "Request GPU slices and attach them to this kernel.",
     "status": "Show this notebook's GPU slices, or its position in the queue.",
     "gpus": "Show the pool's GPUs and who holds which part of them.",
     "resize": "Change the memory of this notebook's GPU slices; tensors stay.",
     "release": "Release the GPU slices, or leave the queue; tensors are moved to the CPU.",
+    "keep": "Keep the GPU slices: restart their idle time.",
     "history": "Show your leases, the ended ones too.",
     "wait": "Wait until the GPU slices requested at this kernel's start are attached.",
 }
@@ -204,7 +223,7 @@ class GPUPoolMagics(Magics):
 
     @line_cell_magic
     def gpupool(self, line: str, cell: str | None = None) -> None:
-        """``%gpupool request -n 2 -p 0.8`` · status · gpus · resize · release · history · wait; each takes ``--help``.
+        """``%gpupool request -n 2`` · status · gpus · resize · release · keep · history · wait, each with ``--help``.
 
         ``%%gpupool -n 1 -p 0.5`` holds a GPU slice for one cell.
         """
@@ -261,6 +280,7 @@ class GPUPoolMagics(Magics):
                 memory_mib=args.memory,
                 filters=_filters(args.filter),
                 spread=args.spread,
+                never_park=args.never_park,
                 wait=not args.no_wait,
                 timeout=args.timeout,
                 label=kernel_lease.label(),

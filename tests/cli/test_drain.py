@@ -34,3 +34,12 @@ def test_a_server_that_is_not_there(gpupool: Callable[..., Any], pool: Any, last
         done = gpupool("server", word, "nowhere/else?")
         assert done.returncode == 1 and "no GPU server" in last_line(done)
     assert gpupool("server", "drain").returncode == 2
+
+
+def test_a_pool_of_one_server_moves_nothing(gpupool: Callable[..., Any], pool: Any, last_line: Any) -> None:
+    name = pool.client.pool()["servers"][0]["name"]
+    done = gpupool("server", "drain", name, "--move")
+    assert done.returncode == 1
+    assert "cannot move leases: it has one GPU server; drain it without --move" in last_line(done)
+    assert pool.client.drained(name) == {"name": name, "draining": False, "moves": [], "over": True}
+    assert gpupool("server", "undrain", name, "--move").returncode == 2

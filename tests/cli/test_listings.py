@@ -130,8 +130,10 @@ def test_a_command_right_after_the_one_that_started_a_pool(gpupool: Callable[...
 def test_health_and_version(gpupool: Callable[..., Any], pool: Any) -> None:
     done = gpupool("health")
     assert done.returncode == 0 and f"The GPU pool at {pool.address.url} is ok" in done.stdout
-    for check in ("ledger", "gpus", "engine", "disk", "clock"):
+    for check in ("gpus", "engine", "disk", "clock"):
         assert re.search(rf"^ok +{check} +\S", done.stdout, re.M), done.stdout
+    # How fast these two are is the machine's matter.
+    assert re.search(r"^(ok|WARN) +ledger +\d\S* ms +≤ 50 ", done.stdout, re.M), done.stdout
     assert re.search(r"^(ok|WARN) +round trip +\S+ +\d\S* µs +≤ 50 ", done.stdout, re.M), done.stdout
     said = json.loads(gpupool("health", "--json").stdout)
     assert said["status"] in ("ok", "warning") and said["age_s"] >= 0

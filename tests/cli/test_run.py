@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -14,12 +15,16 @@ import stat
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
+
+from ..support.ports import free_ports
 
 #: Counts the signals that it gets until it has been quiet; says so when it is ready.
 COUNTER = """
@@ -84,6 +89,60 @@ def test_the_exit_code_is_the_commands(
 ) -> None:
     assert gpupool("run", "-p", "0.1", "sh", "-c", script).returncode == code
     assert pool.idle() and pool.granted() == [0, 0]
+
+
+def test_it_waits_for_a_pool_that_is_down_only_if_it_is_told_to(
+    gpupool: Callable[..., Any],
+    start: Callable[..., Any],
+    eventually: Callable[..., Any],
+    last_line: Callable[[Any], str],
+    pool: Any,
+    tmp_path: Path,
+) -> None:
+    (port,) = free_ports(1)
+    away = {"GPUPOOL_URL": f"http://127.0.0.1:{port}"}
+    assert "no GPU pool answers" in last_line(gpupool("run", "-p", "0.1", "--", "true", **away))
+    running = start("run", "--wait-for-pool", "-p", "0.1", "--", "echo", "trained", **away)
+    interrupted = start("run", "--wait-for-pool", "--", "echo", "trained", **away)
+    for one in (running, interrupted):
+        eventually(lambda one=one: "Waiting for the pool: no GPU pool answers" in one.log, "that it waits")
+    interrupted.process.terminate()
+    assert interrupted.wait() == 143 and interrupted.out == ""
+    assert running.process.poll() is None
+    with forwarded(port, pool.address.url):
+        assert running.wait() == 0, running.log
+    assert running.out == "trained\n" and pool.idle()
+    refused = gpupool("run", "--wait-for-pool", "-n", "99", "--", "true")
+    assert refused.returncode == 1 and "Waiting for the pool" not in refused.stderr
+
+
+@contextlib.contextmanager
+def forwarded(port: int, url: str) -> Iterator[None]:
+    """What comes to the port goes to that address: the pool is there from now on."""
+    to = urlsplit(url)
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(to.hostname, to.port)
+        await asyncio.gather(pipe(reader, there[1]), pipe(there[0], writer))
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(accept, "127.0.0.1", port))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(server.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def test_pipes_reach_the_command(gpupool: Callable[..., Any], pool: Any) -> None:
@@ -311,4 +370,33 @@ def test_a_lease_that_ends_under_the_command(
     assert f"Lease {lease.id} has ended while the command runs: " in told
     assert ("killed" if end == "worker killed" else "released") in told
     assert "GPU worker of this lease is gone" in running.log
+    assert pool.idle()
+
+
+def test_a_command_goes_on_after_its_worker_has_crashed(
+    start: Callable[..., Any], gpupool: Callable[..., Any], eventually: Callable[..., Any], pool: Any
+) -> None:
+    program = (
+        "import torch\nx = torch.ones(64, 64, device='cuda')\n"
+        "try:\n"
+        "    while True:\n        x = (x @ x).tanh()\n        print(x.sum().item(), flush=True)\n"
+        "except RuntimeError as e:\n    print(e, flush=True)\n"
+        "print('and then', torch.ones(3, device='cuda').sum().item(), flush=True)\ninput()\n"
+    )
+    running = start("run", "--", sys.executable, "-c", program)
+    eventually(lambda: running.out.count("\n") > 3, "it computes")
+    (lease,) = pool.client.leases()
+    os.kill(lease.worker.pid, signal.SIGSEGV)
+    eventually(lambda: "and then 3.0" in running.out, "it goes on")
+    told = running.out[running.out.index("the GPU worker") :]
+    assert (
+        "another one has taken its place" in told and "aten::mm" in told and 'File "<string>", line 5' in told
+    )
+    (now,) = pool.client.leases()
+    assert (now.id, now.state.value, now.slices) == (lease.id, "ACTIVE", lease.slices)
+    assert now.worker.pid != lease.worker.pid
+    written = gpupool("audit", "--json").stdout
+    assert '"replace"' in written and "its worker was killed by SIGSEGV" in written
+    running.close_stdin()
+    assert running.wait() == 1 and "[WARN]" not in running.log
     assert pool.idle()

@@ -24,6 +24,7 @@ REQUESTS = st.builds(
     memory_mib=st.none() | st.integers(1, 10**8),
     filters=st.dictionaries(st.sampled_from(("name", "server", "index")), TEXT, max_size=3),
     spread=st.booleans(),
+    never_park=st.booleans(),
     namespace=TEXT,
     wait=st.booleans(),
     secret_sha256=st.just("0" * 64),
@@ -57,7 +58,7 @@ def test_a_query_says_everything_that_a_forecast_needs(request: Request) -> None
 def test_what_is_not_asked_for_is_not_sent() -> None:
     """So a server that does not know a newer field refuses only those who need it."""
     plain = Request(str(uuid.uuid4()), "ada", partial=0.5)
-    assert not {"num_gpus", "memory_mib", "filters", "spread", "wait"} & set(body_of(plain))
+    assert not {"num_gpus", "memory_mib", "filters", "spread", "never_park", "wait"} & set(body_of(plain))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_anchors_exist_in_pages_that_the_build_does_not_check(page: Path) -> Non
         ("AMD", {"__init__.py": "nvml_gpus(server)", "devices.py": "cuda_device"}),
         ("placement policy", {"policy.py": "POLICIES:"}),
         ("section of the sidebar", {"body.tsx": "sections", "tokens.ts": "interface ISidebarSections"}),
-        ("JAX", {}),
+        ("another framework", {"frameworks.py": "FRAMEWORKS = "}),
         ("Kubernetes", {"engine.py": "class Engine(Protocol)", "registry.py": '"ray"'}),
     ],
 )

@@ -82,7 +82,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_every_command_that_a_page_shows_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line)[1:]
-    word = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    word = next(name for n in (3, 2, 1) if (name := " ".join(words[:n])) in COMMANDS)
     parser = import_item(COMMANDS[word][0])().parser()
     given = words[len(word.split()) :]
     if word == "run":

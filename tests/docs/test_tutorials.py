@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import socket
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,18 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tutorial import Session, blocks, environment, matches
 
+from ..support.ports import free_ports
+
 pytest.importorskip("torch", reason="the tutorials compute with PyTorch")
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
 PAGES = sorted(page.name for page in TUTORIALS.glob("*.md") if page.name != "index.md")
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.core.errors import PoolError
 
 from ..conftest import USERS_OWN
+from ..support.ports import free_ports
 
 #: Of the users, and of the tests themselves.
 PASSWORD = "of-the-tests"
@@ -257,14 +257,3 @@ class Hub:
                 process.kill()
             psutil.wait_procs(mine, timeout=10)
             self.http.close()
-
-
-def free_ports(count: int) -> list[int]:
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()

@@ -210,6 +210,28 @@ def test_form_and_checks_agree_on_the_limits() -> None:
             parse(from_form({"gpupool_num_gpus": ["1"], "gpupool_partial": [text]}), limits)
 
 
+def test_idle_gpus_can_be_kept_and_several_servers_allowed() -> None:
+    gpu = {"name": "V100", "memory_mib": 1000, "granted_mib": 0, "healthy": True, "emulated": False}
+    offer = {"servers": [{"gpus": [gpu]}, {"gpus": [gpu]}]}
+    page = ours(Limits(max_gpus=3), offer, {"never_park": True})
+    assert 'name="gpupool_never_park" value="1" checked' in page
+    assert 'name="gpupool_spread" value="1">' in page
+    assert '<option value="2">2: 2 GPUs, only of several servers' in page
+    assert '<option value="3" disabled>3: more than the pool has' in page
+
+    form = {"gpupool_num_gpus": ["2"], "gpupool_partial": ["0.5"]}
+    plain = parse(from_form(form), Limits())
+    chosen = parse(from_form({**form, "gpupool_spread": ["1"], "gpupool_never_park": ["1"]}), Limits())
+    assert plain is not None
+    assert chosen == GPUOptions(2, 0.5, spread=True, never_park=True)
+    assert chosen.request_fields() == {**plain.request_fields(), "spread": True, "never_park": True}
+    assert [GPUOptions.from_text(one.to_text()) for one in (plain, chosen)] == [plain, chosen]
+    assert GPUOptions.from_text("num_gpus=2&partial=0.5&model=") == plain, "of a hub that has no such fields"
+    for wrong in ("yes", 1, None):
+        with pytest.raises(InvalidRequest, match="never_park must be true or false"):
+            parse({"num_gpus": 1, "never_park": wrong}, Limits())
+
+
 def test_what_others_wrote_is_text_on_the_form() -> None:
     gpu = {"name": "<b>'\"V100", "memory_mib": 1, "granted_mib": 0, "healthy": True, "emulated": False}
     page = ours(Limits(), {"servers": [{"gpus": [gpu]}]}, {"partial": '"><script>', "model": "<i>"})

@@ -33,7 +33,8 @@ API = ("gpupool", "api", "v1")
 def jp_server_config() -> dict[str, Any]:
     return {
         "ServerApp": {"jpserver_extensions": {"jupyter_gpupool": True}},
-        "LocalEngine": {"emulate": "always"},
+        # Nobody attaches here, and a busy machine takes its time.
+        "LocalEngine": {"emulate": "always", "attach_timeout_s": 120.0},
     }
 
 

@@ -26,7 +26,7 @@ API = ("gpupool", "api", "v1")
 def jp_server_config() -> dict[str, Any]:
     return {
         "ServerApp": {"jpserver_extensions": {"jupyter_gpupool": True}},
-        "LocalEngine": {"emulate": "always", "emulated_count": 1},
+        "LocalEngine": {"emulate": "always", "emulated_count": 1, "attach_timeout_s": 120.0},
     }
 
 
@@ -65,7 +65,9 @@ class TestAWishForAKernel:
         self, jp_fetch: Callable[..., Any], kernelspec: Callable[..., str]
     ) -> None:
         name, kernel_id = kernelspec(), str(uuid.uuid4())
-        await put(jp_fetch, kernel_id, {"num_gpus": 1, "memory_mib": 2048, "spread": True})
+        await put(
+            jp_fetch, kernel_id, {"num_gpus": 1, "memory_mib": 2048, "spread": True, "never_park": True}
+        )
         stored = json.loads((await jp_fetch(*API, "kernels", kernel_id)).body)
         assert stored["memory_mib"] == 2048
         body = json.dumps(
@@ -77,6 +79,7 @@ class TestAWishForAKernel:
         assert lease["state"] == "ACTIVE"
         assert lease["request"]["memory_mib"] == 2048
         assert lease["request"]["spread"], "which is no matter where there is one server"
+        assert lease["request"]["never_park"]
         assert lease["request"]["label"] == "x.ipynb"
         with pytest.raises(HTTPClientError) as gone:
             await jp_fetch(*API, "kernels", kernel_id)
@@ -309,6 +312,10 @@ class TestAConfiguredPool:
             heard.append(data["state"])
 
         jp_serverapp.event_logger.add_listener(schema_id=SCHEMA_ID, listener=note)
+        (extension,) = jp_serverapp.extension_manager.extension_apps["jupyter_gpupool"]
+        await jp_fetch(*API, "pool")  # joins it
+        for poller in extension.pool._joined._pollers:
+            await poller.begun.wait()
         socket = await jp_ws_fetch(*API, "events")
         state = await hear(socket)
         assert state["type"] == "state"

@@ -68,7 +68,7 @@ def jp_server_config() -> dict[str, Any]:
             "authorizer_class": ByName,
             "identity_provider_class": Named,
         },
-        "LocalEngine": {"emulate": "always", "emulated_count": 1},
+        "LocalEngine": {"emulate": "always", "emulated_count": 1, "attach_timeout_s": 120.0},
     }
 
 

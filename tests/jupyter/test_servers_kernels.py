@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -69,7 +70,12 @@ def processes_of(kernel_id: str) -> list[psutil.Process]:
 
 
 def workers(leases: list[dict[str, Any]]) -> list[psutil.Process]:
-    return [psutil.Process(lease["worker"]["pid"]) for lease in leases if lease["worker"]]
+    found = []
+    for lease in leases:
+        if lease["worker"]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                found.append(psutil.Process(lease["worker"]["pid"]))
+    return found
 
 
 def granted_by_ledger() -> int:

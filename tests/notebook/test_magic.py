@@ -31,9 +31,12 @@ def test_a_running_kernel_gets_slices_and_gives_them_back_without_losing_anythin
     kernel = start_kernel()
     kernel.run(PREPARE)
     assert "no GPU" in kernel.run("%gpupool")
-    said = kernel.run("%gpupool request -n 2 -p 0.8 --spread")
+    said = kernel.run("%gpupool request -n 2 -p 0.8 --spread --never-park")
     assert said == "2 × Tesla V100-PCIE-32GB (emulated), 26008 MiB each: cuda:0, cuda:1"
     assert granted(pool) == [26008, 26008]
+    (lease,) = pool.leases()
+    assert lease.request.never_park
+    assert kernel.run("%gpupool keep") == "Kept; its idle time starts again"
     assert kernel.run("torch.cuda.device_count(), torch.equal(net.weight, before)") == "(2, True)"
     kernel.run(
         "net = net.cuda(); optimizer = torch.optim.Adam(net.parameters())\n"
@@ -185,6 +188,7 @@ def test_a_cell_that_holds_its_own_slice(start_kernel: Start, pool: PoolClient) 
         ("request --frobnicate", "unrecognized arguments: --frobnicate"),
         ("frobnicate", "no such command; the commands are request"),
         ("release", "has no GPU slices and does not wait for any"),
+        ("keep", "has no GPU slices to keep"),
         ("wait", "does not wait for GPU slices"),
         ("wait --timeout nan", "seconds from 0 up"),
         ("history -n many", "invalid int value"),

@@ -42,6 +42,9 @@ def test_systemd_understands_the_unit(unit: str, tmp_path: Path) -> None:
     file.write_text(unit.replace("/opt/gpupool/bin/gpupool", shutil.which("true") or "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True)
     complaints = [line for line in done.stderr.splitlines() if "gpupool.service" in line]
+    version = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True).stdout
+    if int(version.split()[1]) < 254:  # which ignores one word, as the unit says
+        complaints = [line for line in complaints if "Unknown key 'DelegateSubgroup'" not in line]
     assert not complaints
 
 

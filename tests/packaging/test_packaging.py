@@ -19,6 +19,7 @@ import pytest
 from packaging.version import Version
 
 SHARED = "jupyter_gpupool-{}.data/data/"
+LIBRARY = "jupyter_gpupool/jax/client/libhandles.so.1"
 PANEL = "share/jupyter/labextensions/jupyter-gpupool/"
 
 
@@ -102,6 +103,54 @@ def test_the_wheel_holds_all_of_it(wheel: Path, version: str) -> None:
     assert "[torch.backends]\ngpupool = jupyter_gpupool.pytorch.client.autoload:activate" in commands
     strangers = {n.split("/")[0] for n in names} - {"jupyter_gpupool"}
     assert all(n.startswith(f"jupyter_gpupool-{version}.") for n in strangers)
+
+
+def test_the_jax_plugin_is_compiled_into_the_wheel_where_a_compiler_is(
+    project_root: Path, wheel: Path, sources: Path, python: Path, tmp_path: Path, version: str
+) -> None:
+    assert (sources / LIBRARY).with_name("handles.c").is_file() and not (sources / LIBRARY).exists()
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        tmp_path,
+        cwd=sources,
+        CC="false",
+    )
+    (plain,) = tmp_path.glob("*.whl")
+    assert plain.name == f"jupyter_gpupool-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(plain) as z:
+        commands = z.read(f"jupyter_gpupool-{version}.dist-info/entry_points.txt").decode()
+        assert LIBRARY not in z.namelist()
+    assert "[jax_plugins]\ngpupool = jupyter_gpupool.jax.client.plugin" in commands
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        pytest.skip("the rest needs a C compiler")
+    with zipfile.ZipFile(wheel) as z:
+        assert LIBRARY in z.namelist()
+        hook = runpy.run_path(str(project_root / ".make/hatch_build.py"), run_name="hatch_build")
+        tag = hook["platform_tag"](z.read(LIBRARY), sysconfig.get_platform())
+    assert wheel.name == f"jupyter_gpupool-{version}-py3-none-{tag}.whl"
+    load = "from jupyter_gpupool.jax.client.native import Native; print(Native().event(True) != 0)"
+    assert run(python, "-c", load, cwd=tmp_path) == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("needs", "platform", "tag"),
+    [
+        (b"..GLIBC_2.2.5..GLIBC_2.14..", "linux-x86_64", "manylinux_2_17_x86_64"),
+        (b"..GLIBC_2.17..", "linux-aarch64", "manylinux_2_17_aarch64"),
+        (b"..GLIBC_2.2.5..GLIBC_2.34..", "linux-x86_64", "manylinux_2_34_x86_64"),
+        (b"another C library", "linux-x86_64", "linux_x86_64"),
+    ],
+)
+def test_a_wheels_platform_is_what_its_library_needs(
+    project_root: Path, needs: bytes, platform: str, tag: str
+) -> None:
+    hook = runpy.run_path(str(project_root / ".make/hatch_build.py"), run_name="hatch_build")
+    assert hook["platform_tag"](needs, platform) == tag
 
 
 def test_an_sdist_installs_without_node(sources: Path, tmp_path: Path, version: str) -> None:

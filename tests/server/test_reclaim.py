@@ -16,8 +16,8 @@ from jupyter_gpupool.core.errors import NoCapacity  # noqa: E402
 from jupyter_gpupool.core.models import Lease, LeaseState  # noqa: E402
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
 
+from ..support.ports import free_port  # noqa: E402
 from .conftest import Pool, ask, attach_spec  # noqa: E402
-from .test_restarts import free_port  # noqa: E402
 
 RECLAIM = (
     "--PoolService.reclaim=idle",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -22,16 +21,11 @@ from jupyter_gpupool.transport.handshake import Refused
 from jupyter_gpupool.transport.lifeline import Lifeline
 
 from ..conftest import often
+from ..support.ports import free_port
 from .conftest import Pool, ask, attach_spec
 
 MEMORY_MIB = 32510
 RESTARTS = often(10, 50)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Client(threading.Thread):

@@ -26,7 +26,10 @@ REMEDIES = {
     "EngineError": "Read the reason in the message, then check `gpupool health` and the GPU server's log.",
     "PoolUnreachable": "Check the address (`GPUPOOL_URL`, `servers.conf`), the network and that the pool runs.",
     "Unauthenticated": "Use a valid token. Ask the pool's administrator to extend yours or to issue a new one.",
+    "IssuerUnavailable": "Try again in a minute. Tokens whose keys the pool knows are accepted meanwhile. "
+    "As an administrator, check the way from the pool's server to the issuer.",
     "PermissionDenied": "Use a token with that right, or ask an administrator. The message names the right.",
+    "TooManyRequests": "Wait as long as `Retry-After` says; call less often, or have the limits raised.",
     "TooManyAttempts": "Wait a minute, and correct the token before the next attempt.",
     "UnknownServer": "List the servers with `gpupool gpus`.",
     "UnknownToken": "List the tokens with `gpupool token list`.",

@@ -32,6 +32,7 @@ def collectors() -> list[tuple[Any, tuple[str, ...]]]:
         thread=SimpleNamespace(),
         listen=lambda callback: None,
         on_resumed=lambda callback: None,
+        on_moved=lambda callback: None,
     )
     registry = ServerFigures(service).registry
     # The registry has no public list of its collectors; what it collects does not name labels without values.

@@ -7,6 +7,7 @@ moment and the rest of that GPU is filled, so that Ray has to pick another one. 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,11 @@ from .fractions import UNIT, assign, foreign
 
 #: How long Ray may take to grant what the ledger shows as free, in seconds: a worker may be about to end.
 _GRANT_TIMEOUT_S = 6.0
-#: The same for a share that only fills a gap.
+#: And how much longer where the pool has released a share there itself, less than so many seconds ago: a busy Ray
+#: takes its time to count it as free.
+_RETURN_TIMEOUT_S = 24.0
+_RETURN_MEMORY_S = 60.0
+#: How long Ray may take to grant a share that only fills a gap.
 _FILLER_TIMEOUT_S = 1.0
 #: How long a task may take to return its GPU, in seconds; the first task on a node starts a process.
 _TASK_TIMEOUT_S = 30.0
@@ -52,6 +57,7 @@ class Claims:
         self._foreign = 0
         self._taken = [0] * node.gpus
         self._refused: dict[int, float] = {}
+        self._returned_at = -math.inf
 
     def held_by(self, lease_id: str) -> dict[int, int]:
         """Return the units that a lease holds, by GPU index."""
@@ -76,6 +82,7 @@ class Claims:
     async def give_back(self, lease_id: str) -> None:
         """Release a lease's shares."""
         for claim in self._held.pop(lease_id, ()):
+            self._returned_at = asyncio.get_running_loop().time()
             await self._drop(claim.group)
 
     async def change(self, lease_id: str, index: int, uuid: str, units: int) -> None:
@@ -89,6 +96,7 @@ class Claims:
             elif units < now:
                 for claim in mine:
                     claims.remove(claim)
+                    self._returned_at = asyncio.get_running_loop().time()
                     await self._drop(claim.group)
                 claims.append(await self._one(lease_id, uuid, index, units))
 
@@ -138,7 +146,7 @@ class Claims:
             for _ in range(_MAX_ATTEMPTS):
                 group = await self._ask(lease_id, uuid, units)
                 wrong.append(group)
-                if not await self._cluster.granted(group, _GRANT_TIMEOUT_S):
+                if not await self._granted(group):
                     break
                 got = await self._index_of(group)
                 if got == index:
@@ -155,6 +163,12 @@ class Claims:
             f"Ray does not give {units / UNIT:g} of GPU {index} of {self._node.name}: "
             "others in the cluster have taken it meanwhile; ask again"
         )
+
+    async def _granted(self, group: Any) -> bool:
+        if await self._cluster.granted(group, _GRANT_TIMEOUT_S):
+            return True
+        since = asyncio.get_running_loop().time() - self._returned_at
+        return since < _RETURN_MEMORY_S and await self._cluster.granted(group, _RETURN_TIMEOUT_S)
 
     async def _index_of(self, group: Any) -> int:
         if self._node.gpus == 1:

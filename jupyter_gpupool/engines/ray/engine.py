@@ -9,21 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from traitlets import Float, Unicode
 from traitlets.config import LoggingConfigurable
 
-from jupyter_gpupool.core.engine import ServersChanged, WorkerExit
+from jupyter_gpupool.core.engine import ServersChanged, WorkerExit, WorkerReplaced, WorkerState
 from jupyter_gpupool.core.errors import EngineError, SliceInUse
 from jupyter_gpupool.core.models import Lease, LeaseState, Server, Slice, WorkerAddress, WorkerUsage
 from jupyter_gpupool.core.readings import ServerReading
-from jupyter_gpupool.engines.worker_options import EmulatedGPUs, WorkerEnvironments, WorkerPort
+from jupyter_gpupool.engines.worker_options import (
+    EmulatedGPUs,
+    WorkerBounds,
+    WorkerEnvironments,
+    WorkerParking,
+    WorkerPort,
+    WorkerSandbox,
+)
 from jupyter_gpupool.former_names import FormerNames
 
 from .cluster import Cluster, RayNode
+from .meeting import Meeting
 from .node import Node
 
 #: How often Ray's nodes are listed, in seconds.
@@ -32,7 +41,16 @@ _NODES_INTERVAL_S = 1.0
 _AGENTS_TIMEOUT_S = 60.0
 
 
-class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, LoggingConfigurable):
+class RayEngine(
+    EmulatedGPUs,
+    WorkerPort,
+    WorkerParking,
+    WorkerSandbox,
+    WorkerBounds,
+    WorkerEnvironments,
+    FormerNames,
+    LoggingConfigurable,
+):
     """The engine of a pool whose GPU servers are the nodes of a Ray cluster.
 
     Offers as many emulated GPUs on a node as Ray counts there.
@@ -49,6 +67,10 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
     node_timeout_s = Float(
         8.0, min=1.0, help="Seconds without an answer from a GPU server after which its leases are lost."
     ).tag(config=True)
+    ca_file = Unicode(
+        help="Certificate of the authority that signed `certfile` (PEM), a file where the pool runs. With it the "
+        "servers know each other when a lease moves. Default: the authorities that the system trusts."
+    ).tag(config=True)
     pool_id = Unicode(
         help="Distinguishes the workers of this pool from those of another pool in the cluster."
     )
@@ -57,6 +79,9 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
         super().__init__(**kwargs)
         self._nodes: dict[str, Node] = {}
         self._parts: dict[str, dict[str, Node]] = {}  # lease → by server's name
+        self._moving: dict[str, Node] = {}  # lease → the server that it moves to
+        self._arrived: set[str] = set()
+        self._wake: Callable[[str], None] = lambda lease_id: None
         self._limits: dict[str, dict[str, int]] = {}  # lease → MiB by GPU uuid, as its workers keep to
         self._watcher: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,6 +89,7 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
         self._trouble = ""
         self._on_exit: WorkerExit = lambda lease_id, state, reason: None
         self._on_servers: ServersChanged = lambda servers: None
+        self._on_replaced: WorkerReplaced = lambda lease_id, worker, reason: None
 
     # -- Engine
 
@@ -91,7 +117,7 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
         parts = {name: self._node(name) for name in slices}
         self._parts[lease.id] = parts
         self._limits[lease.id] = {piece.gpu_uuid: piece.memory_mib for piece in lease.slices}
-        meeting = _Meeting(len(parts))
+        meeting = Meeting(len(parts))
         try:
             starts = (meeting.attended(node, lease, tuple(slices[name])) for name, node in parts.items())
             workers = await asyncio.gather(*starts, return_exceptions=True)
@@ -103,9 +129,102 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
         return _joined(dict(zip(parts, cast(list[WorkerAddress], workers))))
 
     async def stop_worker(self, lease_id: str) -> None:
-        parts = self._parts.pop(lease_id, {})
+        nodes = [*self._parts.pop(lease_id, {}).values()]
+        if lease_id in self._moving:
+            nodes.append(self._moving[lease_id])
         self._limits.pop(lease_id, None)
-        await asyncio.gather(*(node.stop(lease_id) for node in parts.values()))
+        await asyncio.gather(*(node.stop(lease_id) for node in dict.fromkeys(nodes)))
+
+    # -- parking
+
+    def on_wake(self, wake: Callable[[str], None]) -> None:
+        """Call ``wake(lease_id)`` in the event loop's thread when a parked lease needs its GPUs."""
+        self._wake = wake
+
+    def states(self) -> Mapping[str, WorkerState]:
+        """Return what each worker that could be parked now would have to copy, by lease id."""
+        return {
+            lease_id: state
+            for node in self._nodes.values()
+            for lease_id, state in node.parking.states.items()
+            if len(self._parts.get(lease_id, ())) == 1 and lease_id not in self._moving
+        }
+
+    def arenas(self) -> Mapping[str, int]:
+        """Return the MiB of host memory for parked leases, by the server's name."""
+        return {
+            node.name: node.parking.arena_mib
+            for node in self._nodes.values()
+            if node.there and node.parking.arena_mib
+        }
+
+    def parked(self) -> Collection[str]:
+        """Return the ids of the leases whose state is in host memory."""
+        return frozenset().union(*(node.parking.parked for node in self._nodes.values()))
+
+    async def park_worker(self, lease: Lease) -> int:
+        """Park a worker and give its share back to Ray. Return the MiB that are kept for it. Raises EngineError."""
+        node = self._only_part(lease)
+        mib = await node.parking.park(lease)
+        await node.claims.give_back(lease.id)
+        return mib
+
+    async def resume_worker(self, lease: Lease) -> WorkerAddress:
+        """Take a share from Ray, and bring the parked state back, on ``lease.slices``. Raises EngineError."""
+        node = self._only_part(lease)
+        await node.claim(lease.id, lease.slices)
+        await node.parking.resume(lease)
+        self._limits[lease.id] = {piece.gpu_uuid: piece.memory_mib for piece in lease.slices}
+        return node.workers[lease.id]
+
+    def _only_part(self, lease: Lease) -> Node:
+        parts = self._parts.get(lease.id, {})
+        if len(parts) != 1:
+            raise EngineError(
+                f"lease {lease.id} has workers on several servers"
+                if parts
+                else f"the worker of lease {lease.id} has ended"
+            )
+        return next(iter(parts.values()))
+
+    # -- moving
+
+    async def move_worker(self, lease: Lease) -> WorkerAddress:
+        """Move a worker to ``lease.moving_to``. Until its server leaves the lease, no client knows of the other."""
+        parts, source = self._parts.get(lease.id, {}), self._only_part(lease)
+        target = self._node(lease.moving_to[0].server)
+        self._moving[lease.id] = target
+        try:
+            there = replace(lease, slices=lease.moving_to)
+            worker = await target.start(there, there.slices, receives=True)
+            try:
+                await source.send(lease.id, worker, self._ca())
+                await target.serve(lease.id)
+                if self._parts.get(lease.id) is not parts:
+                    raise EngineError("the lease has ended meanwhile")
+            except BaseException:
+                await target.stop(lease.id)
+                with contextlib.suppress(EngineError):
+                    await source.stay(lease.id)
+                raise
+            self._parts[lease.id] = {target.name: target}
+            self._limits[lease.id] = {piece.gpu_uuid: piece.memory_mib for piece in there.slices}
+        finally:
+            self._moving.pop(lease.id, None)
+        await source.depart(lease.id, worker)
+        return worker
+
+    def arrived(self) -> Collection[str]:
+        """Return the leases that :meth:`adopt` has found where they were to be moved."""
+        return frozenset(self._arrived)
+
+    def _ca(self) -> str:
+        if not self.certfile or not self.ca_file:
+            return ""
+        try:
+            return Path(self.ca_file).read_text()
+        except OSError as e:
+            raise EngineError(f"{self.ca_file} cannot be read: {e.strerror}") from None
 
     async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
         parts = self._parts.get(lease_id)
@@ -130,7 +249,7 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
         there = {node.name: node for node in self._nodes.values() if node.there}
         adopted = {}
         for lease in leases:
-            names = dict.fromkeys(piece.server for piece in lease.slices)
+            names = await self._where(lease, there)
             parts = {name: there[name] for name in names if name in there}
             if len(parts) < len(names) or any(lease.id not in node.workers for node in parts.values()):
                 end = next((node.ended[lease.id] for node in parts.values() if lease.id in node.ended), None)
@@ -145,7 +264,7 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
         for lease_id, gpu_uuid, units, group in await self._cluster.claims():
             for node in self._parts.get(lease_id, {}).values():
                 index = node.index_of(gpu_uuid)
-                if index is not None:
+                if index is not None and lease_id not in node.parking.parked:
                     node.claims.adopt(lease_id, index, units, group)
                     break
             else:
@@ -159,6 +278,31 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
             else:
                 node.settled()
         return adopted
+
+    def on_replaced(self, replaced: WorkerReplaced) -> None:
+        """Call ``replaced`` for each worker that has taken the place of one that ended by what it computed."""
+        self._on_replaced = replaced
+
+    async def _where(self, lease: Lease, there: Mapping[str, Node]) -> list[str]:
+        """The names of the servers that have a lease after a restart.
+
+        One that was being moved goes on where it was, unless only the other server still has it. Then no client has
+        been sent there, or all have.
+        """
+        here = list(dict.fromkeys(piece.server for piece in lease.slices))
+        if not lease.moving_to:
+            return here
+        source, target = there.get(here[0]), there.get(lease.moving_to[0].server)
+        if source is not None and lease.id in source.workers:
+            with contextlib.suppress(EngineError):  # it has left
+                await source.stay(lease.id)
+                return here
+        if target is not None and lease.id in target.workers:
+            with contextlib.suppress(EngineError):  # it has not arrived whole
+                await target.serve(lease.id)
+                self._arrived.add(lease.id)
+                return [target.name]
+        return here
 
     def usage(self) -> dict[str, WorkerUsage]:
         found: dict[str, WorkerUsage] = {}
@@ -258,8 +402,15 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
                 "attach_timeout_s": self.attach_timeout_s,
                 "resume_s": self.resume_s,
                 "window_mib": self.window_mib,
+                "park_memory_mib": self.park_memory_mib,
+                "clean_after_s": self.clean_after_s,
+                "sandbox": self.sandbox,
+                "host_memory_mib": self.host_memory_mib,
+                "worker_disk_mib": self.worker_disk_mib,
                 "environments": dict(self.environments),
                 "environment_idle_s": self.environment_idle_s,
+                "operators": dict(self.operators),
+                "environments_dir": self.environments_dir,
                 "pool_id": f"{self._pool}/{found.id}",
             },
         }
@@ -271,6 +422,8 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
             log=self.log,
             on_change=self._changed,
             on_ended=self._part_ended,
+            on_replaced=self._part_replaced,
+            on_wanted=lambda lease_id: self._wake(lease_id),
         )
 
     def _changed(self) -> None:
@@ -278,7 +431,11 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
         self._on_servers(sorted(there, key=lambda server: server.name))
 
     def _part_ended(self, node: Node, lease_id: str, state: LeaseState, reason: str) -> None:
+        if node is self._moving.get(lease_id):
+            return  # the lease goes on where it was
         others = [other for other in self._parts.pop(lease_id, {}).values() if other is not node]
+        if lease_id in self._moving:
+            self._begin(self._moving[lease_id].stop(lease_id))
         self._limits.pop(lease_id, None)
         for other in others:
             self._begin(other.stop(lease_id))
@@ -287,35 +444,17 @@ class RayEngine(EmulatedGPUs, WorkerPort, WorkerEnvironments, FormerNames, Loggi
             reason = f"{reason}{where}; what the lease had on {_names(others)} ended with it"
         self._on_exit(lease_id, state, reason)
 
+    def _part_replaced(self, node: Node, lease_id: str, reason: str) -> None:
+        parts = self._parts.get(lease_id)
+        if parts and all(lease_id in part.workers for part in parts.values()):
+            where = f"{reason} (on GPU server {node.name})" if len(parts) > 1 else reason
+            joined = _joined({name: part.workers[lease_id] for name, part in parts.items()})
+            self._on_replaced(lease_id, joined, where)
+
     def _begin(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _Meeting:
-    """The point at which a lease's workers wait until all can start; ``failure``: why one of them could not."""
-
-    def __init__(self, expected: int) -> None:
-        self._expected = self._missing = expected
-        self._over = asyncio.Event()
-        self.failure: BaseException | None = None
-
-    async def attended(self, node: Node, lease: Lease, pieces: tuple[Slice, ...]) -> WorkerAddress:
-        try:
-            return await node.start(lease, pieces, self._arrive if self._expected > 1 else None)
-        except BaseException as e:
-            self.failure = self.failure or e
-            self._over.set()
-            raise
-
-    async def _arrive(self) -> None:
-        self._missing -= 1
-        if not self._missing:
-            self._over.set()
-        await self._over.wait()
-        if self.failure is not None:
-            raise EngineError("another GPU server of the lease is not ready")
 
 
 def _joined(workers: Mapping[str, WorkerAddress]) -> WorkerAddress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from .agent import Agent
 from .claims import Claims
 from .cluster import AgentGone, Cluster, RayNode
 from .fractions import UNIT, units
+from .parking import NodeParking
 
 #: How often an agent reports, in seconds.
 _REPORT_INTERVAL_S = 1.0
@@ -30,13 +31,16 @@ _STARTING_TIMEOUT_S = 4.0
 #: Called when a worker on this node has ended: node, lease id, state and reason.
 PartEnded = Callable[["Node", str, LeaseState, str], None]
 
+#: Called when a worker on this node has taken another one's place: node, lease id, and why the former one ended.
+PartReplaced = Callable[["Node", str, str], None]
+
 
 class Node:
     """Watches one agent for as long as Ray lists its node as alive.
 
     ``on_change`` is called when the node appears or disappears, or when others hold more or less of its GPUs.
-    ``on_ended`` is called when a worker ends or its node is lost. If only the network was cut, such a worker is ended
-    as soon as the node answers again.
+    ``on_ended`` is called when a worker ends or its node is lost, ``on_replaced`` when another one has taken its place.
+    If only the network was cut, such a worker is ended as soon as the node answers again.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Node:
         log: Any,
         on_change: Callable[[], None],
         on_ended: PartEnded,
+        on_replaced: PartReplaced,
+        on_wanted: Callable[[str], None],
     ) -> None:
         self.id = node.id
         self.address = node.address
@@ -72,8 +78,11 @@ class Node:
         self._log = log
         self._on_change = on_change
         self._on_ended = on_ended
+        self._on_replaced = on_replaced
+        self.parking = NodeParking(self._moved, on_wanted)
         self._gpus: tuple[GPU, ...] = ()
         self._agent: Any = None
+        self._takes_client = False
         self._starting: dict[str, asyncio.Event] = {}
         self._heard = 0
         self._heard_at = time.monotonic()
@@ -127,12 +136,16 @@ class Node:
     # -- workers
 
     async def start(
-        self, lease: Lease, pieces: tuple[Slice, ...], together: Callable[[], Awaitable[None]] | None = None
+        self,
+        lease: Lease,
+        pieces: tuple[Slice, ...],
+        together: Callable[[], Awaitable[None]] | None = None,
+        receives: bool = False,
     ) -> WorkerAddress:
         """Claim slices in Ray, and start their worker. Raises EngineError, and then leaves nothing behind.
 
         ``together``, for a lease with workers on other servers, returns when all of them can start: none is to wait
-        for its holder while another one's server is not ready yet.
+        for its holder while another one's server is not ready yet. ``receives``: another server sends it the lease.
         """
         if not self.there:
             raise EngineError(
@@ -141,19 +154,20 @@ class Node:
         self.leases.add(lease.id)
         self._starting[lease.id] = over = asyncio.Event()
         try:
-            wanted = {p.index: (p.gpu_uuid, units(p.memory_mib, p.total_mib)) for p in pieces}
-            await self.claims.take(lease.id, wanted)
+            await self.claim(lease.id, pieces)
             if together is not None:
                 await self._asked(self._agent.warm)
                 await together()
             first = lease.slices.index(pieces[0])
+            # An older agent knows neither.
+            client = lease.request.client if self._takes_client else ""
             said = await self._asked(
-                self._agent.start,
+                self._method("receive") if receives else self._agent.start,
                 lease.id,
                 lease.request.secret_sha256,
                 [asdict(piece) for piece in pieces],
                 lease.ttl_s,
-                *([first] if first else []),  # an older agent does not know it
+                *([first, client] if client else [first] if first else []),
             )
             if "failed" in said:
                 raise EngineError(f"{self.name}: {said['failed']}")
@@ -183,8 +197,15 @@ class Node:
         else:
             await self._end(lease_id)
 
+    async def claim(self, lease_id: str, pieces: Sequence[Slice]) -> None:
+        """Claim slices in Ray. Raises EngineError."""
+        await self.claims.take(
+            lease_id, {p.index: (p.gpu_uuid, units(p.memory_mib, p.total_mib)) for p in pieces}
+        )
+
     async def _end(self, lease_id: str) -> None:
         self.workers.pop(lease_id, None)
+        self.parking.ended(lease_id)
         if not self.there:
             return
         try:
@@ -211,6 +232,55 @@ class Node:
         for uuid, (index, wanted) in sizes.items():
             if wanted < held.get(index, 0):
                 await self.claims.change(lease_id, index, uuid, wanted)
+
+    # -- moving
+
+    async def send(self, lease_id: str, to: WorkerAddress, ca: str) -> tuple[int, float]:
+        """Send a lease to another server's worker. Return its bytes, and the seconds for which it rested.
+
+        Raises EngineError.
+        """
+        said = await self._moved("send", lease_id, to.to_json(), ca)
+        return int(said["bytes"]), float(said["rest_s"])
+
+    async def stay(self, lease_id: str) -> None:
+        """Let a lease that was sent go on here after all. Raises EngineError."""
+        await self._moved("stay", lease_id)
+
+    async def serve(self, lease_id: str) -> None:
+        """Let a lease that has arrived go on here. Raises EngineError."""
+        await self._moved("serve", lease_id)
+
+    async def depart(self, lease_id: str, to: WorkerAddress) -> None:
+        """End the worker of a lease that goes on at another server's, and release its share.
+
+        If the node does not answer, when it is back; until then the worker executes nothing.
+        """
+        self.leases.discard(lease_id)
+        self.workers.pop(lease_id, None)
+        self.parking.ended(lease_id)
+        if not self.there:
+            return
+        try:
+            await self._cluster.call(self._method("leave"), lease_id, to.to_json(), timeout_s=_STOP_TIMEOUT_S)
+        except (AgentGone, ConnectionError, TimeoutError) as e:
+            self._log.warning(
+                "Lease %s has left %s, whose worker may run on: %s", lease_id, self.name, e or "no answer"
+            )
+        else:
+            await self.claims.give_back(lease_id)
+
+    async def _moved(self, method: str, *args: Any) -> dict[str, Any]:
+        said: dict[str, Any] = await self._asked(self._method(method), *args)
+        if "failed" in said:
+            raise EngineError(f"{self.name}: {said['failed']}")
+        return said
+
+    def _method(self, name: str) -> Any:
+        found = getattr(self._agent, name, None)
+        if found is None:
+            raise EngineError(f"the agent on {self.name} is of an earlier version, which does not know that")
+        return found
 
     def adopt(self, lease_id: str) -> None:
         """Count a lease as having a worker here."""
@@ -262,6 +332,8 @@ class Node:
         self.failure = ""
         self.name = said["name"]
         self._gpus = tuple(GPU(**gpu) for gpu in said["gpus"])
+        self._takes_client = said.get("takes_client", False)
+        self.parking.hear(said)
         if self.there:
             return
         if self._may_end_others.is_set():
@@ -294,6 +366,7 @@ class Node:
         )
         self._heard_at = time.monotonic()
         self.warm, self.failure = said["warm"], said["failure"]
+        self.parking.hear(said)
         self.usage = {lease: WorkerUsage(**usage) for lease, usage in said["usage"].items()}
         ahead = (
             said["clock"] - time.time() if "clock" in said else None
@@ -302,11 +375,17 @@ class Node:
             replace(from_json(reading), server=self.name, clock_ahead_s=ahead)
             for reading in said.get("readings", ())  # an older agent sends none
         ]
+        for number, lease_id, worker, reason in said.get("replaced", ()):  # an older agent replaces none
+            self._heard = max(self._heard, number)
+            if lease_id in self.leases:
+                self.workers[lease_id] = WorkerAddress(**worker)
+                self._on_replaced(self, lease_id, reason)
         for number, lease_id, state, reason in said["ended"]:
             self._heard = max(self._heard, number)
             if not self._may_end_others.is_set():
                 self.ended[lease_id] = LeaseState(state), reason
             self.workers.pop(lease_id, None)
+            self.parking.ended(lease_id)
             await self.claims.give_back(lease_id)
             if lease_id in self.leases:
                 self.leases.discard(lease_id)

@@ -94,6 +94,8 @@ def diagnose(reading: ServerReading | None, gpus: Sequence[GPU], now: float, ser
             if check.status == "failing":
                 sick.update((uuid, check.detail) for uuid in entry.covers if uuid not in sick)
     checks += _machine(reading, real)
+    checks += _layers("sandbox", reading.sandbox, "workers are shut in", reading.server)
+    checks += _layers("bounds", reading.bounds, "what a worker takes is bounded", reading.server)
     return Diagnosis(tuple(checks), {gpu.uuid: sick[gpu.uuid] for gpu in real if gpu.uuid in sick})
 
 
@@ -211,6 +213,17 @@ def _xid(gpu: GPUReading, label: str, now: float, about: Mapping[str, Any]) -> C
         detail = f"{label}: last XID {number}, {max(0.0, now - at):.0f} s ago, not the GPU's own fault or long past"
         return Check("xid", "ok", detail, float(number), **about)
     return Check("xid", "ok", f"{label}: no errors reported since the pool was started", **about)
+
+
+def _layers(kind: str, layers: Mapping[str, str] | None, on: str, server: str) -> Iterator[Check]:
+    """What workers lack of these layers is no fault: the kernel or the administrator has it so."""
+    for layer, why in (layers or {}).items():
+        yield Check(
+            f"{kind} {layer}",
+            "unknown" if why else "ok",
+            f"off: {why}" if why else f"on: {on}",
+            server=server,
+        )
 
 
 def _machine(reading: ServerReading, real: Sequence[GPU]) -> Iterator[Check]:

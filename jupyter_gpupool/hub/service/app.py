@@ -20,6 +20,8 @@ from tornado.web import Application
 from traitlets import Bool, Unicode
 
 from jupyter_gpupool.core.errors import InvalidRequest, PoolError
+from jupyter_gpupool.server.access.open_calls import OpenCallLimits
+from jupyter_gpupool.server.access.rates import RateLimits
 from jupyter_gpupool.server.daemon.https import Certificate
 from jupyter_gpupool.server.daemon.pool_app import GPUPoolServer
 from jupyter_gpupool.server.http.handlers import MAX_BODY
@@ -127,6 +129,8 @@ class GPUPoolHubService(GPUPoolServer):
             log_function=self._log_request,
             cookie_secret=secrets.token_bytes(32),
             websocket_max_message_size=4096,
+            rate_limits=RateLimits(parent=self),
+            open_calls=OpenCallLimits(parent=self),
         )
         self._server = HTTPServer(
             application,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
 from tornado import web
 
-from jupyter_gpupool.core.errors import PermissionDenied, PoolError, Unauthenticated
+from jupyter_gpupool.core.errors import PermissionDenied, PoolError, TooManyRequests, Unauthenticated
 from jupyter_gpupool.hub.options import ServerStart
 from jupyter_gpupool.server.access.authentication import Caller
 from jupyter_gpupool.server.http.console import console_handlers
@@ -142,8 +143,11 @@ class _EventsInHub(HubOAuthenticated, EventsWithToken):
             return
         try:
             self.caller = await browser(self, self.tokens)
+            self.count()
         except (PoolError, web.HTTPError) as e:
             self.set_status(e.status if isinstance(e, PoolError) else e.status_code)
+            if isinstance(e, TooManyRequests):
+                self.set_header("Retry-After", str(math.ceil(e.retry_after_s)))
             self.finish({"error": type(e).__name__, "message": str(e)})
 
     def check_xsrf_cookie(self) -> None:

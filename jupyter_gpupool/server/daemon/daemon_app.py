@@ -8,8 +8,10 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from traitlets import Enum, List, Unicode, default
 
@@ -18,11 +20,19 @@ from jupyter_gpupool.core.durations import format_time
 from jupyter_gpupool.core.errors import PoolError
 from jupyter_gpupool.engines.ray.engine import RayEngine
 from jupyter_gpupool.pool.tenancy.tokens import Token
+from jupyter_gpupool.server.access.authentication import Authenticator
+from jupyter_gpupool.server.access.oidc.browser_sessions import ConsoleSessions
+from jupyter_gpupool.server.access.oidc.issuers import Issuer
+from jupyter_gpupool.server.access.oidc.settings import OIDC
+from jupyter_gpupool.server.access.open_calls import OpenCallLimits
+from jupyter_gpupool.server.access.rates import RateLimits
 from jupyter_gpupool.server.access.token_service import Administration
 from jupyter_gpupool.server.http.console import console_handlers
 from jupyter_gpupool.server.http.handlers import MAX_BODY, standalone_application
+from jupyter_gpupool.server.http.login import login_routes
 from jupyter_gpupool.server.http.metrics import METRICS
 from jupyter_gpupool.server.http.servers import SERVERS
+from jupyter_gpupool.server.http.sign_in import session_routes, sign_in_handlers
 from jupyter_gpupool.server.http.tokens import token_routes
 from jupyter_gpupool.server.service.service import PoolService
 
@@ -43,6 +53,7 @@ class GPUPoolDaemon(GPUPoolServer):
     """Hosts the pool of a directory that `gpupool server init` wrote."""
 
     former_class = "Daemon"
+    classes = [*GPUPoolServer.classes, RateLimits, OpenCallLimits, OIDC]
     former_traits = {"log_lines": "log_style"}
 
     directory = Unicode(help="The directory of this server.").tag(config=True)
@@ -84,6 +95,7 @@ class GPUPoolDaemon(GPUPoolServer):
             ("data_port", folder.DATA_PORT),
             ("host", self.addresses[0] if self.addresses else socket.gethostname()),
             ("run_dir", str(Path(self.directory) / "run")),
+            ("environments_dir", str(Path(self.directory) / folder.ENVIRONMENTS)),
             ("persistent", True),
         ):
             self.config.LocalEngine.setdefault(name, value)
@@ -91,6 +103,7 @@ class GPUPoolDaemon(GPUPoolServer):
                 self.config.RayEngine.setdefault(
                     name, value
                 )  # files of these names are on each GPU server, too
+        self.config.RayEngine.setdefault("ca_file", self.ca_file)
         self.config.PoolService.setdefault("db_url", f"sqlite:///{Path(self.directory) / folder.LEDGER}")
         if self.log_style == "json":
             json_logs.use_json(self.log)
@@ -113,17 +126,40 @@ class GPUPoolDaemon(GPUPoolServer):
         self._bound = sockets[0].getsockname()[1]
         self._administration = administration = Administration(service, self._bundle)
         await administration.start()
+        settings = OIDC(parent=self)
+        issuers = settings.parsed()
+        authenticator = self._authenticator(administration, service, issuers)
+        sessions = self._sessions(settings, issuers, authenticator)
         application = standalone_application(
             service,
-            administration.authenticator,
-            [*SERVERS, *token_routes(administration)],
+            authenticator,
+            [
+                *SERVERS,
+                *token_routes(administration),
+                *login_routes(issuers),
+                *(session_routes(sessions) if sessions else ()),
+            ],
             beside=METRICS,
             log_function=self.answered,
             figures=self.figures,
             websocket_max_message_size=4096,
             admitted=lambda request: server.admit(request),
+            rate_limits=RateLimits(parent=self),
+            sessions=sessions,
+            open_calls=OpenCallLimits(parent=self),
         )
         application.add_handlers(".*", console_handlers())
+        if sessions is not None:
+            known = {urlsplit(url).netloc: url for url in self._own_urls()}
+            fixed = settings.console_address
+            application.add_handlers(
+                ".*",
+                # Whoever sends the request chooses its Host header, so only a known one counts.
+                sign_in_handlers(
+                    sessions,
+                    lambda request: fixed or known.get(request.host) or self.own_address(self._bound),
+                ),
+            )
         server: SecureServer = SecureServer(
             application,
             ssl_options=self._certificate.context,
@@ -167,6 +203,35 @@ class GPUPoolDaemon(GPUPoolServer):
         if self._server is not None:
             await self._server.close_all_connections()
 
+    def _authenticator(
+        self, administration: Administration, service: PoolService, issuers: Sequence[Issuer]
+    ) -> Authenticator:
+        """Return what authenticates callers: by the pool's own tokens, and by those of configured issuers."""
+        if not issuers:
+            return administration.authenticator
+        from jupyter_gpupool.server.access.oidc.authenticator import AllTokens, IssuedTokens
+        from jupyter_gpupool.server.access.oidc.keys import PublishedKeys
+
+        try:
+            keys = {issuer.issuer: PublishedKeys(issuer) for issuer in issuers}
+        except OSError as e:
+            raise PoolError(f"OIDC.issuers: a ca_file cannot be read ({e})") from None
+        return AllTokens(
+            administration.authenticator, IssuedTokens(issuers, keys, service.tenants.set_issued_roles)
+        )
+
+    def _sessions(
+        self, settings: OIDC, issuers: Sequence[Issuer], authenticator: Authenticator
+    ) -> ConsoleSessions | None:
+        """Return the sign-ins of the Console, if an issuer has a client for it. Raises PoolError."""
+        if not any(one.console_client_id for one in issuers):
+            return None
+        return ConsoleSessions(issuers, authenticator, settings.console_session_s)
+
+    def _own_urls(self) -> list[str]:
+        names = self.addresses or [socket.gethostname()]
+        return [f"https://{bundle.with_port(a).rpartition(':')[0]}:{self._bound}" for a in names]
+
     def _read_ca(self) -> str:
         try:
             return Path(self.ca_file).read_text()
@@ -175,10 +240,7 @@ class GPUPoolDaemon(GPUPoolServer):
 
     def _bundle(self, token: Token, shown: str) -> dict[str, str]:
         until = f"until {format_time(token.expires_at)}" if token.expires_at is not None else "for good"
-        addresses = [
-            f"{bundle.with_port(a).rpartition(':')[0]}:{self._bound}"
-            for a in self.addresses or [socket.gethostname()]
-        ]
+        addresses = [url.removeprefix("https://") for url in self._own_urls()]
         return bundle.files(self._ca, shown, f"Token {token.id} {until}: {token.description}", addresses)
 
     # -- certificates

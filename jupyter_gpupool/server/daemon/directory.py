@@ -22,6 +22,8 @@ CONFIGURATION = "gpupool_config.py"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
 LEDGER = "ledger.sqlite"
+#: Where `gpupool server environment` keeps further interpreters.
+ENVIRONMENTS = "environments"
 #: The administrator's bundle, which GPUPOOL_CONFIG_DIR may name as it is.
 ADMINISTRATOR = "admin"
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from jupyter_core.paths import jupyter_data_dir
 from traitlets import Any as AnyTrait
-from traitlets import Enum, Float, Unicode, default
+from traitlets import Bool, Enum, Float, Int, Unicode, default
 from traitlets.config import LoggingConfigurable
 
-from jupyter_gpupool.core.engine import Engine
-from jupyter_gpupool.core.errors import ImpossibleRequest, PoolError, PoolUnreachable
+from jupyter_gpupool.core.engine import Engine, ReplacingEngine
+from jupyter_gpupool.core.errors import ImpossibleRequest, PoolError, PoolUnreachable, UnknownServer
 from jupyter_gpupool.core.models import Change, Lease, LeaseState, Reclaim, Request, Server, WorkerUsage
 from jupyter_gpupool.core.validation import is_id
 from jupyter_gpupool.engines.registry import ENGINES, engine_class
@@ -24,7 +24,9 @@ from jupyter_gpupool.pool.ledger.leader_lock import Leadership
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
 from jupyter_gpupool.pool.reclaim import ReclaimPolicy
+from jupyter_gpupool.pool.scheduling.destination import immovable
 from jupyter_gpupool.pool.scheduling.policy import FEW_SERVERS, POLICIES
+from jupyter_gpupool.pool.scheduling.quotas import QueueLimits
 from jupyter_gpupool.pool.tenancy.namespaces import Namespaces
 from jupyter_gpupool.pool.usage_history import History
 from jupyter_gpupool.server.watch.snapshot import forecast_json, pool_snapshot, uses
@@ -34,7 +36,9 @@ from .health_monitor import Check, Health
 from .leader_election import LeaderElection
 from .lease_listeners import Listeners
 from .lease_waiters import Waiters
+from .manager_access import ManagerAccess
 from .manager_thread import ManagerThread
+from .moving import Moving
 from .reclaiming import Reclaiming
 from .resize import Resizing
 from .servers import ServerList
@@ -75,11 +79,28 @@ class PoolService(FormerNames, LoggingConfigurable):
         help="Whether leases may be parked in host memory while others wait for their GPUs: `never`, or once they are "
         "`idle`. A namespace may choose otherwise. The engine needs `park_memory_mib`.",
     ).tag(config=True)
+    move_for_others = Bool(
+        False,
+        help="Whether leases are moved to other GPU servers to make room for a request that waits. The engine must be "
+        "able to move leases.",
+    ).tag(config=True)
+    oversubscribe = Float(
+        2.0,
+        min=1.0,
+        help="How many times the pool's GPUs all leases may hold together, those that are parked included: nobody is "
+        "parked for a request beyond that. 1: for no request.",
+    ).tag(config=True)
     reclaim_after_s = Float(
         300.0, min=0.0, help="Seconds that a lease must have been idle before it may be parked."
     ).tag(config=True)
     min_resident_s = Float(
         60.0, min=0.0, help="Seconds that a lease keeps its GPUs at least, once it has them or has them back."
+    ).tag(config=True)
+    queued_per_user = Int(
+        200, min=0, help="How many requests of one user may wait in the queue at once. 0: any number."
+    ).tag(config=True)
+    queued_per_namespace = Int(
+        2000, min=0, help="How many requests of one namespace may wait in the queue at once. 0: any number."
     ).tag(config=True)
     engine_name = Enum(
         list(ENGINES),
@@ -129,10 +150,18 @@ class PoolService(FormerNames, LoggingConfigurable):
         self._resizing = Resizing(self._call, self._run)
         self._listeners = Listeners(self.log)
         self._servers = ServerList(self._change, self._spawn, self.log)
-        self._workers = Workers(self.engine, self._together, lambda: self._manager, self._spawn, self.log)
-        self.reclaiming = Reclaiming(
-            self.engine, self._call, self._change, lambda: self._manager, self._spawn, self.log
+        access = ManagerAccess(self._call, self._change, lambda: self._manager, self._spawn, self.log)
+        self.moving = Moving(self.engine, access)
+        self._workers = Workers(
+            self.engine,
+            self._together,
+            lambda: self._manager,
+            self._spawn,
+            self.moving.carry_out,
+            self.log,
         )
+        self.reclaiming = Reclaiming(self.engine, access)
+        self.moving.parking = self.reclaiming.parking
         self.health_monitor = Health(
             self.engine, self.with_ledger, lambda: self._servers_changed(self.health_monitor.servers)
         )
@@ -165,6 +194,8 @@ class PoolService(FormerNames, LoggingConfigurable):
         """Adopt the ledger's live leases, and grant from now on. Raises PoolError."""
         self._manager = manager = await self._call(self._new_manager)
         await self.engine.start(self._workers.ended, self._servers_changed)
+        if isinstance(self.engine, ReplacingEngine):
+            self.engine.on_replaced(self._workers.replaced)
         servers = await self.engine.servers()
         live = await self._call(manager.leases)
         self._listeners.remember(live)
@@ -173,7 +204,7 @@ class PoolService(FormerNames, LoggingConfigurable):
             self._settled()
         )  # record how workers ended while no pool ran, before recover() declares leases lost
         await self._change(manager.set_servers, servers)
-        await self._change(manager.recover, adopted, self.reclaiming.parked())
+        await self._change(manager.recover, adopted, self.reclaiming.parked(), self.moving.arrived())
         self._ticker = asyncio.create_task(self._tick())
         self._servers_changed(await self.engine.servers())  # they may have changed meanwhile
         self._waiters.wake_all()  # they waited for changes that the former leader made
@@ -225,10 +256,25 @@ class PoolService(FormerNames, LoggingConfigurable):
         resume_s = float(getattr(self.engine, "resume_s", 0.0))
         audit_s = self.audit_retention_days * 86400.0
         policy = POLICIES[self.placement_policy]
-        reclaim = ReclaimPolicy(Reclaim(self.reclaim), self.reclaim_after_s, self.min_resident_s)
-        return Manager(
-            self._ledger, ttl_s=self.ttl_s, resume_s=resume_s, audit_s=audit_s, policy=policy, reclaim=reclaim
+        reclaim = ReclaimPolicy(
+            Reclaim(self.reclaim), self.reclaim_after_s, self.min_resident_s, self.oversubscribe
         )
+        return Manager(
+            self._ledger,
+            ttl_s=self.ttl_s,
+            resume_s=resume_s,
+            audit_s=audit_s,
+            policy=policy,
+            reclaim=reclaim,
+            can_move=self._can_move if self.move_for_others and self.moving.is_possible else None,
+            moves_within_server=False,
+            may_move=self.moving.is_possible,
+            queue_limits=QueueLimits(self.queued_per_user, self.queued_per_namespace),
+        )
+
+    @staticmethod
+    def _can_move(lease: Lease) -> bool:
+        return not immovable(lease)
 
     async def _close(self) -> None:
         await self.engine.stop()
@@ -326,9 +372,25 @@ class PoolService(FormerNames, LoggingConfigurable):
             self._leading_manager(), self.engine, lease_id, owner, partial, memory_mib
         )
 
-    async def drain(self, server: str, draining: bool = True) -> None:
-        """Place no new leases on a server, or place them again. Its present leases stay. Survives restarts."""
-        await self._servers.drain(self._leading_manager(), server, draining)
+    async def drain(self, server: str, draining: bool = True, move: bool = False) -> dict[str, Any]:
+        """Place no new leases on a server, or place them again. Survives restarts.
+
+        Its present leases stay, unless they are to ``move``: then that begins. Returns how far that is.
+        """
+        manager = self._leading_manager()
+        if move:
+            self.moving.check()
+        await self._servers.drain(manager, server, draining)
+        drain = await self.moving.leave(manager, server) if move else self.moving.progress(server)
+        return {"name": server, "draining": draining, **drain.to_json()}
+
+    async def drained(self, name: str) -> dict[str, Any]:
+        """Return whether a server is drained, and how far the moves of its leases are. Raises UnknownServer."""
+        servers, _ = await self._call(self._require_manager().granted)
+        draining = next((server.draining for server in servers if server.name == name), None)
+        if draining is None:
+            raise UnknownServer(f"the pool has no GPU server {name[:60]!r}; see gpupool gpus")
+        return {"name": name, "draining": draining, **self.moving.progress(name).to_json()}
 
     async def leases(self, owner: str | None, include_ended: bool = False) -> list[Lease]:
         """Return the leases that ``owner`` (None: an administrator) sees."""
@@ -404,6 +466,10 @@ class PoolService(FormerNames, LoggingConfigurable):
         """Call ``callback`` with the seconds from each parked program's need of its GPUs until it had them again."""
         self._workers.on_resumed = callback
 
+    def on_moved(self, callback: Callable[[float | None], None]) -> None:
+        """Call ``callback`` with the seconds that each move of a lease took, or None for one that stayed."""
+        self.moving.on_moved = callback
+
     # -- how it works
 
     def _require_manager(self) -> Manager:
@@ -443,7 +509,12 @@ class PoolService(FormerNames, LoggingConfigurable):
             self._listeners.notify(lease)
         self._waiters.notify(change)
         if any(lease.state is LeaseState.QUEUED or lease.is_woken for lease in change.changed):
-            self.reclaiming.look()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        self.reclaiming.look()
+        if self.move_for_others:
+            self.moving.make_room()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run it in the background; :meth:`stop` waits for it."""
@@ -474,7 +545,7 @@ class PoolService(FormerNames, LoggingConfigurable):
                 computing = [id for id, of_lease in usage.items() if any(of_lease.busy.values())]
                 await self._call(self._require_manager().computing, computing)
                 await self._change(self._require_manager().tick)
-                self.reclaiming.look()
+                self._make_room()
                 await self._sample()
                 traces.current.look(self.engine.usage)
             except PoolError as e:

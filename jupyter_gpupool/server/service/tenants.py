@@ -17,7 +17,7 @@ from jupyter_gpupool.pool import usage_report
 from jupyter_gpupool.pool.ledger.ledger import Ledger, Transaction
 from jupyter_gpupool.pool.manager import Manager
 from jupyter_gpupool.pool.scheduling.quotas import Holding, of_namespace
-from jupyter_gpupool.pool.tenancy import audit_log
+from jupyter_gpupool.pool.tenancy import audit_log, issued_roles
 from jupyter_gpupool.pool.tenancy.audit_log import Entry
 from jupyter_gpupool.pool.tenancy.namespaces import DEFAULT, Namespaces, to_json
 
@@ -92,6 +92,20 @@ class Tenants:
         known = await self.find(name)
         if known.role(owner, name) is None:
             await self.set_member(None, name, owner, Role.USE.value)
+
+    async def set_issued_roles(self, owner: str, issuer: str, roles: Mapping[str, Role]) -> list[str]:
+        """Make the roles that an issuer grants a user those of the ledger. Returns the namespaces that exist."""
+        known = await self._known()
+        changes = issued_roles.changes(known, owner, issuer, roles)
+        if changes:
+            words = ", ".join(f"{name}: {role.value if role else 'none'}" for name, role in changes.items())
+            entry = Entry(0.0, "member issued", owner, f"{words}; by {issuer}", next(iter(changes)), owner)
+            await self._carry_out(
+                lambda manager: manager.administer(
+                    lambda now, tx: now.set_issued(tx, owner, issuer, changes), entry
+                )
+            )
+        return issued_roles.usable(known, roles)
 
     async def note(self, action: str, subject: str, namespace: str, outcome: str = "") -> None:
         """Write an entry of the audit trail for a change that was made elsewhere."""

@@ -9,7 +9,16 @@ from typing import Any
 
 from jupyter_gpupool.core.engine import Engine, ParkingEngine
 from jupyter_gpupool.core.errors import EngineError, NotLeading, PoolError
-from jupyter_gpupool.core.models import Change, Lease, LeaseState, ResumeWorker, StartWorker, StopWorker
+from jupyter_gpupool.core.models import (
+    Change,
+    Lease,
+    LeaseState,
+    MoveWorker,
+    ResumeWorker,
+    StartWorker,
+    StopWorker,
+    WorkerAddress,
+)
 from jupyter_gpupool.pool.manager import Manager
 
 from . import traces
@@ -22,7 +31,7 @@ class Workers:
     """The workers of one pool.
 
     ``run`` makes a change on the manager's thread and carries out its actions; ``manager`` returns the manager, or
-    None while there is none; ``spawn`` runs a coroutine in the background.
+    None while there is none; ``spawn`` runs a coroutine in the background; ``move`` moves a lease to another server.
     """
 
     def __init__(
@@ -31,8 +40,10 @@ class Workers:
         run: Callable[..., Awaitable[Change]],
         manager: Callable[[], Manager | None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        move: Callable[[Lease], Coroutine[Any, Any, None]],
         log: Any,
     ) -> None:
+        self._move = move
         self._engine = engine
         self._run = run
         self._manager = manager
@@ -50,7 +61,13 @@ class Workers:
         """Record, in the background, that a worker ended by itself."""
         manager = self._manager()
         if manager is not None:
-            self._spawn(self._record_end(manager, lease_id, state, reason))
+            self._spawn(self._record(lease_id, manager.worker_exited, lease_id, state, reason))
+
+    def replaced(self, lease_id: str, worker: WorkerAddress, reason: str) -> None:
+        """Record, in the background, that another worker has taken the place of one that ended by itself."""
+        manager = self._manager()
+        if manager is not None:
+            self._spawn(self._record(lease_id, manager.worker_replaced, lease_id, worker, reason))
 
     async def _carry_out(self, change: Change) -> None:
         for action in change.actions:
@@ -58,6 +75,9 @@ class Workers:
                 await self._engine.stop_worker(action.lease_id)
         starts = [action.lease for action in change.actions if isinstance(action, StartWorker)]
         resumes = [action for action in change.actions if isinstance(action, ResumeWorker)]
+        for action in change.actions:
+            if isinstance(action, MoveWorker):
+                self._spawn(self._move(action.lease))
         if len(starts) == 1 and not resumes:  # nearly always, and a task less for each grant
             await self._start(starts[0])
         else:
@@ -95,14 +115,14 @@ class Workers:
         if worker != lease.worker:
             await self._run(manager.worker_started, lease.id, worker)
 
-    async def _record_end(self, manager: Manager, lease_id: str, state: LeaseState, reason: str) -> None:
+    async def _record(self, lease_id: str, change: Callable[..., Change], *args: Any) -> None:
         while True:
             try:
-                await self._run(manager.worker_exited, lease_id, state, reason)
+                await self._run(change, *args)
             except NotLeading:
                 return  # the leader sees it, too
             except PoolError as e:
-                self._log.error("The end of lease %s cannot be recorded yet: %s", lease_id, e)
+                self._log.error("The end of the worker of lease %s cannot be recorded yet: %s", lease_id, e)
                 await asyncio.sleep(_RETRY_S)
             else:
                 return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,9 @@ from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.core.models import Lease, LeaseState, Request
 from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
+
+from ...support import other_release
+from ...support.ports import free_port
 
 # Before Ray is imported, which reads them then. Nothing of a test is reported to anybody.
 os.environ.update(
@@ -42,11 +44,6 @@ ray = pytest.importorskip(
 Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 
 NAMES = ("alpha", "beta", "gamma")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def repeatedly(start: Callable[[], Any]) -> Any:
@@ -237,7 +234,10 @@ def farm() -> Iterator[Farm]:
 
 @pytest.fixture(scope="module")
 def pool(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    pool = Pool(farm, tmp_path_factory.mktemp("farm"))
+    folder = tmp_path_factory.mktemp("farm")
+    environments = {"other": other_release.interpreter(folder)}
+    options = (f"--RayEngine.environments={environments}", "--PoolService.move_for_others=True")
+    pool = Pool(farm, folder, *options)
     try:
         wait_until(lambda: len(pool.servers()) == 3, "three GPU servers are there")
         yield pool

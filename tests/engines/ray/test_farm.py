@@ -18,11 +18,13 @@ import ray
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jupyter_gpupool.core import torch_release
 from jupyter_gpupool.core.errors import ImpossibleRequest, LeaseEnded, PoolError
 from jupyter_gpupool.core.models import Lease, LeaseState
 from jupyter_gpupool.transport.lifeline import Lifeline
 
 from ...conftest import often
+from ...support import other_release
 from .conftest import NAMES, Farm, Pool, ask, spec_of
 
 #: How soon the leases of a lost GPU server must be LOST, in seconds; a busy machine is given more.
@@ -77,6 +79,14 @@ def test_a_lease_holds_its_share_of_exactly_its_node(pool: Pool, farm: Farm, eve
     line.release()
 
 
+def test_a_lease_computes_with_the_release_of_its_client(pool: Pool) -> None:
+    marks = [torch_release.mark(release) for release in (other_release.OTHER, torch_release.installed())]
+    leases = [pool.hold(ask(0.1, client=f"host:1{mark}"))[0] for mark in marks]
+    assert [lease.worker.environment for lease in leases if lease.worker] == ["other", "default"]
+    shown = [pool.client.lease(lease.id).to_json() for lease in leases]
+    assert {lease["torch"] for lease in shown} == {torch_release.installed()}
+
+
 def test_every_server_is_asked_for_its_health(pool: Pool, eventually: Callable) -> None:
     def read() -> dict[str, dict]:
         checks = pool.client.health()["checks"]
@@ -85,6 +95,29 @@ def test_every_server_is_asked_for_its_health(pool: Pool, eventually: Callable) 
     eventually(lambda: {"alpha", "beta", "gamma"} <= set(read()), "each node's own account has come")
     clocks = [c for c in pool.client.health()["checks"] if c["name"] == "clock"]
     assert len(clocks) == 3 and all(c["value"] < 5 for c in clocks), "one machine has one clock"
+
+
+def test_a_lease_moves_to_make_room_for_a_request_and_its_program_goes_on(pool: Pool) -> None:
+    torch = pytest.importorskip("torch")
+    from jupyter_gpupool.pytorch.client import session
+
+    full, full_line = pool.hold(ask(1.0, 2, filters={"server": "gamma"}))
+    lease, line = pool.hold(ask(0.4))
+    other = {"alpha": "beta", "beta": "alpha"}[lease.slices[0].server]
+    pinned, pinned_line = pool.hold(ask(0.4, filters={"server": other}))
+    session.activate(spec_of(lease))
+    try:
+        x = torch.arange(1000.0, device="cuda")
+        assert x.sum().item() == 499500.0
+        large, large_line = pool.hold(ask(1.0, 2))
+        assert {piece.server for piece in large.slices} == {lease.slices[0].server}
+        assert pool.client.lease(lease.id).slices[0].server == other
+        assert (x + 1).sum().item() == 500500.0
+        assert pool.client.lease(pinned.id).slices == pinned.slices
+    finally:
+        session.deactivate()
+    for one in (full_line, line, pinned_line, large_line):
+        one.release()
 
 
 def test_a_worker_that_is_killed(pool: Pool, eventually: Callable) -> None:
@@ -99,6 +132,68 @@ def test_a_worker_that_is_killed(pool: Pool, eventually: Callable) -> None:
         pool.client.heartbeat(victim.id)
     assert state(pool, other) is LeaseState.ACTIVE and other_line.alive
     other_line.release()
+
+
+def losses(between: Callable[[], object] = lambda: None) -> list[float]:
+    """A small program on the lease that is attached to this process."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 1)).cuda()
+    optimizer = torch.optim.Adam(model.parameters())
+    found = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 8, device="cuda")).square().mean()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+        between()
+    return found
+
+
+def test_a_drained_server_is_left_by_its_leases_and_their_programs_go_on(
+    pool: Pool, farm: Farm, eventually: Callable
+) -> None:
+    from jupyter_gpupool.pytorch.client import session
+
+    lease, line = pool.hold(ask(0.4))
+    pinned, pinned_line = pool.hold(ask(0.3, filters={"server": lease.slices[0].server}))
+    session.activate(spec_of(lease))
+    try:
+        undisturbed = losses()
+        places: list[str] = []
+
+        def move() -> None:
+            """To another server, and to yet another."""
+            server = pool.client.lease(lease.id).slices[0].server
+            if len(places) < 3:
+                places.append(server)
+                pool.client.drain(server, move=True)
+                state = eventually(
+                    lambda: (now := pool.client.drained(server))["over"] and now, "all is decided"
+                )
+                pool.client.drain(server, False)
+                moves = {move["lease"]: move for move in state["moves"]}
+                assert moves[lease.id]["outcome"] == "moved", moves
+                if pinned.id in moves:
+                    assert moves[pinned.id]["outcome"] == "stays"
+                    assert "its request allows" in moves[pinned.id]["reason"]
+
+        assert losses(move) == undisturbed
+        now = pool.client.lease(lease.id)
+        places.append(now.slices[0].server)
+        assert all(one != other for one, other in zip(places, places[1:])), places
+        assert now.worker is not None and lease.worker is not None
+        assert psutil.Process(now.worker.pid) in farm.processes(places[-1])
+        assert not psutil.pid_exists(lease.worker.pid), "the worker that it left has ended"
+        assert pool.granted_mib() == 13004 + 9753, "it holds what it held"
+        eventually(lambda: shares() == {lease.id: [0.4], pinned.id: [0.3]}, "and Ray knows of no more")
+        assert line.alive and pinned_line.alive
+        os.kill(now.worker.pid, signal.SIGKILL)
+        eventually(lambda: state(pool, lease) is LeaseState.LOST, "its new worker is its worker")
+    finally:
+        session.deactivate()
+    pinned_line.release()
 
 
 def test_what_others_have_in_ray_is_not_granted(pool: Pool, farm: Farm, eventually: Callable) -> None:
@@ -216,6 +311,38 @@ def test_a_lease_on_several_servers_is_lost_with_one_of_its_workers(pool: Pool, 
     )
     eventually(
         lambda: not any(psutil.pid_exists(lease.worker.on(name).pid) for name in NAMES), "all its workers end"
+    )
+
+
+def test_a_worker_that_crashes_is_replaced_and_the_others_go_on(pool: Pool, eventually: Callable) -> None:
+    import torch
+
+    from jupyter_gpupool.pytorch.client import session
+
+    lease, line = pool.hold(ask(0.4, 6, spread=True))
+    assert lease.worker is not None
+    former = lease.worker.on("beta")
+    session.activate(spec_of(lease))
+    try:
+        kept, lost = (torch.ones(3, device=f"cuda:{n}") for n in (0, 2))
+        assert lost.sum().item() == 3
+        os.kill(former.pid, signal.SIGSEGV)
+        with pytest.raises(RuntimeError, match="another one has taken its place"):
+            while True:
+                lost.sum().item()
+        assert (kept * torch.ones(3, device="cuda:2").to("cuda:0")).sum().item() == 3
+        now = eventually(
+            lambda: (known := pool.client.lease(lease.id)).worker != lease.worker and known,
+            "the pool knows the new worker",
+        )
+    finally:
+        session.deactivate()
+    assert now.state is LeaseState.ACTIVE and line.alive and now.worker is not None
+    assert now.worker.on("beta").pid != former.pid and now.worker.on("beta").port == former.port
+    assert now.worker.on("gamma") == lease.worker.on("gamma")
+    line.release()
+    eventually(
+        lambda: not any(psutil.pid_exists(now.worker.on(name).pid) for name in NAMES), "all its workers end"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -18,6 +17,8 @@ import pytest
 
 from jupyter_gpupool.client import bundle
 from jupyter_gpupool.client.http import PoolClient
+
+from ...support.ports import free_ports
 
 pytest.importorskip("torch", reason="workers need PyTorch")
 
@@ -112,7 +113,7 @@ class Server:
 
 
 def initialised(parent: Path, *addresses: str, options: tuple[str, ...] = ()) -> Server:
-    folder, ports = parent / "directory", (free_port(), free_port())
+    folder, ports = parent / "directory", free_ports(2)
     words = [word for address in addresses or ("localhost", "127.0.0.1") for word in ("--address", address)]
     ports_said = ("--host=127.0.0.1", f"--port={ports[0]}", f"--data-port={ports[1]}")
     done = gpupool("server", "init", folder, *words, *ports_said)
@@ -151,9 +152,3 @@ def own_server(new_server: Callable[..., Server]) -> Server:
     made = new_server()
     made.start()
     return made
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

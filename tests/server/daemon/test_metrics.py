@@ -22,7 +22,8 @@ from jupyter_gpupool.client import bundle
 from jupyter_gpupool.core.errors import ImpossibleRequest
 from jupyter_gpupool.core.models import Request
 
-from .conftest import Server, free_port, initialised
+from ...support.ports import free_port
+from .conftest import Server, initialised
 
 MIB = 1024 * 1024
 

@@ -265,6 +265,7 @@ def test_by_the_commands(server: Server) -> None:
         "user_share": 0.5,
         "lease_s": 7200,
         "idle_s": None,
+        "reclaim_after_s": None,
     }
     assert listed["weight"] == 2 and listed["names_holders"] and listed["members"] == {"ida": "administer"}
     row = next(line for line in said("namespace", "list").splitlines() if line.startswith("lab"))

@@ -153,7 +153,7 @@ def test_new_certificates_are_shown_to_new_connections(
     assert done.returncode == 0, done.stderr
     second = ssl.PEM_cert_to_DER_cert((server.folder / "server.crt").read_text())
     assert second != first
-    assert shown(server, server.data_port, lease_protocol) == second, "workers read it for each connection"
+    eventually(lambda: shown(server, server.data_port, lease_protocol) == second, "workers are given it")
     eventually(lambda: shown(server, server.port) == second, "control shows it as well")
     assert client.heartbeat(lease.id).state is LeaseState.ACTIVE and line.alive, "what stands goes on"
 

@@ -27,6 +27,7 @@ from jupyter_gpupool.gpus import emulated_gpus
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.pool.manager import Manager
 from jupyter_gpupool.pool.reclaim import ReclaimPolicy
+from jupyter_gpupool.server.service.manager_access import ManagerAccess
 from jupyter_gpupool.server.service.reclaiming import Reclaiming
 
 
@@ -108,7 +109,7 @@ class Pool:
 
         engine: Any = self.engine
         log = logging.getLogger("gpupool-test")
-        Reclaiming(engine, call, run, lambda: self.manager, spawn, log).look()
+        Reclaiming(engine, ManagerAccess(call, run, lambda: self.manager, spawn, log)).look()
         await asyncio.gather(*tasks)
 
 
