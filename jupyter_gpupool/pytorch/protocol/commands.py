@@ -82,7 +82,8 @@ GRAPHS = -27
 #: place: group of 16 bytes, its size, the rank, the number of the collective in its group; call: kind, operation and
 #: root, see collectives.py; inputs and outputs: pairs of a storage id and a layout.
 MEET = -28
-#: [code, box]: this session is the rank with that id of 16 bytes, so that others hear of its end
+#: [code, box]: this session is the rank with that id of 16 bytes, so that others hear of its end; the answer is None.
+#: What nobody has taken is freed when the last rank has ended.
 JOIN = -29
 #: [code, box, name of 16 bytes, storage id, layout]: send a copy of a tensor to whatever rank takes that name
 POST = -30
@@ -91,6 +92,8 @@ POST = -30
 TAKE = -31
 #: [code, box, name]: the answer is whether TAKE would not wait
 ARRIVED = -32
+#: [code, box, name]: free what this rank has sent under that name, unless it has been taken
+WITHDRAW = -33
 
 #: The number of fields after each code.
 FIELDS = {
@@ -126,6 +129,7 @@ FIELDS = {
     POST: 4,
     TAKE: 6,
     ARRIVED: 2,
+    WITHDRAW: 2,
 }
 
 

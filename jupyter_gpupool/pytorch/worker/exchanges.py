@@ -33,9 +33,9 @@ class Exchanges:
         self._is_over = is_over
         self.commands: dict[int, Callable[..., Any]] = {
             codes.MEET: self._meet,
-            codes.JOIN: self._join,
             codes.POST: self._post,
             codes.TAKE: self._take,
+            codes.WITHDRAW: self._withdraw,
         }
 
     def leave(self) -> None:
@@ -88,9 +88,10 @@ class Exchanges:
 
     # -- from one rank to another
 
-    def _join(self, box: Any) -> None:
-        """Execute JOIN."""
+    def join(self, box: Any) -> tuple[None, None]:
+        """Answer JOIN."""
         self._messages.join(self._session.sender, box)
+        return None, None
 
     def _post(self, box: Any, name: Any, id: Any, wire: Any) -> None:
         """Execute POST: keep a copy of a tensor until another rank takes it."""
@@ -105,6 +106,10 @@ class Exchanges:
             content = str(e)
             self._complain("send", e)
         self._messages.post(self._session.sender, box, name, content)
+
+    def _withdraw(self, box: Any, name: Any) -> None:
+        """Execute WITHDRAW."""
+        self._messages.withdraw(self._session.sender, box, name)
 
     def _take(self, box: Any, name: Any, id: Any, wire: Any, ranks: Any, timeout_s: Any) -> None:
         """Execute TAKE: wait for what another rank sends."""

@@ -189,6 +189,7 @@ class WorkerSession:
             codes.SCHEMAS: functools.partial(self._reply, differing),
             codes.SEND_STORAGE: functools.partial(self._reply, self._send_storage),
             codes.OPEN_STORAGE: functools.partial(self._reply, self._open_storage),
+            codes.JOIN: functools.partial(self._reply, self._exchanges.join),
             codes.ARRIVED: functools.partial(self._reply, self._exchanges.arrived),
             **self._exchanges.commands,
             codes.SEED: self._seed,

@@ -35,6 +35,8 @@ class Messages:
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         #: why messages could not be sent, by name
         self._failures: dict[bytes, dict[bytes, str]] = {}
+        #: what has been sent and not taken: the session that sent it, by name
+        self._waiting: dict[bytes, object] = {}
 
     def join(self, member: object, box: object) -> bytes:
         """A session has that box from now on. Raises BadRecord if it is another one's."""
@@ -56,7 +58,19 @@ class Messages:
         with self._changed:
             if isinstance(content, str):
                 self._failures.setdefault(mine, {})[name] = content
+            else:
+                self._waiting[name] = member
             self._changed.notify_all()
+
+    def withdraw(self, member: object, box: object, name: object) -> None:
+        """Free what this session has sent under that name, unless it has been taken. Raises BadRecord."""
+        mine = self.join(member, box)
+        if not isinstance(name, bytes):
+            raise BadRecord(f"a message named {name!r:.60}")
+        with self._changed:
+            self._failures.get(mine, {}).pop(name, None)
+            self._waiting.pop(name, None)
+        self._shared.withdraw(name, member)
 
     def has(self, box: bytes, name: bytes) -> bool:
         """Whether that message is there, or will not come."""
@@ -86,6 +100,7 @@ class Messages:
                     raise RuntimeError(f"rank {here} waited {timeout_s:g} s in recv for rank {source}")
                 self._changed.wait(min(_LOOK_S, max(0.001, deadline - time.monotonic())))
             why = self._failures.get(box, {}).pop(name, None)
+            self._waiting.pop(name, None)
         if why is not None:
             raise RuntimeError(f"rank {source} cannot send: {why}")
         if not self._shared.has(name):
@@ -93,7 +108,10 @@ class Messages:
         return self._shared.open(name)
 
     def leave(self, member: object) -> None:
-        """A session has ended: whoever waits for what it has not sent is told."""
+        """A session has ended: whoever waits for what it has not sent is told.
+
+        With the last rank goes what nobody has taken.
+        """
         with self._changed:
             for box in [box for box, owner in self._owners.items() if owner is member]:
                 del self._owners[box]
@@ -101,4 +119,8 @@ class Messages:
                 self._ended[box] = None
             while len(self._ended) > _MAX_ENDED:
                 self._ended.popitem(last=False)
+            if not self._owners:
+                for name, sender in self._waiting.items():
+                    self._shared.withdraw(name, sender)
+                self._waiting.clear()
             self._changed.notify_all()

@@ -110,6 +110,17 @@ class SharedStorages:
             self._ended.update(ended)
             return block
 
+    def withdraw(self, name: bytes, sender: object) -> None:
+        """Free what ``sender`` has sent as ``name``, unless somebody has opened it."""
+        with self._lock:
+            block = self._blocks.get(name)
+            if block is None or sender not in block.senders:
+                return
+            block.senders.remove(sender)
+            is_free = self._drop_unused(block)
+        if is_free:
+            block.device.give_storage(block.nbytes)
+
     def leave(self, slot: Slot) -> bool:
         """Drop a slot. Return whether the memory is free now, which the caller accounts for."""
         block = slot.shared

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe  # noqa: E402
 
-from .two_ranks import DTYPES, SHAPES, compare, digits, elements  # noqa: E402
+from tests.conftest import PATIENCE_S  # noqa: E402
+
+from .two_ranks import DTYPES, SHAPES, compare, digits, elements, run  # noqa: E402
 
 
 def messages(device: str, rank: int) -> dict[str, Any]:
@@ -122,8 +126,107 @@ def test_as_gloo_on_the_cpu(start_worker: Callable, tmp_path: Path) -> None:
     compare(start_worker().spec, tmp_path, PARTS)
 
 
-def test_between_two_servers_as_gloo_on_the_cpu(start_worker: Callable, tmp_path: Path) -> None:
+@pytest.fixture
+def two_servers(start_worker: Callable) -> Any:
+    """A lease with a slice on each of two servers."""
     one, two = start_worker(1).spec, start_worker(1, first=1).spec
     addresses = tuple((part.host, part.port) for part in (one, two))
-    spread = dataclasses.replace(one, devices=(*one.devices, *two.devices), addresses=addresses)
-    compare(spread, tmp_path, {"messages": messages})
+    return dataclasses.replace(one, devices=(*one.devices, *two.devices), addresses=addresses)
+
+
+def test_between_two_servers_as_gloo_on_the_cpu(two_servers: Any, tmp_path: Path) -> None:
+    compare(two_servers, tmp_path, {"messages": messages})
+
+
+def begun_at_once(device: str, rank: int) -> dict[str, Any]:
+    """What ranks get that begin everything before either knows where the other's slice is."""
+    other = 1 - rank
+    mine = [torch.arange(4.0, device=device) + 10 * rank + k for k in range(3)]
+    got = [torch.zeros(4, device=device) for _ in range(3)]
+    receives = [dist.irecv(t, other) for t in got]
+    sends = [dist.isend(t, other) for t in mine]
+    for work in (*reversed(receives), *sends):
+        work.wait()
+    return {"got": [digits(t) for t in got]}
+
+
+def batch_at_once(device: str, rank: int) -> dict[str, Any]:
+    """As :func:`begun_at_once`, in batches: of ranks that do not know each other, and of ranks that do."""
+    other, found = 1 - rank, {}
+    for name in ("first", "second"):
+        mine, got = torch.arange(4.0, device=device) + 10 * rank, torch.zeros(4, device=device)
+        batch = [dist.P2POp(dist.irecv, got, other), dist.P2POp(dist.isend, mine, other)]
+        for work in dist.batch_isend_irecv(batch):
+            work.wait()
+        found[name] = digits(got)
+    return found
+
+
+def test_ranks_of_two_servers_may_begin_everything_first(two_servers: Any, tmp_path: Path) -> None:
+    compare(two_servers, tmp_path, {"at once": begun_at_once, "batch": batch_at_once})
+
+
+def sent_ahead(device: str, rank: int) -> dict[str, Any]:
+    """Bytes that the slice has less after messages that began before the other rank exchanged anything.
+
+    The rank that sends does not wait for its works until they have arrived.
+    """
+    other, nbytes = 1 - rank, 8 << 20
+    free = torch.cuda.mem_get_info(rank)[0]
+    host = torch.zeros(1)
+    if rank == 0:
+        x = torch.arange(nbytes // 4, device=device, dtype=torch.float32)
+        works = [dist.isend(x, other, tag=k) for k in range(2)]
+        meanwhile = free - torch.cuda.mem_get_info(rank)[0]
+        dist.send(host, other, tag=7)
+        dist.recv(host, other, tag=8)  # they have arrived
+        for work in works:
+            work.wait()
+        del x, works, work
+    else:
+        dist.recv(host, other, tag=7)
+        got = [torch.zeros(nbytes // 4, device=device) for _ in range(2)]
+        for k, t in enumerate(got):
+            dist.recv(t, other, tag=k)
+        assert all(t[-1].item() == nbytes // 4 - 1 for t in got)
+        dist.send(host, other, tag=8)
+        meanwhile = 0
+        del got, t
+    deadline = time.monotonic() + PATIENCE_S
+    while (kept := free - torch.cuda.mem_get_info(rank)[0]) and time.monotonic() < deadline:
+        time.sleep(0.02)  # what has copied it from the host is just ending
+    return {"meanwhile": meanwhile // nbytes, "kept": kept}
+
+
+@pytest.mark.parametrize("servers", [1, 2])
+def test_what_is_sent_leaves_no_memory(
+    start_worker: Callable, request: Any, tmp_path: Path, servers: int
+) -> None:
+    spec = start_worker().spec if servers == 1 else request.getfixturevalue("two_servers")
+    found = run(spec, tmp_path / "store", {"sent": sent_ahead})
+    assert found[0]["sent"] == {"meanwhile": 3, "kept": 0}, "the tensor and two copies"
+    assert found[1]["sent"]["kept"] == 0
+
+
+def absent(device: str, rank: int) -> dict[str, Any]:
+    """What a rank hears that exchanges tensors with one that does not."""
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=2))
+    found = {}
+    if rank == 0:
+        x = torch.ones(2, device=device)
+        for name, call in (
+            ("recv", lambda: dist.recv(x, 1, group)),
+            ("all_reduce", lambda: dist.all_reduce(x, group=group)),
+        ):
+            with pytest.raises(RuntimeError) as caught:
+                call()
+            found[name] = str(caught.value)
+        found["goes on"] = (x * 2).tolist()
+    dist.barrier()
+    return found
+
+
+def test_who_exchanges_nothing_is_named(start_worker: Callable, tmp_path: Path) -> None:
+    found = run(start_worker().spec, tmp_path / "store", {"absent": absent})
+    said = "rank 0 waited 2 s for rank 1 to exchange tensors"
+    assert found[0]["absent"] == {"recv": said, "all_reduce": said, "goes on": [2, 2]}

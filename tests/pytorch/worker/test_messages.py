@@ -10,7 +10,17 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the device is PyTorch's")
 
-from jupyter_gpupool.pytorch.protocol.commands import ALLOCATE, ARRIVED, FREE, POST, READ, TAKE, WRITE  # noqa: E402
+from jupyter_gpupool.pytorch.protocol.commands import (  # noqa: E402
+    ALLOCATE,
+    ARRIVED,
+    FREE,
+    JOIN,
+    POST,
+    READ,
+    TAKE,
+    WITHDRAW,
+    WRITE,
+)
 from jupyter_gpupool.pytorch.worker.emulated_device import EmulatedDevice  # noqa: E402
 from jupyter_gpupool.pytorch.worker.executor import WorkerSession  # noqa: E402
 from jupyter_gpupool.pytorch.worker.messages import Messages  # noqa: E402
@@ -42,6 +52,10 @@ class Rank:
 
     def write(self, *values: float) -> None:
         self.session.run([WRITE, 1, FOUR, torch.tensor(values, dtype=torch.float32).numpy().tobytes()])
+
+    def join(self, box: bytes) -> None:
+        self.session.run([JOIN, box])
+        assert self.answers.pop() is None
 
     def post(self, name: bytes = NAME, box: bytes = BOX) -> None:
         self.session.run([POST, box, name, 1, FOUR])
@@ -86,6 +100,22 @@ def test_what_is_taken_is_what_was_sent_and_leaves_no_memory(ranks: Any, device:
     assert taker.answers.pop() is False
 
 
+def test_what_its_sender_withdraws_leaves_no_memory(ranks: Any, device: EmulatedDevice) -> None:
+    sender, other = ranks
+    before = device.allocated
+    sender.post()
+    sender.post(name=b"m" * 16)
+    with pytest.raises(BadRecord, match="another rank"):
+        other.session.run([WITHDRAW, BOX, NAME])
+    other.session.run([WITHDRAW, b"c" * 16, NAME])
+    other.session.run([ARRIVED, BOX, NAME])
+    assert other.answers.pop() is True, "nobody else withdraws it"
+    sender.session.run([WITHDRAW, BOX, NAME, WITHDRAW, BOX, b"m" * 16, WITHDRAW, BOX, NAME])
+    assert device.allocated == before
+    other.session.run([ARRIVED, BOX, NAME])
+    assert other.answers.pop() is False
+
+
 def test_who_takes_waits_until_it_is_sent(ranks: Any) -> None:
     sender, taker = ranks
     sender.write(1, 2, 3, 4)
@@ -107,6 +137,7 @@ def test_who_has_ended_is_named_and_what_it_sent_before_arrives(
     ranks: Any, eventually: Callable[..., Any]
 ) -> None:
     sender, taker = ranks
+    taker.join(b"c" * 16)
     sender.write(1, 2, 3, 4)
     sender.post()
     waiting = threading.Thread(
@@ -118,6 +149,16 @@ def test_who_has_ended_is_named_and_what_it_sent_before_arrives(
     assert taker.hears() == "rank 0 has ended or left the lease"
     taker.take()
     assert taker.values() == [1, 2, 3, 4]
+
+
+def test_what_nobody_takes_goes_with_the_last_rank(ranks: Any, device: EmulatedDevice) -> None:
+    sender, other = ranks
+    sender.post()
+    other.post(box=b"c" * 16, name=b"m" * 16)
+    sender.session.close()
+    assert device.allocated == 3 * 512, "the other one may still take it"
+    other.session.close()
+    assert device.allocated == 0
 
 
 def test_what_cannot_be_sent_fails_at_both_ranks(ranks: Any, device: EmulatedDevice) -> None:
@@ -144,9 +185,14 @@ def test_nobody_sends_in_anothers_name(ranks: Any) -> None:
     sender.post()
     with pytest.raises(BadRecord, match="another rank"):
         taker.post(name=b"m" * 16)
-    for wrong in ([POST, b"short", NAME, 1, FOUR], [POST, b"c" * 16, "name", 1, FOUR], [ARRIVED, 1, 2]):
+    for wrong in (
+        [POST, b"short", NAME, 1, FOUR],
+        [POST, b"c" * 16, "name", 1, FOUR],
+        [ARRIVED, 1, 2],
+        [WITHDRAW, BOX, 7],
+    ):
         with pytest.raises(BadRecord):
-            taker.session.run(wrong)
+            (sender if wrong[0] == WITHDRAW else taker).session.run(wrong)
     with pytest.raises(BadRecord):
         taker.session.run([TAKE, BOX, NAME, 1, FOUR, 7, 1.0])
 

@@ -47,8 +47,10 @@ def handler(func: Any) -> Any:
         in_worker = point_to_point.send if name == "send" else point_to_point.receive
 
         def exchange(dispatcher: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            found = in_worker(args, lambda: torch.distributed.Work.unbox(_between_two(func, args)))
-            return _between_two(func, args) if found is NotImplemented else found
+            found = in_worker(args, lambda: _between_two(func, args))
+            if found is NotImplemented:
+                return point_to_point.noted(args, _between_two(func, args)).boxed()
+            return found
 
         return exchange
     if name == "recv_any_source_":
@@ -94,14 +96,15 @@ def _between_two(func: Any, args: tuple[Any, ...]) -> Any:
         try:
             work.wait()
             if func._schema.name == "c10d::recv_":
-                for t, copy in here.values():
-                    t.copy_(copy)
+                with torch.no_grad():
+                    for t, copy in here.values():
+                        t.copy_(copy)
             done.set_result([t for t, _ in here.values()])
         except Exception as e:
             done.set_exception(e)
 
     threading.Thread(target=finish, name="gpupool-p2p", daemon=True).start()
-    return work_from_future(done).boxed()
+    return work_from_future(done)
 
 
 def _copied(value: Any, here: dict[int, tuple[RemoteTensor, torch.Tensor]]) -> Any:

@@ -2,6 +2,9 @@
 
 A send leaves a copy in the worker at once. A receive waits for it in the worker, in order with the rank's operators; so
 that begins only when the program waits for it: a rank may begin to receive before it sends what the other waits for.
+
+Whether two ranks share a worker is known when both have begun to exchange. What was begun before goes by the host from
+then on if they do not, in the order in which it was begun.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 
 from jupyter_gpupool.pytorch.client.tensor.command_stream import CommandStream, stream_of
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
-from jupyter_gpupool.pytorch.protocol.commands import ARRIVED, POST, TAKE
+from jupyter_gpupool.pytorch.protocol.commands import ARRIVED, POST, TAKE, WITHDRAW
 from jupyter_gpupool.pytorch.torch_internals.client import work_from_future
 
 from . import worker_collectives
@@ -92,36 +95,76 @@ class _Pending(Work):  # type: ignore[misc]
     _source_rank = source_rank
 
 
-class _Sending(_Pending):
-    """A copy lies in the worker. The other rank has not said yet whether it shares that one."""
+class _BetweenTwo(_Pending):
+    """``by_host``: begins the same by the host."""
 
-    def __init__(self, ranks: Ranks, to: int, tensor: Any, by_host: Host) -> None:
-        super().__init__([tensor], ranks.rank)
-        self._ranks, self._to, self._by_host = ranks, to, by_host
+    def __init__(self, ranks: Ranks, other: int, tensor: Any, source: int, by_host: Host) -> None:
+        super().__init__([tensor], source)
+        self._ranks, self._other, self._by_host = ranks, other, by_host
+        self._host: Any = None
+        self._failure: Exception | None = None
+        ranks.when_known(other, self._decide)
+
+    def _decide(self) -> None:
+        """The other one's card is known: begin by the host if it is far. Called once."""
+        try:
+            if not self._ranks.is_near(self._other):
+                self._leave_worker()
+                self._host = self._by_host()
+        except Exception as e:
+            self._failure = e
+
+    def _leave_worker(self) -> None:
+        """It goes by the host."""
+
+    def _in_worker(self, timeout_s: float | None) -> None:
+        """Complete it in the worker."""
 
     def _complete(self, timeout_s: float | None) -> None:
-        if not self._ranks.is_near(self._to):
-            self._by_host().wait()
+        self._ranks.card(self._other)
+        if self._failure is not None:
+            raise self._failure
+        if self._host is not None:
+            self._host.wait()
+        else:
+            self._in_worker(timeout_s)
+
+    def _has_arrived(self) -> bool:
+        """Whether it takes no time to complete it in the worker."""
+        return True
 
     def _is_there(self) -> bool:
-        return self._ranks.known_card(self._to) is not None
+        if self._ranks.known_card(self._other) is None:
+            return False
+        self._ranks.settle(self._other)
+        if self._failure is not None:
+            return True
+        return bool(self._host.is_completed()) if self._host is not None else self._has_arrived()
 
 
-class _Receiving(_Pending):
+class _Sending(_BetweenTwo):
+    """A copy lies in the worker."""
+
+    def __init__(self, ranks: Ranks, to: int, name: bytes, tensor: Any, by_host: Host) -> None:
+        self._name = name
+        super().__init__(ranks, to, tensor, ranks.rank, by_host)
+
+    def _leave_worker(self) -> None:
+        stream_of(self._tensors[0]._storage).push((WITHDRAW, self._ranks.own.box, self._name))
+
+
+class _Receiving(_BetweenTwo):
     def __init__(self, ranks: Ranks, source: int, name: tuple[int, int], tensor: Any, by_host: Host) -> None:
-        super().__init__([tensor], source)
-        self._ranks, self._name, self._by_host = ranks, name, by_host
+        self._name = name
+        super().__init__(ranks, source, tensor, source, by_host)
 
     def _address(self) -> tuple[bytes, bytes]:
         """The box of who sends, and the name of the message."""
         card = self._ranks.card(self._source)
         return card.box, card.digest(self._ranks.rank, *self._name)
 
-    def _complete(self, timeout_s: float | None) -> None:
+    def _in_worker(self, timeout_s: float | None) -> None:
         ranks, tensor = self._ranks, self._tensors[0]
-        if not ranks.is_near(self._source):
-            self._by_host().wait()
-            return
         between = [self._source, ranks.rank]
         waits_s = ranks.timeout_s if timeout_s is None else min(timeout_s, ranks.timeout_s)
         stream = stream_of(tensor._storage)
@@ -129,9 +172,7 @@ class _Receiving(_Pending):
         stream.push((TAKE, *self._address(), *_wire(tensor), between, waits_s))
         stream.flush()  # others may wait for what follows
 
-    def _is_there(self) -> bool:
-        if self._ranks.known_card(self._source) is None or not self._ranks.is_near(self._source):
-            return False
+    def _has_arrived(self) -> bool:
         stream: CommandStream = stream_of(self._tensors[0]._storage)
         return bool(stream.ask((ARRIVED, *self._address())))
 
@@ -148,8 +189,8 @@ def send(args: Sequence[Any], by_host: Host) -> Any:
     stream = stream_of(tensor._storage)
     stream.push((POST, ranks.own.box, name, *_wire(tensor)))
     stream.flush()  # the other one waits for it
-    if ranks.known_card(to) is None:
-        return _noted(args, _Sending(ranks, to, tensor, by_host))
+    if ranks.known_card(to) is None or not ranks.is_near(to):
+        return noted(args, _Sending(ranks, to, name, tensor, by_host)).boxed()
     done: Any = torch.futures.Future()
     done.set_result([tensor])
     return work_from_future(done).boxed()
@@ -164,14 +205,18 @@ def receive(args: Sequence[Any], by_host: Host) -> Any:
     key = ("from", source, tag)
     number = ranks.counts[key]
     ranks.counts[key] += 1
-    return _noted(args, _Receiving(ranks, source, (tag, number), tensor, by_host))
+    return noted(args, _Receiving(ranks, source, (tag, number), tensor, by_host)).boxed()
 
 
 def _begun(args: Sequence[Any]) -> tuple[Ranks, Any, int, int] | None:
     tensors, pg, other, tag = args
     ranks = worker_collectives.ranks_of(torch.distributed.ProcessGroup.unbox(pg), tensors[0])
-    if ranks is None or (ranks.known_card(other) is not None and not ranks.is_near(other)):
+    if ranks is None:
         return None
+    if ranks.known_card(other) is not None:
+        ranks.settle(other)
+        if not ranks.is_near(other):
+            return None
     return ranks, tensors[0], other, tag
 
 
@@ -207,9 +252,11 @@ def end_several(pg: Any) -> Any:
     return _Several(_open.pop(id(pg), []))
 
 
-def _noted(args: Sequence[Any], work: Any) -> Any:
-    _last.work = work
+def noted(args: Sequence[Any], work: Any) -> Any:
+    """The work of a send or receive with these arguments, which belongs to what was begun together."""
+    if isinstance(work, _Pending):
+        _last.work = work
     found = _open.get(id(torch.distributed.ProcessGroup.unbox(args[1])))
     if found is not None:
         found.append(work)
-    return work.boxed()
+    return work

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 #: how many worlds this process has begun: a store may have answers of the one before
 _worlds = 0
+#: The longest pause between two looks for a rank's card, in seconds.
+_MAX_PAUSE_S = 0.1
 #: what names the worker that has a slice, by the slice's number
 _places: list[Callable[[int], str]] = []
 
@@ -43,6 +47,14 @@ class Card(NamedTuple):
         return self.digest("box")
 
 
+class _Peer:
+    """What is to be called when a rank's card is known, in that order."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.acts: list[Callable[[], None]] = []
+
+
 class Ranks:
     """The ranks of a process group, seen by one of them whose tensors are on the slice ``index``."""
 
@@ -57,22 +69,86 @@ class Ranks:
         self._key = f"gpupool/{_worlds}"
         self._cards = {self.rank: self.own}
         self._here = {index}
+        self._peers: dict[int, _Peer] = {}
+        self._watching = threading.Lock()
+        self._watcher: threading.Thread | None = None
 
     def publish(self) -> None:
         """Let the others read this rank's card."""
         self._store.set(f"{self._key}/{self.rank}", json.dumps(self.own))
 
     def card(self, rank: int) -> Card:
-        """A rank's card, waiting until it has one."""
-        if rank not in self._cards:
-            self._cards[rank] = Card(*json.loads(self._store.get(f"{self._key}/{rank}")))
-        return self._cards[rank]
+        """A rank's card, waiting until it has one. Raises RuntimeError as :meth:`cards`."""
+        return self.cards([rank])[0]
+
+    def cards(self, ranks: Sequence[int]) -> list[Card]:
+        """The cards of several ranks, waiting until they have them.
+
+        Raises RuntimeError, naming the missing ones, after the group's timeout.
+        """
+        deadline, pause_s = time.monotonic() + self.timeout_s, 0.001
+        while missing := [r for r in ranks if self.known_card(r) is None]:
+            if time.monotonic() > deadline:
+                named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+                raise RuntimeError(
+                    f"rank {self.rank} waited {self.timeout_s:g} s for {named} to exchange tensors"
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+        for r in ranks:
+            self.settle(r)
+        return [self._cards[r] for r in ranks]
 
     def known_card(self, rank: int) -> Card | None:
         """A rank's card, if it has one already."""
         if rank not in self._cards and not self._store.check([f"{self._key}/{rank}"]):
             return None
-        return self.card(rank)
+        if rank not in self._cards:
+            self._cards[rank] = Card(*json.loads(self._store.get(f"{self._key}/{rank}")))
+        return self._cards[rank]
+
+    def when_known(self, rank: int, act: Callable[[], None]) -> None:
+        """Call ``act`` as soon as that rank has its card, after what was to be called before."""
+        peer = self._peers.setdefault(rank, _Peer())
+        with peer.lock:
+            peer.acts.append(act)
+        if self.known_card(rank) is not None:
+            self.settle(rank)
+        else:
+            self._watch()
+
+    def settle(self, rank: int) -> None:
+        """Call now what waits for that rank's card, which is known; return when all of it has been called."""
+        peer = self._peers.get(rank)
+        if peer is not None:
+            with peer.lock:
+                acts, peer.acts = peer.acts, []
+                for act in acts:
+                    act()
+
+    def _watch(self) -> None:
+        """Look for cards in the background: a program need not wait for what it sends."""
+        with self._watching:
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._look, name="gpupool-ranks", daemon=True)
+                self._watcher.start()
+
+    def _look(self) -> None:
+        pause_s = 0.001
+        while True:
+            with self._watching:
+                waited_for = [r for r, peer in list(self._peers.items()) if peer.acts]
+                if not waited_for:
+                    self._watcher = None
+                    return
+            try:
+                for rank in waited_for:
+                    if self.known_card(rank) is not None:
+                        self.settle(rank)
+            except Exception:  # the store is gone with its world; who waits in the program hears of it
+                return
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def is_near(self, rank: int) -> bool:
         """Whether that rank has its slices at the same worker; waits until it has said so."""

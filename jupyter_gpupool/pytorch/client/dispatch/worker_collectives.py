@@ -126,16 +126,14 @@ def ranks_of(pg: Any, example: RemoteTensor) -> Ranks | None:
         ranks.check(index)
     elif pg in _asked:
         ranks = _ranks[pg] = Ranks(pg, _asked[pg], index)
-        stream = stream_of(example._storage)
-        stream.push((JOIN, ranks.own.box))
-        stream.flush()
-        ranks.publish()
+        stream_of(example._storage).ask((JOIN, ranks.own.box))
+        ranks.publish()  # who knows of this rank may send to it, and leave
     return ranks
 
 
 def _agreed(ranks: Ranks) -> Group:
     """What all ranks of a group find out together, at its first collective."""
-    cards = [ranks.card(r) for r in range(ranks.size)]
+    cards = ranks.cards(range(ranks.size))
     together = all(card.place == ranks.own.place for card in cards)
     id = hashlib.sha256("".join(card.nonce for card in cards).encode()).digest()[:16]
     return Group(id if together else b"", ranks.size, ranks.rank, ranks.timeout_s)
