@@ -114,7 +114,9 @@ def laid_out(t: torch.Tensor, layout: str, device: str) -> torch.Tensor:
 def reduced(case: Case, size: int, number: int = 0) -> torch.Tensor:
     """The definition: every rank's tensor, in the order of the ranks."""
     total = reduce(_COMBINE[case.operation], [brought(case, r, number) for r in range(size)])
-    return total / size if case.operation == "AVG" else total
+    if case.operation != "AVG":
+        return total
+    return torch.view_as_complex(torch.view_as_real(total) / size) if total.is_complex() else total / size
 
 
 def run(case: Case, rank: int, size: int, device: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -241,7 +241,9 @@ def _combined(operation: str, tensors: Sequence[torch.Tensor], in_place: bool = 
     total = first if in_place else flat[0].clone()
     for t in flat[1:]:
         combine(total, t, out=total)
-    return total.div_(len(tensors)) if operation == "AVG" else total
+    if operation == "AVG":  # real and imaginary parts by themselves, as NCCL sees them
+        (torch.view_as_real(total) if total.is_complex() else total).div_(len(tensors))
+    return total
 
 
 def _fill(outputs: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
