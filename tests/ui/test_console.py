@@ -17,6 +17,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from jupyter_gpupool.client import bundle, requests
 from jupyter_gpupool.client.http import PoolClient
+from jupyter_gpupool.server.http.openapi.document import document
 from jupyter_gpupool.transport.lifeline import Lifeline
 
 from ..server.daemon.conftest import Server, initialised
@@ -75,6 +76,12 @@ def console(page: Page) -> Locator:
 def see(console: Locator, view: str) -> Locator:
     console.get_by_role("tab", name=view).click()
     return console.get_by_role("tabpanel")
+
+
+def described_calls() -> Iterator[str]:
+    """The ids of all calls in the pool's OpenAPI document."""
+    for item in document()["paths"].values():
+        yield from (call["operationId"] for method, call in item.items() if method != "parameters")
 
 
 def row(view: Locator, text: str) -> Locator:
@@ -249,6 +256,23 @@ def test_gpu_hours_by_user_and_by_namespace(console: Locator, server: Server) ->
     expect(row(view, "ada")).to_have_count(0)
     expect(view.get_by_role("link", name="Download as CSV")).to_have_attribute(
         "download", "gpu-hours-by-namespace.csv"
+    )
+
+
+def test_calls_are_described_with_their_parameters_and_objects(console: Locator) -> None:
+    view = see(console, "API")
+    calls = view.get_by_role("region", name="Calls")
+    expect(calls.get_by_role("group")).to_have_count(len(list(described_calls())))
+    view.get_by_label("Search calls").fill("request slices")
+    expect(calls.get_by_role("group")).to_have_count(1)
+    calls.get_by_text("POST /leases").click()
+    expect(calls.get_by_role("table", name="Answers")).to_contain_text("202")
+    expect(calls).to_contain_text("-X POST --json @body.json 'http://127.0.0.1:")
+    calls.get_by_role("button", name="Request", exact=True).click()
+    members = view.get_by_role("table", name="Request", exact=True)
+    expect(members.get_by_role("row", name=re.compile("^num_gpus integer, ≥ 1, default 1"))).to_be_visible()
+    expect(view.get_by_role("link", name="Download as OpenAPI document")).to_have_attribute(
+        "download", "openapi.json"
     )
 
 

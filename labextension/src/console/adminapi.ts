@@ -2,6 +2,7 @@
 
 import { PoolAPI } from '../pool/api';
 import { ILease, IWhoAmI, Schemas } from '../pool/apitypes';
+import { IDocument } from './apicalls';
 
 /** One health check. Older pools send fewer fields, and `ok` instead of `status`. */
 export type ICheck = Pick<Schemas['Check'], 'name' | 'detail'> &
@@ -41,6 +42,16 @@ const at = encodeURIComponent;
 /** Every call rejects with a `PoolError`; its status is 404 where the pool has no such call. */
 export class AdminAPI {
   constructor(private _api: PoolAPI) {}
+
+  /** The URL of the calls, with a slash at its end. */
+  get base(): string {
+    return this._api.base;
+  }
+
+  /** What describes every call, in OpenAPI's form. */
+  openAPI(): Promise<IDocument> {
+    return this._api.other<IDocument>('openapi.json');
+  }
 
   whoAmI(): Promise<IWhoAmI> {
     return this._api.other<IWhoAmI>('whoami');

@@ -5,6 +5,7 @@ import * as React from 'react';
 import { usePool } from '../common/viewcontext';
 import { AdminAPI } from './adminapi';
 import { useAct, useRequest } from './hooks';
+import { API } from './api';
 import { Audit } from './audit';
 import { IConsoleContext, IConsoleProps } from './context';
 import { Leases } from './leases';
@@ -43,7 +44,8 @@ export default function Body(context: IConsoleContext): JSX.Element {
     ['tokens', trans.__('Tokens'), Tokens],
     ['namespaces', trans.__('Namespaces'), Namespaces],
     ['usage', trans.__('Usage'), Usage],
-    ['audit', trans.__('Audit'), Audit]
+    ['audit', trans.__('Audit'), Audit],
+    ['api', trans.__('API'), API]
   ];
   const props = { ...context, adminAPI, state, who: who.answer };
   const [, , Shown] = views.find(([id]) => id === view) ?? overview;
@@ -78,6 +80,7 @@ export default function Body(context: IConsoleContext): JSX.Element {
         panelId="jp-gpupool-console-view"
       />
       <div
+        key={view} // another view begins at its top
         id="jp-gpupool-console-view"
         className={`jp-GPUPoolConsole-view jp-mod-${view}`}
         role="tabpanel"

@@ -17,6 +17,11 @@ export class PoolError extends Error {
 export class PoolAPI {
   constructor(private _transport: ITransport) {}
 
+  /** The URL of the calls, with a slash at its end. */
+  get base(): string {
+    return this._transport.base;
+  }
+
   /** Why the pool cannot be asked; empty if it can. */
   async trouble(): Promise<string> {
     try {

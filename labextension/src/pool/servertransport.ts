@@ -10,9 +10,12 @@ const BELOW = 'gpupool/api/v1';
 export class ServerTransport implements ITransport {
   constructor(private _settings: ServerConnection.ISettings) {}
 
+  get base(): string {
+    return URLExt.join(this._settings.baseUrl, BELOW, '/');
+  }
+
   fetch(path: string, init: RequestInit): Promise<Response> {
-    const url = URLExt.join(this._settings.baseUrl, BELOW, path);
-    return ServerConnection.makeRequest(url, init, this._settings);
+    return ServerConnection.makeRequest(URLExt.join(this.base, path), init, this._settings);
   }
 
   socket(path: string): WebSocket {

@@ -5,6 +5,7 @@ import { ITransport } from '../pool/transport';
 const CALLS = new URL('../api/v1/', location.href);
 
 export class PageTransport implements ITransport {
+  readonly base = CALLS.href;
   /** The token; empty if the browser has the hub's cookie. Only this page keeps it. */
   token = '';
   /** What the calls of a sign-in carry besides its cookie; empty without a sign-in. */
