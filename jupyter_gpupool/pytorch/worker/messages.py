@@ -37,6 +37,7 @@ class Messages:
         self._failures: dict[bytes, dict[bytes, str]] = {}
         #: what has been sent and not taken: the session that sent it, by name
         self._waiting: dict[bytes, object] = {}
+        self._knows_all_ranks = True
 
     def join(self, member: object, box: object) -> bytes:
         """A session has that box from now on. Raises BadRecord if it is another one's."""
@@ -46,6 +47,11 @@ class Messages:
             if self._owners.setdefault(box, member) is not member:
                 raise BadRecord("the id of another rank")
         return box
+
+    def come_from_elsewhere(self) -> None:
+        """The lease has moved here, with ranks that had joined there: what nobody takes stays for them."""
+        with self._changed:
+            self._knows_all_ranks = False
 
     def post(self, member: object, box: object, name: bytes, content: Slot | str) -> None:
         """Send a storage, or why there is none; its slot is not used any more. Raises BadRecord."""
@@ -119,7 +125,7 @@ class Messages:
                 self._ended[box] = None
             while len(self._ended) > _MAX_ENDED:
                 self._ended.popitem(last=False)
-            if not self._owners:
+            if not self._owners and self._knows_all_ranks:
                 for name, sender in self._waiting.items():
                     self._shared.withdraw(name, sender)
                 self._waiting.clear()

@@ -668,6 +668,7 @@ class Worker:
 
     def take_over(self, given: dict[str, Any]) -> None:
         """Hold the lease for those who held it at the worker before, and who are about to come."""
+        self._messages.come_from_elsewhere()
         now = time.monotonic()
         with self._lock:
             for id, (away_s, closed) in given["holders"].items():

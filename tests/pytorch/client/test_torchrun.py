@@ -48,6 +48,7 @@ def threads(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
+@pytest.mark.soak
 def test_nothing_is_left_of_ranks_that_have_ended(
     start_worker: Callable, tmp_path: Path, eventually: Callable[..., Any]
 ) -> None:

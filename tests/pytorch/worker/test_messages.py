@@ -161,6 +161,20 @@ def test_what_nobody_takes_goes_with_the_last_rank(ranks: Any, device: EmulatedD
     assert device.allocated == 0
 
 
+def test_ranks_that_came_with_a_lease_take_what_others_sent_before_they_ended(
+    device: EmulatedDevice,
+) -> None:
+    shared = SharedStorages()
+    messages = Messages(shared)
+    sender, taker = Rank(device, shared, messages), Rank(device, shared, messages)
+    messages.come_from_elsewhere()
+    sender.write(1, 2, 3, 4)
+    sender.post()
+    sender.session.close()
+    taker.take()
+    assert taker.values() == [1, 2, 3, 4]
+
+
 def test_what_cannot_be_sent_fails_at_both_ranks(ranks: Any, device: EmulatedDevice) -> None:
     sender, taker = ranks
     before = device.allocated
