@@ -314,6 +314,13 @@ def test_what_is_not_there_is_refused_in_one_line_and_the_rest_goes_on(
         work = dist.all_reduce(x, async_op=True)
         assert work.wait(timedelta(seconds=60))
         assert x.tolist() == [1, 1, 1]
+        options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+        options.config.min_ctas = 4
+        for group in (dist.new_group([0], pg_options=options), dist.new_group([0], None, "nccl", options)):
+            dist.all_reduce(x, group=group)
+        assert x.tolist() == [1, 1, 1]
+        with pytest.raises(NotImplementedError, match="with init_process_group or new_group"):
+            dist.ProcessGroupNCCL(None, 0, 1, options)
     finally:
         dist.destroy_process_group()
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,12 +43,34 @@ def alias(patches: Patches) -> None:
                 patches.set(owner, name, function)
     # Programs ask there. c10d's own code, which asks in its own module, goes on to what only a build with NCCL has.
     patches.set(dist, "is_nccl_available", lambda: True)
+    if not hasattr(dist, "ProcessGroupNCCL"):
+        patches.set(dist, "ProcessGroupNCCL", _ProcessGroupNCCL)
     for place, function in zip(COALESCING, (_begun, _ended), strict=True):
         if place.owner is not None:
             patches.set(*place, function(place.value))
     patches.set(dist.Work, "wait", _waits(dist.Work.wait))
     if describe_failed_call.owner is not None:
         patches.set(*describe_failed_call, _without_version(describe_failed_call.value))
+
+
+class _Options:
+    """Options of NCCL's process groups. Programs set what they like, and nothing reads it."""
+
+    def __init__(self, is_high_priority_stream: bool = False) -> None:
+        self.is_high_priority_stream = is_high_priority_stream
+        self.config = SimpleNamespace()
+
+
+class _ProcessGroupNCCL:
+    """What programs that found NCCL available take options from, where this PyTorch was built without it."""
+
+    Options = _Options
+    NCCLConfig = SimpleNamespace
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            "a process has no NCCL for leased GPUs; make the process group with init_process_group or new_group"
+        )
 
 
 def _wants_nccl(backend: Any) -> bool:
@@ -84,6 +107,7 @@ def _another(native: Callable[..., Any]) -> Callable[..., Any]:
         stands_in = worker_collectives.stands_in(world) if backend is None else _wants_nccl(backend)
         if stands_in:
             backend = "gloo"
+            args = (None, *args[1:]) if args else args
             kwargs.update({name: None for name in ("pg_options", "device_id") if name in kwargs})  # NCCL's
         made = native(ranks, timeout, backend, *args, **kwargs)
         if stands_in and isinstance(made, torch.distributed.ProcessGroup):
