@@ -26,6 +26,10 @@ USE, ADMINISTER = "custom:gpupool:use", "custom:gpupool:admin"
 #: What the service may read from the hub: names, groups, and which servers run.
 _SERVICE_SCOPES = ["read:users:name", "read:users:groups", "read:servers", "list:users"]
 
+#: How long the hub waits for the service that it has started, in seconds; a busy machine may need more than the hub's
+#: own half a minute, after which the hub would end.
+_START_TIMEOUT_S = 300
+
 
 def configure(
     c: Any,
@@ -104,6 +108,7 @@ def configure(
         "oauth_client_allowed_scopes": [USE, ADMINISTER],
     }
     if managed:
+        service |= _start_timeout()
         where = os.path.abspath(directory or "gpupool")
         service["command"] = [
             *(sys.executable, "-P" if sys.version_info >= (3, 11) else "-s"),
@@ -116,6 +121,13 @@ def configure(
         }
     _append(c.JupyterHub, "services", service)
     _allow(c, name, groups, administrators)
+
+
+def _start_timeout() -> dict[str, Any]:
+    """How long the hub waits for the service, where this JupyterHub can be told."""
+    from jupyterhub.services.service import Service as HubService
+
+    return {"timeout": _START_TIMEOUT_S} if HubService.class_traits().get("timeout") else {}
 
 
 def hook(c: Any, hooks: Hooks) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyterhub.services.service import Service
 from jupyterhub.spawner import SimpleLocalProcessSpawner, Spawner
 from traitlets.config import Config
 
@@ -156,6 +157,8 @@ def test_what_a_hub_has_is_kept() -> None:
     c.JupyterHub.base_url = "/hubs/one"
     configured(c)
     assert [service["name"] for service in c.JupyterHub.services] == ["theirs", "gpupool"]
+    can_wait = "timeout" in Service.class_traits()  # since JupyterHub 6
+    assert c.JupyterHub.services[1].get("timeout") == (300 if can_wait else None)
     roles = {role["name"]: role["scopes"] for role in c.JupyterHub.load_roles}
     assert roles["user"] == ["self", "shares", "custom:gpupool:use", "access:services!service=gpupool"]
     assert set(c.JupyterHub.custom_scopes) == {"custom:theirs", "custom:gpupool:use", "custom:gpupool:admin"}
