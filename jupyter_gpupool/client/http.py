@@ -26,6 +26,9 @@ PATIENCE_S = 5.0
 #: How long another of several servers may take to become the leader, in seconds.
 TAKEOVER_S = 12.0
 
+#: How long it may take to connect to one of several servers, in seconds.
+CONNECT_TIMEOUT_S = 3.0
+
 #: How long a call waits in all where the pool allows only so many per second, in seconds.
 MAX_RATE_WAIT_S = 60.0
 
@@ -378,7 +381,9 @@ class PoolClient:
         Almost all calls are idempotent. For one that is not, ``unsure`` is the advice in the PoolUnreachable that is
         raised when the first attempt may have succeeded.
         """
-        timeout = httpx.Timeout(self._timeout_s, read=self._timeout_s + wait_s, connect=3.0)
+        # One of several servers that cannot be reached is soon passed over; the only one may be busy.
+        connect_s = CONNECT_TIMEOUT_S if len(self._urls) > 1 else max(CONNECT_TIMEOUT_S, self._timeout_s)
+        timeout = httpx.Timeout(self._timeout_s, read=self._timeout_s + wait_s, connect=connect_s)
         deadline = time.monotonic() + (self._patience_s if patience_s is None else patience_s)
         pause, tried = 0.05, 0
         while True:

@@ -106,7 +106,7 @@ class LeaseHolder:
             self.spec = current_spec(self.spec, lease)
             return self.spec
 
-    def reason(self, patience_s: float = 2.0) -> str:
+    def reason(self, patience_s: float = 10.0) -> str:
         """Return why a lost lease ended: the pool's reason within ``patience_s`` seconds, else the lifeline's."""
         deadline = time.monotonic() + patience_s
         try:
