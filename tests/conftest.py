@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import shutil
@@ -58,6 +60,16 @@ KINDS = {
 
 #: Whether everything is tried as often, and for as long, as it can bear: `make soak`.
 SOAK = os.environ.get("GPUPOOL_SOAK", "") not in ("", "0")
+
+
+# A machine may be as busy as it likes, in the tests of Hypothesis too, where that is installed.
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("busy")
 
 
 def often(usual: int, soak: int) -> int:
@@ -126,6 +138,12 @@ def jupyter_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("GPUPOOL_CONFIG_DIR", str(home / "bundle"))  # which nobody has put there
     yield home
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def jp_fetch(jp_fetch: Callable[..., Any]) -> Callable[..., Any]:
+    """As pytest-jupyter's, with more patience than its twenty seconds."""
+    return functools.partial(jp_fetch, request_timeout=PATIENCE_S, connect_timeout=PATIENCE_S)
 
 
 @pytest.fixture

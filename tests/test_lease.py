@@ -29,6 +29,7 @@ from jupyter_gpupool.core.errors import (
 from jupyter_gpupool.core.models import LeaseState
 from jupyter_gpupool.lease import AlreadyAttached
 
+from .support.processes import runs
 from .support.user_pool import UserPool
 
 torch = pytest.importorskip("torch", reason="leases are for PyTorch programs")
@@ -124,7 +125,7 @@ def test_a_pool_is_started_for_it_and_ends_with_it(eventually: Callable[..., Any
     environment = {**os.environ, "JUPYTER_RUNTIME_DIR": os.environ["JUPYTER_RUNTIME_DIR"] + "/other"}
     environment["JUPYTER_DATA_DIR"] = environment["JUPYTER_RUNTIME_DIR"]
     pid = int(subprocess.run([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE).stdout)
-    eventually(lambda: not psutil.pid_exists(pid), "the pool that was started for a process ends with it")
+    eventually(lambda: not runs(pid), "the pool that was started for a process ends with it")
 
 
 def ends_with(child: subprocess.Popen[str]) -> str:

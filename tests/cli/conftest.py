@@ -20,6 +20,8 @@ import pytest
 from jupyter_gpupool.client import discovery
 from jupyter_gpupool.client.http import PoolClient
 
+from ..conftest import PATIENCE_S
+
 COMMAND = [sys.executable, "-m", "jupyter_gpupool"]
 
 
@@ -32,13 +34,13 @@ class Pool:
             f"JUPYTER_{kind.upper()}_DIR": str(home / kind) for kind in ("data", "runtime", "config")
         }
         self.process = subprocess.Popen(
-            [*COMMAND, "server", "--port=0", "--emulate"],
+            [*COMMAND, "server", "--port=0", "--emulate", "--LocalEngine.attach_timeout_s=60"],
             env={**os.environ, **self.environment},
             stdout=subprocess.DEVNULL,
             stderr=(home / "log").open("wb"),
         )
         self.address = self._address()
-        self.client = PoolClient(self.address.url, self.address.token)
+        self.client = PoolClient(self.address.url, self.address.token, timeout_s=PATIENCE_S)
 
     def _address(self) -> discovery.PoolAddress:
         deadline = time.monotonic() + 300

@@ -46,7 +46,6 @@ def test_however_it_ends_its_lease_is_given_back(
     eventually(
         lambda: [lease for lease in pool.client.leases() if lease.state is LeaseState.ACTIVE],
         "it measures",
-        120,
     )
     running.process.send_signal(sig)
     code = running.wait()

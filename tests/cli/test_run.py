@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from ..conftest import PATIENCE_S
 from ..support.ports import free_ports
 
 #: Counts the signals that it gets until it has been quiet; says so when it is ready.
@@ -57,7 +58,7 @@ def test_the_log_that_bitfusions_users_know(gpupool: Callable[..., Any], jupyter
         STAMP + r"Choosing GPUs from server list \[(?P=host):(?P=port)\]",
         STAMP
         + r"Requesting GPUs \[0 1\] with 26008 MiB of memory from server 0, with version (?P<v>[\w.+]+)\.\.\.",
-        rf"(?:{STAMP}Waiting for the GPU server to start the worker\n)?Requested resources:",
+        rf"(?:{STAMP}Waiting for the GPU server to start the worker\n)*Requested resources:",
         r"Server List: (?P=host):(?P=port)",
         r"Client idle timeout: 0 min",
         STAMP
@@ -213,7 +214,7 @@ class Terminal:
 
     def read_until(self, text: str) -> None:
         while text not in self.shown:
-            ready, _, _ = select.select([self.master], [], [], 120)
+            ready, _, _ = select.select([self.master], [], [], PATIENCE_S)
             assert ready, f"{text!r} does not come: {self.shown}"
             try:
                 self.shown += os.read(self.master, 4096).decode(errors="replace")
@@ -392,11 +393,16 @@ def test_a_command_goes_on_after_its_worker_has_crashed(
     assert (
         "another one has taken its place" in told and "aten::mm" in told and 'File "<string>", line 5' in told
     )
-    (now,) = pool.client.leases()
+    now = eventually(
+        lambda: (known := pool.client.lease(lease.id)).worker != lease.worker and known,
+        "the pool knows the new worker",
+    )
     assert (now.id, now.state.value, now.slices) == (lease.id, "ACTIVE", lease.slices)
     assert now.worker.pid != lease.worker.pid
-    written = gpupool("audit", "--json").stdout
-    assert '"replace"' in written and "its worker was killed by SIGSEGV" in written
+    written = eventually(
+        lambda: '"replace"' in (trail := gpupool("audit", "--json").stdout) and trail, "the trail has it"
+    )
+    assert "its worker was killed by SIGSEGV" in written
     running.close_stdin()
     assert running.wait() == 1 and "[WARN]" not in running.log
     assert pool.idle()

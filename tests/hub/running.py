@@ -16,8 +16,9 @@ import psutil
 from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.core.errors import PoolError
 
-from ..conftest import USERS_OWN
+from ..conftest import PATIENCE_S, USERS_OWN
 from ..support.ports import free_ports
+from ..support.processes import command_line
 
 #: Of the users, and of the tests themselves.
 PASSWORD = "of-the-tests"
@@ -54,6 +55,7 @@ c.SimpleLocalProcessSpawner.home_dir_template = "{folder}/home/{{username}}"
 c.Spawner.cmd = {command!r}
 c.Spawner.env_keep = ["PATH", "LANG", "JUPYTER_PATH", "LIGHT_TAKES"]
 c.Spawner.poll_interval = 2
+c.Spawner.start_timeout = c.Spawner.http_timeout = 300
 c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [{{
     "name": "tests",
@@ -133,7 +135,22 @@ class Hub:
             "JUPYTER_PATH": str(self.folder / "built"),
             "GPUPOOL_HUB_TOKEN": TOKEN[::-1],
         }
+        deadline = time.monotonic() + 300
+        begun_at = self._launch(environment)
+        while not self.answers():
+            assert self.process is not None
+            if self.process.poll() is not None:
+                # JupyterHub gives its proxy ten seconds to start, however busy the machine is.
+                log = self._log_since(begun_at)
+                assert "Failed to start proxy" in log and "TimeoutError" in log, log[-6000:]
+                begun_at = self._launch(environment)
+            assert time.monotonic() < deadline, f"JupyterHub did not start: {self.log.read_text()[-6000:]}"
+            time.sleep(0.05)
+
+    def _launch(self, environment: dict[str, str]) -> int:
+        """Start its process; return where its part of the log begins."""
         with self.log.open("ab") as log:
+            begun_at = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyterhub", "-f", str(self.folder / "jupyterhub_config.py")],
                 cwd=self.folder,
@@ -143,24 +160,27 @@ class Hub:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 300
-        while not self.answers():
-            assert self.process.poll() is None, self.log.read_text()[-6000:]
-            assert time.monotonic() < deadline, f"JupyterHub did not start: {self.log.read_text()[-6000:]}"
-            time.sleep(0.05)
+        return begun_at
+
+    def _log_since(self, begun_at: int) -> str:
+        return self.log.read_bytes()[begun_at:].decode(errors="replace")
 
     def answers(self) -> bool:
         try:
-            httpx.get(f"http://127.0.0.1:{self._values['hub_port']}/hubs/one/hub/api/").raise_for_status()
+            httpx.get(
+                f"http://127.0.0.1:{self._values['hub_port']}/hubs/one/hub/api/", timeout=PATIENCE_S
+            ).raise_for_status()
             self.http.get("/").raise_for_status()
-            self.pool().pool()
+            self.pool(patience_s=0.2).pool()
             return True
         except (httpx.HTTPError, PoolError):
             return False
 
-    def pool(self, token: str = TOKEN[::-1], ca: str = "") -> PoolClient:
+    def pool(self, token: str = TOKEN[::-1], ca: str = "", patience_s: float = PATIENCE_S) -> PoolClient:
         """A client of the pool; without another token, one that sees everything."""
-        client = PoolClient(self.service_url, token, patience_s=0.2, ca=ca or self._ca)
+        client = PoolClient(
+            self.service_url, token, timeout_s=PATIENCE_S, patience_s=patience_s, ca=ca or self._ca
+        )
         self._users.append(client)
         return client
 
@@ -186,7 +206,7 @@ class Hub:
         (found,) = [
             p
             for p in psutil.Process(self.process.pid).children()
-            if "jupyter_gpupool.hub.service.app" in p.cmdline()
+            if "jupyter_gpupool.hub.service.app" in command_line(p)
         ]
         return found
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import nbformat
-import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Page, expect
 
 from jupyter_gpupool.core.errors import PoolError
 
-from ..support.browser import browser, jp_asyncio_loop, jp_server_cleanup, window  # noqa: F401  # fixtures
+from ..support.browser import browser, jp_asyncio_loop, jp_server_cleanup, run_cell, window  # noqa: F401  # fixtures
+from ..support.processes import runs
 from .running import PASSWORD, Hub
 
 #: They share three emulated GPUs, and go on when the hub does not.
@@ -104,8 +104,7 @@ class User:
     def train(self) -> None:
         self.page.goto(f"{self.hub.url}/user/{self.name}/lab/tree/train.ipynb")
         expect(self.page.get_by_text(re.compile(r"Python 3.*\| Idle"))).to_be_visible(timeout=300_000)
-        self.page.locator(".jp-CodeCell .cm-content").first.click()
-        self.page.keyboard.press("Control+Enter")
+        run_cell(self.page, self.page.locator(".jp-CodeCell").first)
 
     def trained(self, count: int, mib: int) -> None:
         output = self.page.locator(".jp-CodeCell .jp-OutputArea").first
@@ -194,20 +193,19 @@ def test_a_day_at_the_hub(
     (before,) = hub.pool().leases()
     service = hub.service()
     service.send_signal(signal.SIGKILL)
-    eventually(lambda: not service.is_running() or service.status() == "zombie", "it is gone")
+    eventually(lambda: not runs(service), "it is gone")
     eventually(lambda: hub.answers() and hub.leases(), "the service is back")
     assert hub.leases() == {"carol": "ACTIVE"}
     hub.stop()
     hub.start()
     (after,) = hub.pool().leases()
     assert (after.id, after.worker, after.slices) == (before.id, before.worker, before.slices)
-    carol.page.locator(".jp-CodeCell .cm-content").first.click()
-    carol.page.keyboard.press("Control+Enter")
+    run_cell(carol.page, carol.page.locator(".jp-CodeCell").first)
     expect(carol.page.locator(".jp-InputPrompt").first).to_have_text("[2]:", timeout=300_000)
     carol.trained(1, 19506)
 
     # Nothing is left.
     hub.stop_server("carol")
     eventually(lambda: not hub.leases(), "the last one is given back")
-    eventually(lambda: not psutil.pid_exists(after.worker.pid), "its worker is gone")
+    eventually(lambda: not runs(after.worker.pid), "its worker is gone")
     watch()

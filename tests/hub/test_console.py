@@ -10,6 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from ..conftest import PATIENCE_S
 from ..support.browser import browser, jp_asyncio_loop, jp_server_cleanup, window  # noqa: F401  # fixtures
 from .running import PASSWORD, Hub
 
@@ -55,8 +56,8 @@ def test_the_console_shows_each_what_is_theirs(
     (hers,) = [lease for lease in hub.pool().leases() if lease.request.owner == "alice"]
     call = f"{hub.url}/services/gpupool/gpupool/api/v1/leases/{hers.id}"
     strange = {"Cookie": cookies, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
-    assert httpx.delete(call, headers=strange).status_code in (401, 403)
-    assert httpx.delete(call, headers={"Cookie": cookies}).status_code in (401, 403)
+    assert httpx.delete(call, headers=strange, timeout=PATIENCE_S).status_code in (401, 403)
+    assert httpx.delete(call, headers={"Cookie": cookies}, timeout=PATIENCE_S).status_code in (401, 403)
     assert hub.leases() == {"alice": "ACTIVE", "bob": "ACTIVE"}
     page = alice.context.new_page()
     page.goto(f"{hub.url}/services/gpupool/")
@@ -68,6 +69,8 @@ def test_the_console_shows_each_what_is_theirs(
 def test_without_a_login_there_is_nothing(hub: Hub) -> None:
     base = f"{hub.url}/services/gpupool"
     for path in ("/", "/gpupool/console/", "/gpupool/console/page.js"):
-        assert "/oauth2/authorize" in httpx.get(f"{base}{path}").headers["Location"]
+        answer = httpx.get(f"{base}{path}", timeout=PATIENCE_S)
+        assert "/oauth2/authorize" in answer.headers["Location"]
     for path in ("pool", "leases", "hub/offer", "hub/mine", "namespaces", "events"):
-        assert httpx.get(f"{base}/gpupool/api/v1/{path}").status_code in (400, 401, 403)
+        answer = httpx.get(f"{base}/gpupool/api/v1/{path}", timeout=PATIENCE_S)
+        assert answer.status_code in (400, 401, 403)

@@ -65,7 +65,7 @@ def start_worker() -> Iterator[Callable[..., Running]]:
             listener.listen(64)
             devices = tuple(DeviceSpec(i, f"GPU-{i}", NAME, memory_mib, 32510, True) for i in range(num_gpus))
             digest = hashlib.sha256(SECRET.encode()).hexdigest()
-            spec = WorkerSpec("lease-of-a-test", digest, devices, attach_timeout_s=900.0)
+            spec = WorkerSpec("lease-of-a-test", digest, devices, attach_timeout_s=6000.0)
             process = _warm.Process(target=_serve, args=(listener, spec), daemon=True)
             process.start()
             started.append(process)

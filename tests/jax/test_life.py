@@ -156,7 +156,7 @@ def test_a_session_survives_cut_connections(run_program: Callable[..., Any], wor
     with CuttingProxy(("127.0.0.1", worker.spec.port), cuts=3, mean_bytes=2000) as proxy:
         done = run_program(CUT, worker, port=proxy.port)
     assert done.stdout == "[300.0, 300.0, 300.0, 300.0]\n", done.stderr
-    assert not proxy.cuts_left and proxy.connections == 4
+    assert not proxy.cuts_left and proxy.connections >= 4
 
 
 WITHOUT = """

@@ -19,8 +19,16 @@ from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 from jupyter_gpupool.client import discovery
 from jupyter_gpupool.client.http import PoolClient
 
+from ..conftest import PATIENCE_S
+
 #: Not the name that the package installs it by: an environment's kernelspecs go before a user's.
 KERNEL = "as-installed"
+
+
+@pytest.fixture(autouse=True)
+def patient_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that starts in this process waits for its worker, however long PyTorch takes to import."""
+    monkeypatch.setattr("jupyter_gpupool.jupyter.kernel_lease._OPTIONAL_WAIT_S", PATIENCE_S)
 
 
 @pytest.fixture
@@ -55,6 +63,7 @@ def start_pool(eventually: Callable[..., Any], tmp_path: Path) -> Iterator[Calla
             "jupyter_gpupool.server.daemon.pool_app",
             "--port=0",
             "--emulate",
+            "--LocalEngine.attach_timeout_s=60",
             ledger,
         ]
         process = subprocess.Popen([*command, *options], start_new_session=True)
@@ -65,7 +74,7 @@ def start_pool(eventually: Callable[..., Any], tmp_path: Path) -> Iterator[Calla
             return address if address is not None and address.pid == process.pid else None
 
         address = eventually(published, "the pool answers")
-        client = PoolClient(address.url, address.token)
+        client = PoolClient(address.url, address.token, timeout_s=PATIENCE_S)
         running.append((process, client))
         return client
 
@@ -105,7 +114,7 @@ def no_kernel_is_left(jupyter_home: Path, eventually: Callable[..., Any]) -> Ite
         ]
 
     try:
-        psutil.wait_procs(kernels(), timeout=30)
+        psutil.wait_procs(kernels(), timeout=PATIENCE_S)
     finally:
         left = [(p.pid, p.info["cmdline"]) for p in kernels()]
     assert not left, "no kernel is to outlive its test"
@@ -126,6 +135,7 @@ def start_server(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Cal
         command += [
             "--ServerApp.jpserver_extensions={'jupyter_gpupool': True}",
             "--LocalEngine.emulate=always",
+            "--LocalEngine.attach_timeout_s=60",
         ]
         with log.open("wb") as out:
             process = subprocess.Popen(

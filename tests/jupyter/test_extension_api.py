@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from tornado.httpclient import HTTPClientError
 from jupyter_gpupool.client import discovery
 from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.jupyter.lease_events import SCHEMA_ID
+
+from ..conftest import PATIENCE_S
 
 pytest.importorskip("torch", reason="workers need PyTorch")
 
@@ -41,18 +44,27 @@ def started(jp_serverapp: Any, jp_asyncio_loop: asyncio.AbstractEventLoop) -> It
 
 async def hear(socket: Any) -> dict[str, Any]:
     """The next message of a feed."""
-    message = await asyncio.wait_for(socket.read_message(), 30)
+    message = await asyncio.wait_for(socket.read_message(), PATIENCE_S)
     assert message is not None, socket.close_reason
     return json.loads(message)
 
 
 async def until(condition: Callable[[], Any], what: str) -> Any:
     """As the fixture ``eventually``, in a test whose own loop hosts the pool."""
-    for _ in range(3000):
-        if value := condition():
-            return value
+    deadline = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {PATIENCE_S:g} s: {what}")
         await asyncio.sleep(0.02)
-    pytest.fail(f"not within a minute: {what}")
+    return value
+
+
+async def leased(jp_fetch: Callable[..., Any], wish: dict[str, Any]) -> None:
+    """Return when the lease's worker runs."""
+    state = ""
+    while state != "ACTIVE":  # asking again is harmless
+        answer = await jp_fetch(*API, "leases", method="POST", body=json.dumps(wish), params={"wait": "30"})
+        state = json.loads(answer.body)["state"]
 
 
 async def put(jp_fetch: Callable[..., Any], kernel_id: str, wish: Any, **how: Any) -> dict[str, Any]:
@@ -247,12 +259,10 @@ async def test_jupyters_metrics_have_the_pools_gauges(jp_fetch: Callable[..., An
 
     secret = "0" * 64
     wish = {"id": str(uuid.uuid4()), "partial": 0.5, "secret_sha256": secret}
-    await jp_fetch(*API, "leases", method="POST", body=json.dumps(wish), params={"wait": "30"})
-    granted: dict[str, float] = {}
-    for _ in range(1000):
-        granted = await gauge("gpupool_gpu_granted_bytes")
-        if sum(granted.values()):
-            break
+    await leased(jp_fetch, wish)
+    deadline = time.monotonic() + PATIENCE_S
+    while not sum((granted := await gauge("gpupool_gpu_granted_bytes")).values()):
+        assert time.monotonic() < deadline, "what is granted is among the metrics"
         await asyncio.sleep(0.02)
     assert list(granted.values()) == [16255 * 1024 * 1024]
     assert all('emulated="true"' in series and 'gpu="0"' in series for series in granted)
@@ -272,7 +282,7 @@ async def test_every_change_of_a_lease_is_a_jupyter_event(
     jp_serverapp.event_logger.add_listener(schema_id=SCHEMA_ID, listener=note)
     lease = str(uuid.uuid4())
     wish = {"id": lease, "partial": 0.5, "secret_sha256": "0" * 64}
-    await jp_fetch(*API, "leases", method="POST", body=json.dumps(wish), params={"wait": "30"})
+    await leased(jp_fetch, wish)
     await jp_fetch(*API, "leases", lease, method="DELETE")
     await until(lambda: len(heard) >= 3, "three changes are told")
     assert sorted((e["previous"] or "", e["state"]) for e in heard) == [
@@ -353,7 +363,7 @@ class TestAConfiguredPool:
         assert refused.value.code == 502
         assert "http://127.0.0.1:9" in json.loads(refused.value.response.body)["message"]
         socket = await jp_ws_fetch(*API, "events")
-        assert await asyncio.wait_for(socket.read_message(), 30) is None
+        assert await asyncio.wait_for(socket.read_message(), PATIENCE_S) is None
         assert "http://127.0.0.1:9" in socket.close_reason
 
 

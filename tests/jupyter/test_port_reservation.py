@@ -15,6 +15,8 @@ from jupyter_client.manager import KernelManager
 
 from jupyter_gpupool.jupyter.port_reservation import ReservedPorts
 
+from ..support.ports import free_port
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is kept")
 
 
@@ -28,23 +30,17 @@ def is_free(port: int) -> bool:
     return True
 
 
-def a_port() -> int:
-    with socket.socket() as anybody:
-        anybody.bind(("127.0.0.1", 0))
-        return anybody.getsockname()[1]
-
-
 def test_a_kept_port_is_nobodys_but_who_names_it_may_listen() -> None:
-    ports, port = ReservedPorts(), a_port()
+    ports, port = ReservedPorts(), free_port()
     ports.reserve("127.0.0.1", [port])
     assert not is_free(port)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as kernel, context.socket(zmq.DEALER) as server:
         kernel.bind(f"tcp://127.0.0.1:{port}")
         server.connect(f"tcp://127.0.0.1:{port}")
         server.send(b"kernel_info_request")
-        assert kernel.poll(10_000)
+        assert kernel.poll(300_000)
         assert kernel.recv_multipart()[1] == b"kernel_info_request"
-    other = a_port()
+    other = free_port()
     ports.reserve("127.0.0.1", [other])
     assert not is_free(other)
     ports.release()

@@ -27,6 +27,8 @@ from jupyter_gpupool.jupyter import process_state
 from jupyter_gpupool.jupyter.kernel_gpu_requests import parse, pending_requests
 from jupyter_gpupool.jupyter.kernel_lease import KernelLease
 
+from ..support.processes import runs
+
 pytest.importorskip("torch", reason="workers need PyTorch")
 
 DEVICES = "import torch; print(torch.cuda.device_count(), torch.ones(3, device='cuda').sum().item())"
@@ -109,7 +111,7 @@ def test_a_kernel_has_its_slice_from_start_to_shutdown(
     assert lease.slices[0].gpu_uuid in kernel.run(smi)
     kernel.end()
     assert pool.lease(lease.id).state is LeaseState.RELEASED
-    assert not psutil.pid_exists(lease.worker.pid)
+    assert not runs(lease.worker.pid)
     assert not file.exists()
 
 
@@ -167,7 +169,7 @@ def test_a_kernel_that_is_shut_down_while_its_restarter_is_at_it_stays_ended(
         if when == "while it asks":
             monkeypatch.setattr(KernelLease, "begin", begin_in_its_time)
             restart = asyncio.ensure_future(manager.restart_kernel(now=True))
-            await asyncio.to_thread(asks.wait, 60)
+            await asyncio.to_thread(asks.wait, 300)
             await manager.shutdown_kernel(now=True)
             may_ask.set()
         else:

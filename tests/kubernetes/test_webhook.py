@@ -55,7 +55,7 @@ class RunningWebhook:
         raise AssertionError(f"it ended with {self.process.wait()}")
 
     def call(self, method: str, path: str, **content: Any) -> httpx.Response:
-        with httpx.Client(verify=self.context, trust_env=False) as client:
+        with httpx.Client(verify=self.context, trust_env=False, timeout=300) as client:
             return client.request(method, f"{self.url}{path}", **content)
 
 
@@ -106,7 +106,9 @@ def test_a_renewed_certificate_is_used_without_a_restart(
 def test_a_server_that_leaves_still_answers(tmp_path: Path, eventually: Callable[..., Any]) -> None:
     webhook = RunningWebhook(tmp_path, "--leaving", "300")
     try:
-        with httpx.Client(base_url=webhook.url, verify=webhook.context, trust_env=False) as client:
+        with httpx.Client(
+            base_url=webhook.url, verify=webhook.context, trust_env=False, timeout=300
+        ) as client:
             client.get("/readyz").raise_for_status()
             webhook.process.send_signal(signal.SIGTERM)
             eventually(lambda: client.get("/readyz").status_code == 503, "that it leaves")

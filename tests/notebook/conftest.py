@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from jupyter_client.manager import KernelManager
 from jupyter_gpupool.client import discovery
 from jupyter_gpupool.client.http import PoolClient
 
+from ..conftest import PATIENCE_S
 from ..support.user_pool import UserPool
 
 pytest.importorskip("torch", reason="slices are for PyTorch programs")
@@ -34,13 +36,21 @@ def pool_of_module() -> Iterator[PoolClient]:
             os.mkdir(f"{home}/{kind}", 0o700)
         os.environ["IPYTHONDIR"] = f"{home}/ipython"
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"],
-            stderr=subprocess.PIPE,
+            [
+                sys.executable,
+                "-m",
+                "jupyter_gpupool",
+                "server",
+                "--port=0",
+                "--emulate",
+                "--LocalEngine.attach_timeout_s=60",
+            ],
+            stderr=subprocess.DEVNULL,
         )
-        assert process.stderr is not None
         while (address := discovery.find()) is None:
-            assert process.stderr.readline(), "the pool did not start"
-        with PoolClient(address.url, address.token) as client:
+            assert process.poll() is None, "the pool did not start"
+            time.sleep(0.02)
+        with PoolClient(address.url, address.token, timeout_s=PATIENCE_S) as client:
             yield client
         process.terminate()
         process.wait(300)
@@ -105,6 +115,12 @@ class Kernel:
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
         self.manager.cleanup_resources()
+
+
+@pytest.fixture(autouse=True)
+def patient_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's start waits for its worker, however long PyTorch takes to import."""
+    monkeypatch.setattr("jupyter_gpupool.jupyter.kernel_lease._OPTIONAL_WAIT_S", PATIENCE_S)
 
 
 @pytest.fixture

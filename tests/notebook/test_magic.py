@@ -344,7 +344,7 @@ def test_a_kernel_whose_slices_are_not_free_gets_them_in_its_turn(
         second.run("import torch")
     assert "position 1 in the queue" in second.run("%gpupool status")
     first.stop()
-    said = second.run("%gpupool wait --timeout 60")
+    said = second.run("%gpupool wait --timeout 300")
     assert "1 × Tesla V100-PCIE-32GB (emulated), 16255 MiB: cuda:0" in said
     assert second.run("import torch; torch.ones(2, device='cuda').sum().item()") == "2.0"
     assert granted(pool) == [16255, 0]

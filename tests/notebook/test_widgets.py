@@ -15,7 +15,7 @@ Start = Callable[..., Kernel]
 IMPORT = "import jupyter_gpupool, time\nfrom jupyter_gpupool.notebook.widgets import poller"
 #: Waits in the kernel until a condition holds.
 UNTIL = """
-def until(condition, deadline=60):
+def until(condition, deadline=300):
     end = time.monotonic() + deadline
     while not condition():
         assert time.monotonic() < end, 'too late'

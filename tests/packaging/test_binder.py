@@ -54,7 +54,15 @@ class Notebook:
 
 
 @pytest.fixture
-def open_notebook(project_root: Path, tmp_path: Path, jupyter_home: Path, eventually: Any) -> Iterator[Open]:
+def open_notebook(
+    project_root: Path,
+    tmp_path: Path,
+    jupyter_home: Path,
+    eventually: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Open]:
+    # A kernel's start waits for its worker, however long PyTorch takes to import.
+    monkeypatch.setattr("jupyter_gpupool.jupyter.kernel_lease._OPTIONAL_WAIT_S", 300.0)
     with open(os.devnull, "w") as quiet:
         pool = subprocess.Popen(
             [sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"], stderr=quiet

@@ -55,7 +55,7 @@ class Running:
     def kill(self) -> None:
         self.process.kill()
 
-    def exit_code(self, timeout: float = 60) -> int:
+    def exit_code(self, timeout: float = 300) -> int:
         self.process.join(timeout)
         return self.process.exitcode
 
@@ -81,7 +81,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
                 for i in range(first, first + num_gpus)
             )
             digest = hashlib.sha256(SECRET.encode()).hexdigest()
-            spec = WorkerSpec("lease-of-a-test", digest, devices, **{"attach_timeout_s": 900.0, **fields})
+            spec = WorkerSpec("lease-of-a-test", digest, devices, **{"attach_timeout_s": 6000.0, **fields})
             serve = serve or functools.partial(_serve, own=tmp_path_factory.mktemp("worker"))
             process = _warm.Process(target=serve, args=(listener, spec), daemon=True)
             process.start()

@@ -19,6 +19,8 @@ from jupyter_gpupool.core.models import Lease, LeaseState, Request
 from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 
+from ..conftest import PATIENCE_S
+
 pytest.importorskip("torch", reason="workers need PyTorch")
 
 SECRET = "known to the client alone"
@@ -38,6 +40,15 @@ def attach_spec(lease: Lease) -> AttachSpec:
     return AttachSpec(lease.id, lease.worker.host, lease.worker.port, SECRET, devices, lease.ttl_s)
 
 
+def begun(client: PoolClient, request: Request) -> Lease:
+    """The lease as soon as its worker runs, or it has ended."""
+    # Asking again is harmless, and who asks counts as alive until the worker is there.
+    lease = client.request(request, wait_s=30)
+    while lease.state in (LeaseState.QUEUED, LeaseState.GRANTED):
+        lease = client.request(request, wait_s=30)
+    return lease
+
+
 @dataclass
 class Pool:
     process: subprocess.Popen
@@ -45,10 +56,7 @@ class Pool:
 
     def hold(self, request: Request) -> tuple[Lease, Lifeline]:
         """Request, wait for the worker, and hold it as this process."""
-        # Asking again is harmless, and who asks counts as alive until the worker is there.
-        lease = self.client.request(request, wait_s=30)
-        while lease.state in (LeaseState.QUEUED, LeaseState.GRANTED):
-            lease = self.client.request(request, wait_s=30)
+        lease = begun(self.client, request)
         return lease, Lifeline(attach_spec(lease))
 
     def granted_mib(self) -> list[int]:
@@ -60,6 +68,8 @@ def start_pool(eventually: Callable, tmp_path: Path) -> Iterator[Callable[..., P
     started: list[Pool] = []
 
     def start(*options: str, port: int = 0) -> Pool:
+        if not any(option.startswith("--LocalEngine.attach_timeout_s=") for option in options):
+            options = ("--LocalEngine.attach_timeout_s=600", *options)  # a busy machine takes its time
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -78,7 +88,7 @@ def start_pool(eventually: Callable, tmp_path: Path) -> Iterator[Callable[..., P
             return address if address is not None and address.pid == process.pid else None
 
         address = eventually(published, "the pool answers")
-        pool = Pool(process, PoolClient(address.url, address.token))
+        pool = Pool(process, PoolClient(address.url, address.token, timeout_s=PATIENCE_S))
         started.append(pool)
         return pool
 

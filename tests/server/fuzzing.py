@@ -10,7 +10,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from ..conftest import often
+from ..conftest import PATIENCE_S, often
 
 #: Sockets are no calls that answer; see tests/server/test_events.py.
 SOCKETS = ("/events",)
@@ -52,7 +52,7 @@ def _try(strategy: Any, url: str, headers: dict[str, str], answers: set[int], ho
     def attempt(case: Any) -> None:
         if case.query and "wait" in case.query:
             case.query["wait"] = 0  # not half a minute for each
-        response = case.call(base_url=url, headers=headers, **how)
+        response = case.call(base_url=url, headers=headers, timeout=PATIENCE_S, **how)
         answers.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
 

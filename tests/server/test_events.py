@@ -14,6 +14,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from jupyter_gpupool.client import discovery
 from jupyter_gpupool.server.watch.visibility import difference
 
+from ..conftest import PATIENCE_S
 from .conftest import Pool, ask
 
 
@@ -22,12 +23,17 @@ async def watch(query: str = "", token: str | None = None) -> WebSocketClientCon
     assert address is not None
     url = address.url.replace("http", "ws", 1) + f"/gpupool/api/v1/events{query}"
     return await websocket_connect(
-        HTTPRequest(url, headers={"Authorization": f"Bearer {token or address.token}"})
+        HTTPRequest(
+            url,
+            headers={"Authorization": f"Bearer {token or address.token}"},
+            connect_timeout=PATIENCE_S,
+            request_timeout=PATIENCE_S,
+        )
     )
 
 
 async def hear(socket: WebSocketClientConnection) -> dict[str, Any]:
-    message = await asyncio.wait_for(socket.read_message(), 30)
+    message = await asyncio.wait_for(socket.read_message(), PATIENCE_S)
     assert message is not None, "the pool closed the connection"
     return json.loads(message)
 
@@ -42,7 +48,7 @@ async def until(
 
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scene(), 120))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(scene(), 3 * PATIENCE_S))  # type: ignore[arg-type]
 
 
 def test_the_state_then_a_lease_from_grant_to_end(pool: Pool) -> None:

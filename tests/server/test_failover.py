@@ -23,9 +23,9 @@ from jupyter_gpupool.core.models import LeaseState
 from jupyter_gpupool.pool.ledger.ledger import Ledger
 from jupyter_gpupool.transport.lifeline import Lifeline
 
-from ..conftest import often
+from ..conftest import PATIENCE_S, often
 from ..support.ports import free_port
-from .conftest import ask, attach_spec
+from .conftest import ask, attach_spec, begun
 
 KILLS = often(3, 100)
 WITHOUT_WORKERS = Path(__file__).parents[2] / "benchmarks" / "pool_without_workers.py"
@@ -69,7 +69,9 @@ class Daemons:
 
     def client(self, *urls: str, patience_s: float = 0.0) -> PoolClient:
         first, *also = urls
-        return PoolClient(first, discovery.user_token(), patience_s=patience_s, also=also)
+        return PoolClient(
+            first, discovery.user_token(), timeout_s=PATIENCE_S, patience_s=patience_s, also=also
+        )
 
     def answers(self, url: str) -> bool:
         assert self.processes[url].poll() is None, "it ended"
@@ -112,7 +114,7 @@ def test_the_one_that_follows_answers_questions_and_refuses_changes(two: Callabl
     daemons = two(str(WITHOUT_WORKERS))
     leader = daemons.leader()
     with daemons.client(leader) as first, daemons.client(daemons.other(leader)) as second:
-        lease = first.request(ask(0.5), wait_s=5)
+        lease = begun(first, ask(0.5))
         assert second.pool()["servers"] == first.pool()["servers"]
         assert [found.id for found in second.leases()] == [lease.id]
         seen, told = second.lease(lease.id), first.lease(lease.id)
@@ -130,7 +132,7 @@ def test_the_one_that_follows_answers_questions_and_refuses_changes(two: Callabl
             with pytest.raises(NotLeading, match=f"does not lead the pool, the one at {leader} does"):
                 change()
         first.release(lease.id)
-        assert second.wait(lease.id, lease, wait_s=10).state is LeaseState.RELEASED
+        assert second.wait(lease.id, lease, wait_s=30).state is LeaseState.RELEASED
     with daemons.client(daemons.other(leader), leader) as either:
         assert either.request(ask(0.5)).state.holds, "a client that knows both gets there"
 
@@ -141,7 +143,7 @@ class Client(threading.Thread):
     def __init__(self, daemons: Daemons, seed: int) -> None:
         super().__init__(daemon=True)
         self.random = random.Random(seed)
-        self.client = daemons.client(*daemons.urls)
+        self.client = daemons.client(*daemons.urls, patience_s=PATIENCE_S)
         self.over = threading.Event()
         self.slices: dict[str, tuple] = {}
         self.ended: dict[str, LeaseState] = {}
@@ -231,10 +233,11 @@ def test_the_leader_is_killed_under_load(two: Callable[..., Daemons], eventually
 def test_the_successor_finds_the_workers(two: Callable[..., Daemons], eventually: Callable) -> None:
     """A lease computes on, its holder hears nothing of it, and its end is seen by the one that took over."""
     pytest.importorskip("torch", reason="workers need PyTorch")
-    daemons = two("-m", "jupyter_gpupool.server.daemon.pool_app")
+    # The holder attaches in its own time, as a busy machine allows.
+    daemons = two("-m", "jupyter_gpupool.server.daemon.pool_app", "--LocalEngine.attach_timeout_s=600")
     leader = daemons.leader()
-    with daemons.client(*daemons.urls) as client:
-        lease = client.request(ask(0.5), wait_s=30)
+    with daemons.client(*daemons.urls, patience_s=PATIENCE_S) as client:
+        lease = begun(client, ask(0.5))
         line = Lifeline(attach_spec(lease))
         daemons.kill(leader)
         after = client.heartbeat(lease.id)

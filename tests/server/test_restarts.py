@@ -17,6 +17,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_gpupool.core.errors import PoolError
 from jupyter_gpupool.core.models import LeaseState
 from jupyter_gpupool.pool.ledger.ledger import Ledger
+from jupyter_gpupool.transport.frames import WireError
 from jupyter_gpupool.transport.handshake import Refused
 from jupyter_gpupool.transport.lifeline import Lifeline
 
@@ -36,6 +37,7 @@ class Client(threading.Thread):
         self.random = random.Random(seed)
         self.client = pool.client
         self.over = threading.Event()
+        self.answers = 0
         self.held = 0
         self.failure: Exception | None = None
 
@@ -43,7 +45,7 @@ class Client(threading.Thread):
         while not self.over.is_set():
             try:
                 self.once()
-            except (PoolError, Refused, ConnectionError):
+            except (PoolError, Refused, WireError, OSError):
                 continue  # that lease came to nothing; the next one may
             except Exception as e:
                 self.failure = e
@@ -53,6 +55,7 @@ class Client(threading.Thread):
         request = ask(self.random.choice([0.2, 0.3, 0.45, 0.8]), self.random.choice([1, 1, 2]))
         try:
             lease = self.client.request(request, wait_s=1.0)
+            self.answers += 1
             if lease.state is LeaseState.ACTIVE:
                 line = Lifeline(attach_spec(lease))
                 self.held += 1
@@ -97,6 +100,14 @@ def test_killed_again_and_again_during_grants(
         client.start()
     grants = 0
     for _ in range(RESTARTS):
+        # A pool that nobody has reached yet has granted nothing.
+        before = sum(client.answers for client in clients)
+        eventually(
+            lambda before=before: (
+                sum(client.answers for client in clients) > before or any(c.failure for c in clients)
+            ),
+            "the pool answers a request",
+        )
         pause = threading.Event()
         pause.wait(chance.random() * 0.8)  # when to strike is chance; nothing below depends on it
         pool.process.kill()

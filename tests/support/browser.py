@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 #: Quiet, and content with a container: no sandbox of its own, no shared GPU, nothing fetched by itself.
 BROWSER_OPTIONS = [
@@ -20,6 +21,18 @@ BROWSER_OPTIONS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def run_cell(page: Page, cell: Locator) -> Locator:
+    """Run a code cell; return its output."""
+    prompt = cell.locator(".jp-InputPrompt")
+    before = prompt.inner_text()
+    while True:  # a page that is still rendering loses the key
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+        with contextlib.suppress(AssertionError):
+            expect(prompt).not_to_have_text(before, timeout=10_000)
+            return cell.locator(".jp-OutputArea")
 
 
 # Playwright's own event loop runs through all tests of a module; pytest-jupyter would close it after each.

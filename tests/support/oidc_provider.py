@@ -131,7 +131,7 @@ class OpenIDProvider:
         return ssl.create_default_context(cafile=str(self.ca))
 
     def http(self) -> httpx.Client:
-        return httpx.Client(verify=self.trusted, trust_env=False, base_url=self.issuer, timeout=60)
+        return httpx.Client(verify=self.trusted, trust_env=False, base_url=self.issuer, timeout=300)
 
     def rotate(self, kid: str) -> None:
         """From now on it signs with another key, and publishes only that one."""
@@ -173,7 +173,7 @@ def log_in(url: str, user: str, trusted: ssl.SSLContext, until: str = "") -> str
 
     With ``until``, the beginning of an address, it returns the address that it is sent to there.
     """
-    with httpx.Client(verify=trusted, trust_env=False, follow_redirects=not until, timeout=60) as http:
+    with httpx.Client(verify=trusted, trust_env=False, follow_redirects=not until, timeout=300) as http:
         page = http.get(url)
         for _ in range(10):
             while page.has_redirect_location:

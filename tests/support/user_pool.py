@@ -29,7 +29,10 @@ class UserPool:
             "JUPYTER_CONFIG_DIR": str(self._home / "config"),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate", *options],
+            [
+                *(sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"),
+                *("--LocalEngine.attach_timeout_s=60", *options),
+            ],
             stderr=subprocess.DEVNULL,
             env={**os.environ, **environment},
         )
@@ -55,7 +58,7 @@ class UserPool:
 
     def _client(self) -> PoolClient:
         address = json.loads(self._address.read_text())
-        return PoolClient(address["url"], address["token"])
+        return PoolClient(address["url"], address["token"], timeout_s=300.0)
 
     def stop(self) -> None:
         """End the pool, and remove its files."""

@@ -16,8 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ..conftest import USERS_OWN
+from ..conftest import PATIENCE_S, USERS_OWN
 from ..support.browser import browser, jp_asyncio_loop, jp_server_cleanup, page, window  # noqa: F401  # fixtures
+from ..support.ports import free_port
 
 
 class Lab:
@@ -27,7 +28,7 @@ class Lab:
 
     def __init__(self, home: Path, root: Path, built: Path, *options: str) -> None:
         self.root = root
-        self.port = 0
+        self.port = free_port()
         self._log = root.parent / f"{root.name}.log"
         self._options = options
         # What was built from these sources goes before what is installed.
@@ -62,6 +63,7 @@ class Lab:
                     f"--IdentityProvider.token={self.TOKEN}",
                     f"--ServerApp.root_dir={self.root}",
                     "--LocalEngine.emulate=always",
+                    "--LocalEngine.attach_timeout_s=60",
                     *self._options,
                 ],
                 cwd=self.root,
@@ -80,6 +82,7 @@ class Lab:
         with httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}/gpupool/api/v1/",
             headers={"Authorization": f"token {self.TOKEN}"},
+            timeout=PATIENCE_S,
         ) as client:
             for lease in client.get("leases").raise_for_status().json()["leases"]:
                 client.delete(f"leases/{lease['id']}").raise_for_status()
@@ -89,7 +92,7 @@ class Lab:
         info = self._runtime / f"jpserver-{self._process.pid}.json"
         try:
             said = json.loads(info.read_text())
-            httpx.get(f"{said['url']}api")
+            httpx.get(f"{said['url']}api", timeout=PATIENCE_S)
         except (OSError, ValueError, httpx.TransportError):  # not there, half written, or not listening yet
             return False
         self.port = said["port"]

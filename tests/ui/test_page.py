@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from jupyter_gpupool.client import bundle
 from jupyter_gpupool.server.http import console
 
+from ..conftest import PATIENCE_S
 from ..server.daemon.conftest import Server, initialised
 from .accessible import violations
 
@@ -39,7 +40,8 @@ def token(server: Server) -> str:
 
 
 def test_its_files_are_served_under_a_strict_policy(server: Server) -> None:
-    with httpx.Client(base_url=server.url, verify=ssl.create_default_context(cadata=server.ca)) as client:
+    trusting = ssl.create_default_context(cadata=server.ca)
+    with httpx.Client(base_url=server.url, verify=trusting, timeout=PATIENCE_S) as client:
         assert client.get("/gpupool/console").headers["Location"] == "console/"
         found = client.get("/gpupool/console/")
         assert found.status_code == 200 and found.headers["Content-Type"].startswith("text/html")

@@ -80,7 +80,8 @@ def test_what_a_program_holds_is_there_while_it_runs(panel: Locator, one_lab: La
         piece = panel.locator(".jp-GPUPool-piece.jp-mod-mine").first
         piece.hover()
         expect(piece).to_have_attribute(
-            "title", re.compile(rf"{getpass.getuser()}\na program\n0 of 26,008 MiB used, 0% busy\nfor \d+ s")
+            "title",
+            re.compile(rf"{getpass.getuser()}\na program\n0 of 26,008 MiB used, 0% busy\nfor \d+ (s|min)"),
         )
     expect(panel).to_contain_text("You hold no GPU slices.")
     for meter in meters.all():

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from ..server.daemon.conftest import Server, initialised
+from ..support.browser import run_cell
 from .conftest import Lab
 from .test_console import opened, see
 from .test_slices import notebook
@@ -67,10 +68,7 @@ class User:
 
     def run(self, n: int) -> Locator:
         """Run a cell; return its output."""
-        cell = self.page.locator(".jp-CodeCell").nth(n)
-        cell.locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-        return cell.locator(".jp-OutputArea")
+        return run_cell(self.page, self.page.locator(".jp-CodeCell").nth(n))
 
     def told(self, text: str) -> Locator:
         return self.page.locator(".Toastify__toast").filter(has_text=text)

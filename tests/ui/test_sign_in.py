@@ -128,7 +128,7 @@ def test_signing_out_everywhere_ends_the_other_browsers_page_at_once(
             expect(one.get_by_text("live", exact=True)).to_be_visible()
         page.get_by_role("button", name="Sign out everywhere").click()
         for one in (page, elsewhere):
-            expect(one.get_by_role("link", name="Sign in with localhost")).to_be_visible(timeout=30_000)
+            expect(one.get_by_role("link", name="Sign in with localhost")).to_be_visible()
     finally:
         other.close()
 

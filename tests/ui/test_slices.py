@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Locator, Page, expect
 
+from ..conftest import PATIENCE_S
+from ..support.browser import run_cell
 from .conftest import Lab
 
 pytest.importorskip("torch", reason="slices are for PyTorch programs")
@@ -91,15 +92,7 @@ class Screen:
 
     def run(self, n: int) -> Locator:
         """Run a cell of the notebook in front; return its output."""
-        cell = self.cells.nth(n)
-        while True:  # a page that is still rendering loses the key
-            cell.locator(".cm-content").click()
-            self.page.keyboard.press("Control+Enter")
-            with contextlib.suppress(AssertionError):
-                expect(cell.locator(".jp-InputPrompt")).to_have_text(
-                    re.compile(r"\[(\*|\d+)\]"), timeout=10_000
-                )
-                return cell.locator(".jp-OutputArea")
+        return run_cell(self.page, self.cells.nth(n))
 
     def ran(self, n: int) -> None:
         """Run a cell of the notebook in front, and wait until it has ended.
@@ -323,7 +316,9 @@ def test_a_kernel_that_is_restarted_gives_its_slices_back_and_may_have_others(sc
 
 def kernel_of(lab: Lab, name: str) -> psutil.Process:
     """The process that computes for a notebook."""
-    answer = httpx.get(f"http://127.0.0.1:{lab.port}/api/sessions", params={"token": lab.TOKEN})
+    answer = httpx.get(
+        f"http://127.0.0.1:{lab.port}/api/sessions", params={"token": lab.TOKEN}, timeout=PATIENCE_S
+    )
     (kernel,) = [session["kernel"]["id"] for session in answer.json() if session["path"] == name]
     (found,) = [
         process

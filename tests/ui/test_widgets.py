@@ -9,6 +9,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Page, expect
 
+from ..support.browser import run_cell
+
 pytest.importorskip("torch", reason="slices are for PyTorch programs")
 
 CELL = """\
@@ -23,9 +25,8 @@ def test_a_slice_by_the_mouse_and_a_page_that_is_loaded_again(page: Page, lab: s
     nbformat.write(new_notebook(cells=[new_code_cell(CELL)], metadata=kernel), tmp_path / "pick.ipynb")
     page.goto(lab.replace("/lab?", "/lab/tree/pick.ipynb?"))
     cell = page.locator(".jp-Notebook .jp-CodeCell").first
-    cell.locator(".cm-content").click()
     expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible()
-    page.keyboard.press("Shift+Enter")
+    run_cell(page, cell)
     output = page.locator(".jp-Notebook .jp-OutputArea").first
     expect(output).to_contain_text("1 × 26008 MiB, emulated: free now (2 of 2 GPUs have that much free)")
     expect(output.get_by_role("button", name="Release")).to_be_disabled()

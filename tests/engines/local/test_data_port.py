@@ -25,6 +25,8 @@ from jupyter_gpupool.transport import frames, handshake, tls
 from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 
+from ...conftest import PATIENCE_S
+
 torch = pytest.importorskip("torch", reason="workers need PyTorch")
 
 SECRET = "known to the client alone"
@@ -46,7 +48,7 @@ async def running(tmp_path: Path, certificates: Any, **options: Any) -> AsyncIte
         certfile=str(certificates.certfile),
         keyfile=str(certificates.keyfile),
         data_host="127.0.0.1",
-        attach_timeout_s=60.0,
+        attach_timeout_s=600.0,
         **options,
     )
     await engine.start(lambda lease_id, state, reason: None)
@@ -158,7 +160,7 @@ def test_nothing_older_than_tls_1_3(tmp_path: Path, certificates: Any) -> None:
         context = ssl.create_default_context(cadata=certificates.ca)
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
-        sock = socket.create_connection((spec.host, spec.port), 20)
+        sock = socket.create_connection((spec.host, spec.port), PATIENCE_S)
         with sock, pytest.raises(ssl.SSLError, match="(?i)protocol.version"):
             context.wrap_socket(sock, server_hostname=spec.host)
         session_of(spec).close()
@@ -179,7 +181,7 @@ def test_nothing_older_than_tls_1_3(tmp_path: Path, certificates: Any) -> None:
 )
 def test_what_is_no_client_is_turned_away(tmp_path: Path, certificates: Any, said: bytes) -> None:
     def story(engine: LocalEngine, spec: AttachSpec) -> None:
-        with socket.create_connection((spec.host, spec.port), 20) as sock:
+        with socket.create_connection((spec.host, spec.port), PATIENCE_S) as sock:
             with contextlib.suppress(OSError):  # it may hang up at any point
                 sock.sendall(said)
                 sock.shutdown(socket.SHUT_WR)
@@ -207,7 +209,7 @@ def test_a_stolen_secret_is_worth_nothing_after_the_release(tmp_path: Path, cert
         await engine.stop_worker(spec.lease_id)
         with pytest.raises(frames.ConnectionLost, match="has the lease ended"):
             session_of(spec)
-        session.settimeout(20)
+        session.settimeout(PATIENCE_S)
         with pytest.raises(ConnectionError):
             while True:
                 frames.receive(session)
@@ -309,9 +311,9 @@ def test_the_port_outlives_its_pool(tmp_path: Path, certificates: Any) -> None:
             assert adopted == {lease.id: worker}
             (await asyncio.to_thread(session_of, spec)).close()
             assert acceptor_of(engine).pid != old.pid and line.alive
-            await asyncio.to_thread(old.wait, 60)
+            await asyncio.to_thread(old.wait, PATIENCE_S)
             new = acceptor_of(engine)
             line.release()
-        await asyncio.to_thread(new.wait, 60)  # with no worker left
+        await asyncio.to_thread(new.wait, PATIENCE_S)  # with no worker left
 
     asyncio.run(main())

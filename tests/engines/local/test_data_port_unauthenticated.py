@@ -20,6 +20,7 @@ from jupyter_gpupool.transport import frames, handshake, tls
 from jupyter_gpupool.transport.client_hello import NotTLS, wanted_lease
 from jupyter_gpupool.transport.specs import AttachSpec
 
+from ...conftest import PATIENCE_S
 from .test_data_port import FACTS, SECRET, attach_spec, granted, play, session_of
 
 
@@ -35,7 +36,7 @@ def hello(spec: AttachSpec, *protocols: str) -> bytes:
 
 def answer(spec: AttachSpec, *pieces: bytes) -> bytes:
     """To these pieces, one after the other, as far as anybody listens."""
-    with socket.create_connection((spec.host, spec.port), 20) as sock:
+    with socket.create_connection((spec.host, spec.port), PATIENCE_S) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         heard = b""
         with contextlib.suppress(OSError):
@@ -113,7 +114,7 @@ def test_inside_tls_nothing_is_said_before_the_secret(tmp_path: Path, certificat
     def inside(spec: AttachSpec) -> Iterator[ssl.SSLSocket]:
         context = tls.client_context(spec.ca)
         context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
-        plain = socket.create_connection((spec.host, spec.port), 20)
+        plain = socket.create_connection((spec.host, spec.port), PATIENCE_S)
         with context.wrap_socket(plain, server_hostname=spec.host) as sock:
             yield sock
 

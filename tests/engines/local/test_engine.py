@@ -28,6 +28,8 @@ from jupyter_gpupool.transport.lifeline import Lifeline
 pytest.importorskip("torch", reason="workers need PyTorch")
 
 SECRET = "known to the client alone"
+#: As that of tests/conftest.py, which the program below cannot import.
+PATIENCE_S = 300.0
 
 
 def granted(memory_mib: int = 1000, ttl_s: float = 15.0) -> Lease:
@@ -57,13 +59,14 @@ class Ends:
     async def of(self, lease: Lease) -> tuple[LeaseState, str]:
         while lease.id not in self.said:
             self._news.clear()
-            await asyncio.wait_for(self._news.wait(), 60)
+            await asyncio.wait_for(self._news.wait(), PATIENCE_S)
         return self.said[lease.id]
 
 
 @contextlib.asynccontextmanager
 async def running(tmp_path: Path, **options: object) -> AsyncIterator[tuple[LocalEngine, Ends]]:
-    engine, ends = LocalEngine(run_dir=str(tmp_path / "run"), emulate="always", **options), Ends()
+    settings = {"attach_timeout_s": 60.0, **options}  # a busy machine takes its time
+    engine, ends = LocalEngine(run_dir=str(tmp_path / "run"), emulate="always", **settings), Ends()
     await engine.start(ends)
     try:
         yield engine, ends
@@ -188,7 +191,7 @@ def test_what_a_dead_pool_asked_for_is_not_started(tmp_path: Path) -> None:
         control.send(json.dumps({"start": asdict(engine._spec(granted())), "host": engine.host}).encode())
         await engine.stop()  # a persistent engine only hangs up
         engine._parent.process.send_signal(signal.SIGCONT)
-        assert await asyncio.to_thread(engine._parent.process.wait, 60) == 0, "nothing to wait for"
+        assert await asyncio.to_thread(engine._parent.process.wait, PATIENCE_S) == 0, "nothing to wait for"
         assert list((tmp_path / "run").glob("*.json")) == []
 
     asyncio.run(main())
@@ -328,8 +331,11 @@ def test_what_an_exit_code_means(code: int | None, state: LeaseState) -> None:
     assert local.end_of(code)[0] is state
 
 
-def test_a_worker_hears_that_it_is_to_end_at_any_moment_of_its_start(tmp_path: Path) -> None:
+def test_a_worker_hears_that_it_is_to_end_at_any_moment_of_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Leases that are released as soon as they are granted must not wait for a kill."""
+    monkeypatch.setattr("jupyter_gpupool.engines.local.workers._GRACE_S", 60.0)  # time for a busy machine
 
     async def main() -> None:
         async with running(tmp_path) as (engine, ends):

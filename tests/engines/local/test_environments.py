@@ -81,7 +81,7 @@ def test_each_client_gets_its_release(tmp_path: Path, other: str, eventually: Ca
     """Three clients at once; then the other environment's parent ends, and comes back when it is needed."""
 
     async def main() -> None:
-        options = {"environments": {"other": other}, "environment_idle_s": 1.0, "attach_timeout_s": 60.0}
+        options = {"environments": {"other": other}, "environment_idle_s": 1.0, "attach_timeout_s": 600.0}
         async with running(tmp_path, **options) as (engine, ends):
             leases = [lease_of(HERE), lease_of(OTHER), lease_of("")]
             workers = await asyncio.gather(*map(engine.start_worker, leases))
@@ -103,7 +103,7 @@ def test_each_client_gets_its_release(tmp_path: Path, other: str, eventually: Ca
 
 def test_the_death_of_one_parent_is_no_matter_to_the_others(tmp_path: Path, other: str) -> None:
     async def main() -> None:
-        async with running(tmp_path, environments={"other": other}, attach_timeout_s=60.0) as (engine, ends):
+        async with running(tmp_path, environments={"other": other}, attach_timeout_s=600.0) as (engine, ends):
             here, there = lease_of(HERE), lease_of(OTHER)
             workers = [await engine.start_worker(lease) for lease in (here, there)]
             line = Lifeline(attach_spec(here, workers[0]))
@@ -156,7 +156,7 @@ def test_what_is_recorded_while_the_engine_runs_is_taken_up(
     folder = str(tmp_path / "environments")
 
     async def main() -> None:
-        options = {"environments_dir": folder, "environment_idle_s": 1.0, "attach_timeout_s": 60.0}
+        options = {"environments_dir": folder, "environment_idle_s": 1.0, "attach_timeout_s": 600.0}
         async with running(tmp_path, **options) as (engine, _):
             engine.log.propagate = True
             engine.log.setLevel("INFO")

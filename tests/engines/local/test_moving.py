@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="workers need PyTorch")
 
 from jupyter_gpupool.core.environment import LEASE  # noqa: E402
 from jupyter_gpupool.core.errors import EngineError  # noqa: E402
+from jupyter_gpupool.core.files import write_atomically  # noqa: E402
 from jupyter_gpupool.core.models import Lease, WorkerAddress  # noqa: E402
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
 from jupyter_gpupool.transport import frames, handshake  # noqa: E402
@@ -54,7 +55,7 @@ class Pair:
 
     def _write(self) -> None:
         """What a holder does once its pool knows where the lease is."""
-        self._file.write_text(self.spec.to_json())
+        write_atomically(self._file, self.spec.to_json())
 
     @property
     def here(self) -> Server:

@@ -85,7 +85,7 @@ def silent(message: dict[str, Any], descriptors: list[int]) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_answers, "time_limit_s", lambda what: 0.05)
+    monkeypatch.setattr(worker_answers, "time_limit_s", lambda what: 3.0)
 
 
 @pytest.mark.parametrize(

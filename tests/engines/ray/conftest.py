@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,7 +91,8 @@ class Farm:
         """Let nothing come from that node, and nothing be answered there."""
         frozen = self.processes(name)
         for process in frozen:
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
         return frozen
 
     def shutdown(self) -> None:
@@ -147,7 +149,7 @@ class Pool:
         wait_until(lambda: self.process.poll() is not None or published.exists(), "the pool answers")
         assert self.process.poll() is None, "the pool ended at its start"
         address = json.loads(published.read_text())
-        self.client = PoolClient(address["url"], address["token"])
+        self.client = PoolClient(address["url"], address["token"], timeout_s=300.0)
         #: of a process that uses this pool
         self.environment = {**os.environ, "GPUPOOL_URL": address["url"], "GPUPOOL_TOKEN": address["token"]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -25,10 +26,11 @@ from jupyter_gpupool.transport.lifeline import Lifeline
 
 from ...conftest import often
 from ...support import other_release
+from ...support.processes import runs
 from .conftest import NAMES, Farm, Pool, ask, spec_of
 
 #: How soon the leases of a lost GPU server must be LOST, in seconds; a busy machine is given more.
-LOST_WITHIN_S = 60
+LOST_WITHIN_S = 180
 
 
 def shares() -> dict[str, list[float]]:
@@ -185,7 +187,7 @@ def test_a_drained_server_is_left_by_its_leases_and_their_programs_go_on(
         assert all(one != other for one, other in zip(places, places[1:])), places
         assert now.worker is not None and lease.worker is not None
         assert psutil.Process(now.worker.pid) in farm.processes(places[-1])
-        assert not psutil.pid_exists(lease.worker.pid), "the worker that it left has ended"
+        assert not runs(lease.worker.pid), "the worker that it left has ended"
         assert pool.granted_mib() == 13004 + 9753, "it holds what it held"
         eventually(lambda: shares() == {lease.id: [0.4], pinned.id: [0.3]}, "and Ray knows of no more")
         assert line.alive and pinned_line.alive
@@ -279,9 +281,7 @@ def test_one_lease_on_several_servers(pool: Pool, farm: Farm, eventually: Callab
     eventually(lambda: round(free_gpus(farm, "gamma"), 4) == 1.8, "it shrinks on every server")
     line.release()
     eventually(lambda: state(pool, lease) is LeaseState.RELEASED, "it ends")
-    eventually(
-        lambda: not any(psutil.pid_exists(lease.worker.on(name).pid) for name in NAMES), "all its workers end"
-    )
+    eventually(lambda: not any(runs(lease.worker.on(name).pid) for name in NAMES), "all its workers end")
 
 
 def test_a_program_on_several_servers(pool: Pool) -> None:
@@ -309,9 +309,7 @@ def test_a_lease_on_several_servers_is_lost_with_one_of_its_workers(pool: Pool, 
     assert lost.reason == (
         "its worker was killed by SIGKILL on GPU server beta; what the lease had on alpha, gamma ended with it"
     )
-    eventually(
-        lambda: not any(psutil.pid_exists(lease.worker.on(name).pid) for name in NAMES), "all its workers end"
-    )
+    eventually(lambda: not any(runs(lease.worker.on(name).pid) for name in NAMES), "all its workers end")
 
 
 def test_a_worker_that_crashes_is_replaced_and_the_others_go_on(pool: Pool, eventually: Callable) -> None:
@@ -341,9 +339,7 @@ def test_a_worker_that_crashes_is_replaced_and_the_others_go_on(pool: Pool, even
     assert now.worker.on("beta").pid != former.pid and now.worker.on("beta").port == former.port
     assert now.worker.on("gamma") == lease.worker.on("gamma")
     line.release()
-    eventually(
-        lambda: not any(psutil.pid_exists(now.worker.on(name).pid) for name in NAMES), "all its workers end"
-    )
+    eventually(lambda: not any(runs(now.worker.on(name).pid) for name in NAMES), "all its workers end")
 
 
 def test_a_drained_server_gets_nothing_new(pool: Pool, eventually: Callable) -> None:
@@ -383,7 +379,7 @@ def test_a_node_dies_and_another_joins(pool: Pool, farm: Farm, eventually: Calla
     with pytest.raises(LeaseEnded, match="gamma"):
         pool.client.heartbeat(spread.id)
     eventually(
-        lambda: not any(psutil.pid_exists(spread.worker.on(name).pid) for name in NAMES),
+        lambda: not any(runs(spread.worker.on(name).pid) for name in NAMES),
         "all its workers end",
     )
     assert pool.servers() == ["alpha", "beta"]
@@ -428,9 +424,10 @@ def test_the_network_to_a_node_is_cut_and_healed(pool: Pool, farm: Farm, eventua
         assert state(pool, other) is LeaseState.ACTIVE and other_line.alive
     finally:
         for process in frozen:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
     eventually(lambda: "beta" in pool.servers(), "it is there again")
-    assert not psutil.pid_exists(cut.worker.pid), "first of all the worker of the lost lease is ended"
+    assert not runs(cut.worker.pid), "first of all the worker of the lost lease is ended"
     eventually(lambda: line.lost, "its holder hears of it")
     _, again = pool.hold(ask(1.0, 2, filters={"server": "beta"}))
     again.release()

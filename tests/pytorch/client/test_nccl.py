@@ -293,8 +293,8 @@ def test_a_rank_that_is_killed_is_named_and_the_others_go_on(start_worker: Calla
     ]
     for process in processes:
         process.start()
-    assert answers.get(timeout=200).startswith("rank 1 has ended or left the lease")
-    assert answers.get(timeout=60) == [2, 2]
+    assert answers.get(timeout=600).startswith("rank 1 has ended or left the lease")
+    assert answers.get(timeout=600) == [2, 2]
     for process in processes:
         process.join()
 
@@ -355,7 +355,7 @@ def test_a_rank_that_is_done_first_waits_for_the_others(start_worker: Callable, 
     ]
     for process in processes:
         process.start()
-    assert answers.get(timeout=200) == [4, 4, 4]
+    assert answers.get(timeout=600) == [4, 4, 4]
     for process in processes:
         process.join()
         assert process.exitcode == 0

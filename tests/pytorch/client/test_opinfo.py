@@ -27,7 +27,7 @@ def attached(start_worker: Callable) -> Iterator[None]:
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    session.activate(start_worker(num_gpus=1, attach_timeout_s=3600.0).spec)
+    session.activate(start_worker(num_gpus=1, attach_timeout_s=36000.0).spec)
     yield
     session.deactivate()
     torch.set_num_threads(before)

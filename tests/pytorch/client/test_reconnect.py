@@ -332,7 +332,9 @@ def test_a_worker_that_is_killed_is_gone_and_not_waited_for(proxied: Any) -> Non
         x.sum().item()
 
 
-def test_a_lease_whose_client_does_not_come_back_in_time_ends(start_worker: Callable) -> None:
+def test_a_lease_whose_client_does_not_come_back_in_time_ends(
+    start_worker: Callable, eventually: Callable
+) -> None:
     worker = start_worker(resume_s=0.3)
     with through(worker.spec) as (proxy, near):
         lost: list[str] = []
@@ -345,6 +347,7 @@ def test_a_lease_whose_client_does_not_come_back_in_time_ends(start_worker: Call
         with pytest.raises(WorkerGone, match=r"no connection to it for 0\.3 s.*its tensors are lost"):
             x.sum().item()
         assert worker.exit_code() == specs.EXIT_HOLDER_LOST
+        eventually(lambda: lost, "the holder gives up as well")
         line.release()
         assert lost == ["no connection to it for 0.3 s"]
         session.deactivate()

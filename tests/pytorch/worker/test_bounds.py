@@ -38,7 +38,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[executor.WorkerSe
     monkeypatch.setattr(worker, "WorkerSession", Watched)
     monkeypatch.setattr(dispatcher, "MAX_TEMPLATES", BOUND)
     devices = (DeviceSpec(0, "GPU-0", "emulated", 1000, 1000, True),)
-    spec = WorkerSpec("bounds", hashlib.sha256(SECRET.encode()).hexdigest(), devices, attach_timeout_s=60.0)
+    spec = WorkerSpec("bounds", hashlib.sha256(SECRET.encode()).hexdigest(), devices, attach_timeout_s=6000.0)
     served = worker.Worker(spec, lambda usage: None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=served.run, args=(listener,), daemon=True)

@@ -30,7 +30,7 @@ FUZZ = settings(
 @contextlib.contextmanager
 def connected(spec: object) -> Iterator[socket.socket]:
     sock, _ = handshake.connect(spec, "session", {"torch": torch.__version__, "threads": 1})  # type: ignore[arg-type]
-    sock.settimeout(20)
+    sock.settimeout(300)
     try:
         yield sock
     finally:
@@ -45,7 +45,7 @@ def still_serves(spec: object) -> None:
 
 def say(sock: socket.socket, data: bytes) -> None:
     """Send ``data`` and no more, and listen until the worker hangs up, which it may do at any point."""
-    sock.settimeout(20)
+    sock.settimeout(300)
     with contextlib.suppress(ConnectionError, OSError):
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -192,7 +192,7 @@ class TestWhatTheWorkerRefuses:
         hello = {"torch": torch.__version__, "threads": 1, "devices": numbers}
         sock, _ = handshake.connect(worker.spec, "session", hello)  # type: ignore[attr-defined]
         with sock:
-            sock.settimeout(20)
+            sock.settimeout(300)
             kind, header, _ = frames.receive(sock)
             assert kind is frames.Kind.BYE
             assert "numbers devices that the lease does not have" in header["message"]

@@ -60,7 +60,7 @@ class Rank:
     def post(self, name: bytes = NAME, box: bytes = BOX) -> None:
         self.session.run([POST, box, name, 1, FOUR])
 
-    def take(self, timeout_s: float = 60.0, layout: Any = FOUR) -> None:
+    def take(self, timeout_s: float = 300.0, layout: Any = FOUR) -> None:
         self.session.run([TAKE, BOX, NAME, 1, layout, [0, 1], timeout_s])
 
     def values(self) -> list[float]:

@@ -83,7 +83,7 @@ def test_memory_is_let_go_and_comes_back_when_it_is_used(eventually: Callable[..
     place.residence.gate.on_wanted = wanted.set
     read = threading.Thread(target=place.run, args=("a", codes.READ, 1, [[1 << 22], [1], 0, "uint8", 0]))
     read.start()
-    assert wanted.wait(60), "a command that needs memory asks for it"
+    assert wanted.wait(300), "a command that needs memory asks for it"
     place.residence.resume()
     read.join()
     assert place.answers[-1][2] == contents[1].numpy().tobytes()

@@ -18,11 +18,14 @@ import pytest
 from jupyter_gpupool.client import bundle
 from jupyter_gpupool.client.http import PoolClient
 
+from ...conftest import PATIENCE_S
 from ...support.ports import free_ports
 
 pytest.importorskip("torch", reason="workers need PyTorch")
 
 COMMAND = [sys.executable, "-m", "jupyter_gpupool"]
+#: Many leases are held by nobody here, and a busy machine takes its time with the others.
+PATIENT = "--LocalEngine.attach_timeout_s=600"
 
 
 def gpupool(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +68,7 @@ class Server:
         with (self.folder.parent / "log").open("ab") as log:
             before = self.log.count("data port")
             self.process = subprocess.Popen(
-                [*COMMAND, "server", str(self.folder), "--emulate", *self.options],
+                [*COMMAND, "server", str(self.folder), "--emulate", PATIENT, *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -88,7 +91,7 @@ class Server:
         return self.process.wait(300)
 
     def client(self, token: str) -> PoolClient:
-        made = PoolClient(self.url, token, ca=self.ca)
+        made = PoolClient(self.url, token, timeout_s=PATIENCE_S, ca=self.ca)
         self.clients.append(made)
         return made
 

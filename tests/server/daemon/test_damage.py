@@ -22,6 +22,7 @@ from jupyter_gpupool.server.daemon.json_logs import Damper
 from jupyter_gpupool.transport import frames, handshake
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 
+from ...conftest import PATIENCE_S
 from .conftest import Server
 from .test_tokens import hold
 
@@ -39,7 +40,7 @@ def test_a_cut_ends_leases_whose_holder_is_silent(server: Server, eventually: Ca
         eve.heartbeat(lease.id)
     server.administrator().revoke_token(token["id"], end_leases=True)
     assert server.administrator().lease(lease.id).reason == "its token was revoked"
-    line.settimeout(5)
+    line.settimeout(PATIENCE_S)
     with pytest.raises(ConnectionError):
         while True:
             frames.receive(line)

@@ -11,6 +11,7 @@ import pytest
 from jupyter_gpupool.server.http import handlers, tokens
 from jupyter_gpupool.server.http.openapi.document import document
 
+from ...conftest import PATIENCE_S
 from ..fuzzing import SOCKETS, fuzzed
 from .conftest import Server
 from .unauthenticated import trusting
@@ -23,7 +24,7 @@ def test_every_call_by_its_description(server: Server, administers: bool) -> Non
     token = server.token(administers=administers)["token"]
     headers = {"Authorization": f"Bearer {token}"}
     base = f"{server.url}/gpupool/api/v1"
-    with httpx.Client(verify=trusting(server), headers=headers) as http:
+    with httpx.Client(verify=trusting(server), headers=headers, timeout=PATIENCE_S) as http:
         description = http.get(f"{base}/openapi.json").json()
     met = fuzzed(description, base, headers, verify=str(server.folder / "ca.crt"))
     calls = {

@@ -30,7 +30,7 @@ from jupyter_gpupool.core.errors import (
 )
 from jupyter_gpupool.core.models import Lease
 
-from ...conftest import often
+from ...conftest import PATIENCE_S, often
 from ...support.oidc_provider import OpenIDProvider, new_key
 from ...support.ports import free_port
 from .conftest import Server, initialised
@@ -129,7 +129,8 @@ def test_who_a_token_names_and_what_its_groups_grant(setup: Setup) -> None:
 def from_address(setup: Setup, address: str) -> httpx.Client:
     """A client with an address of its own on the loopback, whose wrong tokens are counted apart."""
     transport = httpx.HTTPTransport(verify=setup.provider.trusted, local_address=address)
-    return httpx.Client(transport=transport, base_url=f"https://127.0.0.1:{setup.server.port}{PREFIX}")
+    base_url = f"https://127.0.0.1:{setup.server.port}{PREFIX}"
+    return httpx.Client(transport=transport, base_url=base_url, timeout=PATIENCE_S)
 
 
 ATTACKS: dict[str, tuple[Callable[[Setup], str], str]] = {

@@ -18,6 +18,7 @@ from jupyter_gpupool.core.errors import TooManyRequests
 from jupyter_gpupool.core.models import LeaseState
 from jupyter_gpupool.core.request_schema import body_of
 
+from ...conftest import PATIENCE_S
 from .conftest import Server
 
 
@@ -68,12 +69,11 @@ def test_calls_that_wait_count_and_calls_that_do_not_go_on(
     lease = requests.acquire(eve, request)
 
     def wait() -> httpx.Response:
-        with httpx.Client(verify=PoolClient(limited.url, ca=limited.ca).context, trust_env=False) as http:
+        context = PoolClient(limited.url, ca=limited.ca).context
+        with httpx.Client(verify=context, trust_env=False, timeout=PATIENCE_S) as http:
             query = {"wait": 30, "state": eve.lease(lease.id).state.value}
             head = {"Authorization": f"Bearer {token}"}
-            return http.get(
-                f"{limited.url}{PREFIX}/leases/{lease.id}", params=query, headers=head, timeout=300
-            )
+            return http.get(f"{limited.url}{PREFIX}/leases/{lease.id}", params=query, headers=head)
 
     answers: list[httpx.Response] = []
     waiting = [threading.Thread(target=lambda: answers.append(wait())) for _ in range(4)]

@@ -14,6 +14,7 @@ from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.core.errors import InvalidRequest, PermissionDenied
 from jupyter_gpupool.core.models import Lease
 
+from ...conftest import PATIENCE_S
 from .conftest import Server, gpupool
 
 
@@ -74,7 +75,7 @@ def test_an_administrators_token_of_a_smaller_scope(server: Server) -> None:
     lease = held(ada)
     assert lease.id in [found.id for found in reader.leases()]
     assert reader.tokens() and reader.audit()
-    with httpx.Client(verify=reader.context, trust_env=False) as http:
+    with httpx.Client(verify=reader.context, trust_env=False, timeout=PATIENCE_S) as http:
         assert http.get(f"{server.url}/metrics", headers=reader.headers).status_code == 200
     for client in (reader, leasing):
         administered: list[Callable[[], Any]] = [

@@ -28,6 +28,7 @@ from jupyter_gpupool.core.errors import (
 )
 from jupyter_gpupool.core.models import Lease, LeaseState
 
+from ...conftest import PATIENCE_S
 from .conftest import Server, gpupool
 from .test_tokens import hold
 
@@ -160,12 +161,12 @@ def test_colleagues_who_know_each_other(server: Server) -> None:
             assert [piece["owner"] for piece in changed["slices"]] == [None]
             socket.close()
 
-    asyncio.run(asyncio.wait_for(watched(), 60))
+    asyncio.run(asyncio.wait_for(watched(), PATIENCE_S))
     line.release()
     cyd.release(lease.id)
 
 
-def test_an_administrator_of_a_namespace(server: Server) -> None:
+def test_an_administrator_of_a_namespace(server: Server, eventually: Callable[..., Any]) -> None:
     boss, fay = tenant(server, "team", "boss", "fay", limits={"gpus": 1.0, "lease_s": 3600})
     server.administrator().set_member("team", "boss", "administer")
     lease, _, _line = hold(fay)
@@ -191,8 +192,13 @@ def test_an_administrator_of_a_namespace(server: Server) -> None:
     assert boss.release(lease.id).state is LeaseState.RELEASED
     with pytest.raises(NamespaceConflict, match="revoke them first"):
         admin.delete_namespace("team")
-    entries = [(entry["action"], entry["actor"]) for entry in admin.audit() if entry["subject"] == lease.id]
-    assert entries == [("request", "fay"), ("grant", ""), ("release", "boss")]
+
+    def entries() -> list[tuple[str, str]]:
+        return [(entry["action"], entry["actor"]) for entry in admin.audit() if entry["subject"] == lease.id]
+
+    eventually(
+        lambda: entries() == [("request", "fay"), ("grant", ""), ("release", "boss")], "the trail has it all"
+    )
     assert [row["name"] for row in fay.usage()["rows"]] == ["fay"]
     assert boss.usage("namespace")["rows"] == [], "those of others are for the pool's administrator"
     usage = {row["name"]: row for row in admin.usage("namespace")["rows"]}
@@ -200,21 +206,23 @@ def test_an_administrator_of_a_namespace(server: Server) -> None:
 
 
 def test_a_lease_ends_when_its_time_is_over(server: Server, eventually: Callable[..., Any]) -> None:
-    (gil,) = tenant(server, "brief", "gil", limits={"lease_s": 2})
+    (gil,) = tenant(
+        server, "brief", "gil", limits={"lease_s": 20}
+    )  # a busy machine needs a part of it to attach
     lease, _, line = hold(gil)
     eventually(lambda: not line.alive, "the worker ends, and its holder is told")
     ended = eventually(lambda: (now := gil.lease(lease.id)).state.ended and now, "the lease ends")
-    assert ended.state is LeaseState.EXPIRED and "'brief' last 2 s at most" in ended.reason
+    assert ended.state is LeaseState.EXPIRED and "'brief' last 20 s at most" in ended.reason
 
 
 def test_a_lease_that_computes_nothing_ends(server: Server, eventually: Callable[..., Any]) -> None:
-    (hal,) = tenant(server, "busy", "hal", limits={"idle_s": 3})
+    (hal,) = tenant(server, "busy", "hal", limits={"idle_s": 20})
     lease, _, line = hold(hal)
     told = eventually(lambda: hal.lease(lease.id).idle_since, "it is told as idle")
     assert abs(told - time.time()) < 60
     eventually(lambda: not line.alive, "the worker ends, and its holder is told")
     ended = eventually(lambda: (now := hal.lease(lease.id)).state.ended and now, "the lease ends")
-    assert ended.state is LeaseState.RELEASED and "computed nothing for 3 s" in ended.reason
+    assert ended.state is LeaseState.RELEASED and "computed nothing for 20 s" in ended.reason
 
 
 def test_calls_that_make_no_sense(server: Server) -> None:
@@ -238,7 +246,7 @@ def test_calls_that_make_no_sense(server: Server) -> None:
     admin.set_member("default", "søren/é %2F", "view")
     assert admin.namespaces()[0]["members"] == {"søren/é %2F": "view"}
     assert admin.remove_member("default", "søren/é %2F")["members"] == {}
-    response = httpx.get(f"{server.url}/gpupool/api/v1/namespaces", verify=False)
+    response = httpx.get(f"{server.url}/gpupool/api/v1/namespaces", verify=False, timeout=PATIENCE_S)
     assert response.status_code == 401
 
 
@@ -272,7 +280,7 @@ def test_by_the_commands(server: Server) -> None:
     assert "0 of 1.5" in row and "2 h" in row and "ida (administer)" in row
     ida = server.client(server.token(namespace="lab", owner="ida")["token"])
     lease, _, line = hold(ida)
-    assert re.search(r"  (2 h|1 h 59 min)  ", said("leases")), (
+    assert re.search(r"  (2 h|1 h 5\d min)  ", said("leases")), (
         "less than half a second, or more, after the grant"
     )
     ida.heartbeat(lease.id)  # starting a command takes a while

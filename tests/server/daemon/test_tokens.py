@@ -34,6 +34,7 @@ from jupyter_gpupool.core.models import Lease, LeaseState
 from jupyter_gpupool.transport import frames, handshake
 from jupyter_gpupool.transport.lifeline import Lifeline
 
+from ...conftest import PATIENCE_S
 from .conftest import Server, gpupool
 
 
@@ -258,7 +259,9 @@ def test_requests_that_no_client_makes(server: Server) -> None:
 
     def status(path: str, **headers: str) -> int:
         """Of a request with just that path, which no library has made a proper one of."""
-        connection = http.client.HTTPSConnection("localhost", server.port, context=trusting, timeout=20)
+        connection = http.client.HTTPSConnection(
+            "localhost", server.port, context=trusting, timeout=PATIENCE_S
+        )
         connection.putrequest("GET", path, skip_accept_encoding=True)
         for name, value in headers.items():
             connection.putheader(name.replace("_", "-"), value)

@@ -20,6 +20,8 @@ import pytest
 
 from jupyter_gpupool.core.models import LeaseState
 
+from ...conftest import PATIENCE_S
+from ...support.processes import runs
 from .conftest import COMMAND, Server, gpupool
 from .unauthenticated import trusting
 
@@ -59,7 +61,7 @@ def shown(server: Server, port: int, *protocols: str) -> bytes:
     """The certificate that a new connection is shown."""
     context = trusting(server)
     context.set_alpn_protocols(list(protocols))
-    plain = socket.create_connection(("127.0.0.1", port), 20)
+    plain = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
     with context.wrap_socket(plain, server_hostname="localhost") as sock:
         return sock.getpeercert(True) or b""
 
@@ -126,7 +128,7 @@ def test_a_training_outlives_its_server(
     assert server.process is not None
     family = psutil.Process(server.process.pid).children(recursive=True)
     assert server.stop() == 0
-    eventually(lambda: not any(p.is_running() for p in family), "no process of it is left")
+    eventually(lambda: not any(map(runs, family)), "no process of it is left")
     assert not list((server.folder / "run").glob("*.json"))
     secrets = [
         made["token"],

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 
+from ...conftest import PATIENCE_S
 from .conftest import Server
 
 #: The beginning of a TLS connection (RFC 8446), cut off.
@@ -22,24 +23,28 @@ def trusting(server: Server) -> ssl.SSLContext:
 @contextlib.contextmanager
 def secured(server: Server) -> Iterator[ssl.SSLSocket]:
     """TLS with the control port; nothing is said yet."""
-    plain = socket.create_connection(("localhost", server.port), 30)
+    plain = socket.create_connection(("localhost", server.port), PATIENCE_S)
     with trusting(server).wrap_socket(plain, server_hostname="localhost") as sock:
         yield sock
 
 
-def said(server: Server, request: bytes) -> bytes:
-    """Everything that is answered to just these bytes, until the server hangs up or is silent for a moment."""
+def said(server: Server, request: bytes, answers: int = 0) -> bytes:
+    """Everything that is answered to just these bytes, until the server hangs up or has no more to say."""
     with secured(server) as sock:
         with contextlib.suppress(OSError):  # it may hang up while it is told
             sock.sendall(request)
-        return heard(sock)
+        return heard(sock, answers)
 
 
-def heard(sock: socket.socket, silence_s: float = 1.0) -> bytes:
+def heard(sock: socket.socket, answers: int = 0) -> bytes:
+    """What is said until there are so many answers, however long they take, and then silence for a moment."""
     answer = b""
-    sock.settimeout(silence_s)
     with contextlib.suppress(OSError):
-        while part := sock.recv(65536):
+        while True:
+            sock.settimeout(PATIENCE_S if len(statuses(answer)) < answers else 1.0)
+            part = sock.recv(65536)
+            if not part:
+                break
             answer += part
     return answer
 

@@ -54,7 +54,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 @asynccontextmanager
 async def served(tmp_path: Path, **engine: Any) -> AsyncIterator[tuple[PoolService, httpx.AsyncClient]]:
     """A pool in this process, and a client of its HTTP server."""
-    local_engine = LocalEngine(pool_id=str(tmp_path), run_dir=str(tmp_path / "run"), **engine)
+    local_engine = LocalEngine(
+        pool_id=str(tmp_path),
+        run_dir=str(tmp_path / "run"),
+        attach_timeout_s=600.0,  # nobody attaches
+        **engine,
+    )
     service = PoolService(db_url=f"sqlite:///{tmp_path / 'ledger.sqlite'}", engine=local_engine)
     sockets = bind_sockets(0, "127.0.0.1")
     server = HTTPServer(Application(standalone_handlers(service, TokenStore("secret"))))

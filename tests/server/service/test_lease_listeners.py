@@ -33,7 +33,9 @@ def test_every_change_of_state_is_told_until_one_stops_listening(tmp_path: Path)
         raise RuntimeError("a listener with a fault")
 
     async def play() -> tuple[str, str]:
-        engine = LocalEngine(emulate="always", emulated_count=1, pool_id=str(tmp_path))
+        engine = LocalEngine(
+            emulate="always", emulated_count=1, pool_id=str(tmp_path), attach_timeout_s=600.0
+        )
         service = PoolService(db_url=f"sqlite:///{tmp_path / 'ledger.sqlite'}", engine=engine)
         await service.start()
         try:

@@ -92,7 +92,9 @@ def test_a_request_is_one_trace_from_the_call_to_the_attachment(
         timeout=300,
     )
     assert answer.status_code == 201
-    lease = pool.client.lease(wish.id)
+    lease = eventually(
+        lambda: (now := pool.client.lease(wish.id)).worker is not None and now, "its worker runs"
+    )
     with_holder = Lifeline(attach_spec(lease))
     wanted = {"request", "placement", "commit", "worker start", "attach"}
     eventually(
