@@ -59,7 +59,7 @@ c.Spawner.start_timeout = c.Spawner.http_timeout = 300
 c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [{{
     "name": "tests",
-    "scopes": ["admin:users", "admin:servers", "admin:server_state", "access:servers", "tokens", "shutdown"],
+    "scopes": ["groups", "admin:users", "admin:servers", "admin:server_state", "access:servers", "tokens", "shutdown"],
     "services": ["tests"],
 }}]
 {more}

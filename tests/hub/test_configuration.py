@@ -264,7 +264,7 @@ def test_a_mark_cannot_be_forged() -> None:
     ],
 )
 def test_rights_follow_from_scopes(scopes: list[str], admin: bool, trusted: bool, expected: Any) -> None:
-    tokens = HubTokens("service", lambda token: None, None)  # type: ignore[arg-type, return-value]
+    tokens = HubTokens("service", lambda token: None, None, lambda *_: None)  # type: ignore[arg-type, return-value]
     model = {"kind": "user", "name": "alice", "scopes": scopes, "admin": admin, "groups": ["b", "a"]}
     caller = tokens.of_model(model, trusted)
     assert (caller and (caller.administers, caller.server)) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from jupyter_gpupool.client import requests
+from jupyter_gpupool.client import event_stream, requests
 from jupyter_gpupool.core.errors import (
     ImpossibleRequest,
     PermissionDenied,
@@ -256,6 +257,43 @@ def test_a_token_is_worth_nothing_when_its_server_is_gone(hub: Hub, eventually: 
         return False
 
     eventually(refused, "the hub does not know it any more")
+
+
+def test_an_event_stream_ends_with_its_token(hub: Hub, eventually: Eventually) -> None:
+    start(hub, eventually, "alice", num_gpus=1, partial=0.5)
+    hers = hub.pool(hub.token_of("alice"))
+
+    async def until_its_end() -> tuple[int | None, str | None]:
+        stream = await event_stream.connect(hers, {})
+        assert json.loads(await stream.read_message() or "null")["type"] == "state"
+        await asyncio.to_thread(hub.stop_server, "alice")
+        while await stream.read_message() is not None:
+            pass  # the pool's changes, until the hub is asked again
+        return stream.close_code, stream.close_reason
+
+    assert asyncio.run(until_its_end()) == (1008, "the token is not valid any more")
+
+
+def test_who_leaves_a_group_leaves_its_namespace(hub: Hub, eventually: Eventually) -> None:
+    def members(name: str) -> set[str]:
+        return {user for one in hub.pool().namespaces() if one["name"] == name for user in one["members"]}
+
+    start(hub, eventually, "carol", num_gpus=1, partial=0.5)
+    assert "carol" in members("speech")
+    mine = hub.pool(hub.token_of("carol"))
+    (lease,) = mine.leases()
+    try:
+        hub.http.request("DELETE", "/groups/speech/users", json={"users": ["carol"]}).raise_for_status()
+        hub.http.post("/groups/vision/users", json={"users": ["carol"]}).raise_for_status()
+        eventually(lambda: mine.pool() and "carol" not in members("speech"), "the pool has heard of it")
+        assert mine.lease(lease.id).state.value == "ACTIVE", "what she has stays"
+        hub.stop_server("carol")
+        eventually(lambda: hub.server("carol") is None, "her server is gone")
+        start(hub, eventually, "carol", num_gpus=1, partial=0.5)
+        assert "carol" in members("vision") and "carol" not in members("speech")
+    finally:
+        hub.http.request("DELETE", "/groups/vision/users", json={"users": ["carol"]})
+        hub.http.post("/groups/speech/users", json={"users": ["carol"]})
 
 
 def test_a_server_takes_no_more_than_was_chosen(hub: Hub, eventually: Eventually) -> None:

@@ -117,7 +117,7 @@ class GPUPoolHubService(GPUPoolServer):
             return await auth.user_for_token(token, use_cache=False, sync=False)
 
         said = json.loads(os.environ.get("GPUPOOL_HUB_NAMESPACES") or "null")
-        tokens = HubTokens(self._token, who, said)
+        tokens = HubTokens(self._token, who, said, service.belongs)
         ca = Path(self.ca_file).read_text() if self.ca_file else ""
         certificate = Certificate(self.certfile, self.keyfile) if self.certfile else None
         self._servers = Servers(

@@ -24,7 +24,7 @@ from jupyter_gpupool.server.http.handlers import (
 from jupyter_gpupool.server.service.backend import PoolBackend
 from jupyter_gpupool.server.watch.feed import Feed
 
-from .identity import HubCaller, HubTokens
+from .identity import HubCaller, HubTokens, Presented
 from .page import HubConsoleFiles, PageHandler
 from .pool import HubPool
 from .user_servers import Servers
@@ -169,7 +169,9 @@ async def browser(handler: Any, tokens: HubTokens) -> HubCaller:
         raise Unauthenticated("you are not logged in; log in at the hub, and open the GPU pool's page there")
     if handler.request.method not in ("GET", "HEAD", "OPTIONS"):
         handler.hub_auth.check_xsrf_cookie(handler)
-    return replace(caller, server=None)
+    await tokens.note(caller)
+    token = handler.hub_auth.get_token(handler)
+    return replace(caller, server=None, presented=Presented(token, trusted=True) if token else None)
 
 
 def hub_handlers(prefix: str, service: HubPool, tokens: HubTokens, servers: Servers) -> list[tuple[Any, ...]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tornado.web import HTTPError
 
-from jupyter_gpupool.core.errors import PermissionDenied, PoolUnreachable, Unauthenticated
+from jupyter_gpupool.core.errors import PermissionDenied, PoolError, PoolUnreachable, Unauthenticated
 from jupyter_gpupool.core.models import Request
+from jupyter_gpupool.pool.tenancy.namespaces import DEFAULT
 from jupyter_gpupool.server.access.authentication import Caller
 
 USE, ADMINISTER = "custom:gpupool:use", "custom:gpupool:admin"
@@ -27,12 +30,27 @@ _SERVER = re.compile(r"access:servers!server=(.*)/([^/]*)")
 MARK = " hub-server:"
 
 
+@dataclass(eq=False)
+class Presented:
+    """A token of the hub that somebody presented, while an event stream may depend on it.
+
+    ``trusted``: as for :meth:`HubTokens.of_model`. ``checked_at``: when the hub last said whether it ``counts``.
+    """
+
+    token: str = field(repr=False)
+    trusted: bool = False
+    checked_at: float = field(default_factory=time.monotonic)
+    counts: bool = True
+    asking: asyncio.Task[None] | None = None
+
+
 @dataclass(frozen=True)
 class HubCaller(Caller):
     """A caller: one of a user's servers (``server`` is its name), a user (None), or the hub itself (``hub``)."""
 
     server: str | None = None
     hub: bool = False
+    presented: Presented | None = None
 
     def admitted(self, request: Request) -> Request:
         """Return the request with its server's mark.
@@ -58,7 +76,7 @@ class HubTokens:
     """An authenticator for the hub's tokens.
 
     ``who`` returns the hub's model of a token's user, None for an unknown token; it raises HTTPError if the hub does
-    not answer.
+    not answer. ``belongs`` is told which namespace each user belongs to, whenever the hub has said it.
     """
 
     def __init__(
@@ -66,10 +84,12 @@ class HubTokens:
         service_token: str,
         who: Callable[[str], Awaitable[Mapping[str, Any] | None]],
         namespaces: Mapping[str, str] | None,
+        belongs: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self._service_token = hashlib.sha256(service_token.encode()).digest()
         self._who = who
         self._namespaces = namespaces
+        self._belongs = belongs
         self._known: OrderedDict[bytes, tuple[float, HubCaller | None]] = OrderedDict()
 
     async def authenticate(self, authorization: str, address: str) -> HubCaller:
@@ -104,6 +124,9 @@ class HubTokens:
                 objection="the hub does not answer; try again in a minute",
             )
         caller = self.of_model(model) if model else None
+        if caller is not None:
+            await self.note(caller)
+            caller = replace(caller, presented=Presented(token))
         self._known.pop(shown, None)
         self._known[shown] = now, caller
         if len(self._known) > _MAX_CACHED_TOKENS:
@@ -141,8 +164,31 @@ class HubTokens:
             return valid[0] if valid else "default"
         return next((name for group, name in self._namespaces.items() if group in groups), "default")
 
+    async def note(self, caller: HubCaller) -> None:
+        """Tell which namespace a user belongs to now, as far as the ledger is there."""
+        with contextlib.suppress(PoolError):
+            await self._belongs(caller.owner, caller.namespace or DEFAULT)
+
     def is_still_valid(self, caller: Caller) -> bool:
-        return True  # a socket authenticates again when it reconnects
+        """Return what the hub last said of an event stream's token. It is asked again after :data:`FRESH_S`."""
+        presented = caller.presented if isinstance(caller, HubCaller) else None
+        if presented is None:
+            return True
+        if presented.asking is None and time.monotonic() - presented.checked_at >= FRESH_S:
+            presented.asking = asyncio.get_running_loop().create_task(self._ask_again(presented))
+        return presented.counts
+
+    async def _ask_again(self, presented: Presented) -> None:
+        try:
+            model = await self._who(presented.token)
+            caller = self.of_model(model, presented.trusted) if model else None
+            presented.counts = caller is not None
+            if caller is not None:
+                await self.note(caller)
+        except HTTPError:  # the hub may be restarting; a later message asks again
+            pass
+        finally:
+            presented.checked_at, presented.asking = time.monotonic(), None
 
     def expect_lease(self, caller: Caller, lease_id: str) -> None:
         pass

@@ -9,11 +9,14 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from jupyter_gpupool.core.errors import ImpossibleRequest, InvalidRequest, NoCapacity, PermissionDenied
-from jupyter_gpupool.core.models import Lease, Request
+from jupyter_gpupool.core.models import Lease, Request, Role
 from jupyter_gpupool.hub.options import GPUOptions
 from jupyter_gpupool.server.service.service import PoolService
 
 from .identity import MARK
+
+#: Who grants the roles that follow from groups, as the ledger names it.
+HUB = "jupyterhub"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class HubPool(PoolService):
         #: The limits, by server's mark.
         self.ceilings: dict[str, Ceiling] = {}
         self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def belongs(self, user: str, namespace: str) -> None:
+        """Make a user a member of the namespace of their group at the hub, and of no other group's."""
+        await self.tenants.set_issued_roles(user, HUB, {namespace: Role.USE})
 
     async def lend(self, request: Request) -> Lease:
         """Request the lease of a server's start, which the hub asks for."""

@@ -220,11 +220,11 @@ class Servers:
         """Let a user request GPUs in the namespace of their group at the hub; create it if there is none."""
         tenants = self._pool.tenants
         try:
-            await tenants.admit(user, namespace)
+            await tenants.find(namespace)
         except UnknownNamespace:
             with contextlib.suppress(PoolError):  # another server of that group has just done it
                 await tenants.create_namespace(None, namespace, {"description": "a group of the hub"})
-            await tenants.admit(user, namespace)
+        await self._pool.belongs(user, namespace)
 
     def _enforce(self, server: Server) -> None:
         lent = server.lease if server.mode == "server" else ""
