@@ -78,11 +78,15 @@ class Controller:
         token_life_s: float = TOKEN_LIFE_S,
         adopted: Collection[str] = (),
         addresses: Mapping[str, str] | None = None,
+        user_prefix: str | None = None,
     ) -> None:
-        """``addresses``: the files of a bundle without a token, which each namespace gets as a ConfigMap."""
+        """``addresses``: the files of a bundle without a token, which each namespace gets as a ConfigMap.
+
+        ``user_prefix``: what precedes the names of the cluster's ServiceAccounts in the pool; None: it is not known.
+        """
         self._api, self._pool, self._objects, self._leads = api, pool, cluster, leads
         self._life_s = token_life_s
-        self._adopted, self._addresses = adopted, addresses
+        self._adopted, self._addresses, self._user_prefix = adopted, addresses, user_prefix
         self._complaints: set[Complain] = set()
         self._leases: dict[str, Lease] = {}  # of Pods, that lived in the round before
         self._told: dict[str, str] = {}  # Event → its message
@@ -124,7 +128,7 @@ class Controller:
         actions: list[Action | PodAction] = [*plan(cluster, pool, now, self._adopted)]
         if self._addresses is not None:
             actions += plan_addresses(own, self._objects.objects("addresses"), self._addresses)
-        actions += plan_pods([*leases, *ended], self._leases, pods, own, cluster.id, now)
+        actions += plan_pods([*leases, *ended], self._leases, pods, own, cluster.id, now, self._user_prefix)
         actions += plan_slices([*leases, *ended], slices, pods, own)
         actions += plan_servers(servers, self._objects.objects("servers"))
         actions = [one for one in actions if not self._is_told(one)]

@@ -16,6 +16,9 @@ from .pod_request import mapping
 #: As a client in a Pod writes it into its request.
 _POD_MARK = re.compile(r" pod:([0-9A-Za-z-]{1,36})(?= |$)")
 
+#: What the API server calls its ServiceAccounts by, before namespace and name.
+_ACCOUNT = "system:serviceaccount:"
+
 
 @dataclass(frozen=True)
 class TellPod:
@@ -69,27 +72,31 @@ def plan_pods(
     own: Collection[str],
     cluster: str,
     now: float,
+    user_prefix: str | None = None,
 ) -> list[PodAction]:
     """Return what is to be done about the Pods' leases.
 
     ``leases``: as they are now, those included that have just ended; ``before``: as they were seen before, by id.
     ``own``: namespaces of the pool that are this cluster's; a lease of another one cannot be of a Pod here, whatever it
-    says. ``cluster``: what tells this cluster from others, in the owner of its tokens.
+    says. ``cluster``: what tells this cluster from others, in the owner of its tokens. ``user_prefix``: what precedes
+    the names of its ServiceAccounts in the pool; None: not known, so that their leases cannot be told from others'.
     """
     by_uid = {str(pod["metadata"]["uid"]): pod for pod in pods}
     actions: list[PodAction] = []
     for lease in leases:
-        namespace, uid = lease.request.namespace, pod_uid(lease)
-        if not uid or namespace not in own:
+        uid = pod_uid(lease)
+        if not uid:
             continue
-        pod = by_uid.get(uid)
-        if pod is not None and pod["metadata"]["namespace"] == namespace:
+        pod, is_own = by_uid.get(uid), lease.request.namespace in own
+        if is_own and pod is not None and pod["metadata"]["namespace"] == lease.request.namespace:
             known = before.get(lease.id)
             actions += map(TellPod, events_of(lease, known, pod, now))
-        if lease.state.ended or not is_of_cluster(lease, cluster):
+        if lease.state.ended or not (pod is None or is_over(pod)):
             continue
-        if pod is None or is_over(pod):
-            actions.append(ReleaseLease(lease.id, namespace, uid))
+        if is_own and is_of_cluster(lease, cluster):
+            actions.append(ReleaseLease(lease.id, lease.request.namespace, uid))
+        elif account := account_namespace(lease, user_prefix):
+            actions.append(ReleaseLease(lease.id, account, uid))
     return actions
 
 
@@ -168,3 +175,15 @@ def _server_path(name: str) -> str:
 def is_of_cluster(lease: Lease, cluster: str) -> bool:
     """Return whether the lease was requested with a token that this cluster's controller made."""
     return lease.request.owner == f"{lease.request.namespace}@{cluster}"
+
+
+def account_namespace(lease: Lease, user_prefix: str | None) -> str:
+    """Return the cluster's namespace whose ServiceAccount requested the lease; empty where none of the cluster did.
+
+    The pool's namespace may be another one. ``user_prefix``: as :func:`plan_pods` has it.
+    """
+    start = f"{user_prefix}{_ACCOUNT}"
+    if user_prefix is None or not lease.request.owner.startswith(start):
+        return ""
+    namespace, _, account = lease.request.owner.removeprefix(start).partition(":")
+    return namespace if account else ""

@@ -301,6 +301,33 @@ def test_one_that_does_not_lead_any_more_does_nothing() -> None:
     assert pool.names == ["team"] and pool.issued == []
 
 
+@pytest.mark.parametrize(
+    ("owner", "prefix", "released"),
+    [
+        ("one:system:serviceaccount:blue:default", "one:", True),
+        ("system:serviceaccount:blue:default", "", True),
+        ("one:system:serviceaccount:blue:default", None, False),
+        ("one:system:serviceaccount:blue:default", "", False),  # of another cluster
+        ("one:system:serviceaccount:blue:default", "on", False),
+        ("one:ada", "one:", False),
+    ],
+)
+def test_the_lease_of_an_account_is_released_with_its_pod_if_it_is_of_this_cluster(
+    owner: str, prefix: str | None, released: bool
+) -> None:
+    cluster, pool = with_pod()
+    one = held()
+    # The namespaces of the cluster and of the pool may differ, and neither needs to be labelled.
+    one = replace(one, request=replace(one.request, owner=owner, namespace="shared"))
+    pool.held = {one.id: one}
+    rounds = Controller(cast(APIServer, cluster), cast(PoolClient, pool), cluster, user_prefix=prefix)
+    rounds.reconcile()
+    assert pool.released == []
+    cluster.pods = []
+    rounds.reconcile()
+    assert pool.released == ([one.id] if released else [])
+
+
 def test_outside_a_pod_an_api_server_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(APIServerError, match="--api-server"):
