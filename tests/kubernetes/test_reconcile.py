@@ -12,7 +12,7 @@ import pytest
 
 from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.core.errors import NamespaceConflict, PoolError, PoolUnreachable, UnknownLease
-from jupyter_gpupool.core.models import Lease, LeaseState, Request, Slice
+from jupyter_gpupool.core.models import Lease, LeaseState, Parked, Request, Slice
 from jupyter_gpupool.kubernetes.api_server import APIServer, APIServerError
 from jupyter_gpupool.kubernetes.controller import Controller
 from jupyter_gpupool.kubernetes.names import LIMITS, MANAGED, TOKEN_ID
@@ -215,6 +215,34 @@ def test_a_pod_is_told_how_its_lease_fares_each_thing_once() -> None:
     }
 
 
+def test_a_pod_is_told_when_its_lease_is_parked_wakes_and_moves() -> None:
+    cluster, pool = with_pod()
+    rounds = controller(cluster, pool)
+    active, now = held(), time.time()
+    parked = replace(
+        active, state=LeaseState.PARKED, slices=(), parked=Parked(26008, since=now - 60), position=None
+    )
+    woken = replace(parked, parked=Parked(26008, since=now - 60, wanted_since=now), position=2)
+    elsewhere = (Slice("GPU-7", "gpu-2", 3, "V100", 26008, 32510),)
+    for one in (
+        active,
+        parked,
+        woken,
+        replace(woken, position=1),
+        replace(active, slices=elsewhere),  # wakes on another server
+        active,  # and moves back
+    ):
+        pool.held = {one.id: one}
+        for _ in range(2):
+            rounds.reconcile()
+    said = {name.rpartition(".")[2].partition("-")[0]: words for name, words in cluster.events.items()}
+    assert said["parked"] == ["Parked while it was idle, for others waited"]
+    assert said["waking"] == ["Waits for GPUs at place 2", "Waits for GPUs at place 1"]
+    assert said["resumed"] == ["Has GPUs again: 3 of gpu-2"]
+    assert said["moved"] == ["Moved from gpu-2 to 0 1 of gpu-1"]
+    assert set(said) == {"granted", "parked", "waking", "resumed", "moved"}
+
+
 def test_a_lease_that_came_and_went_unseen_is_told_of_once_its_pod_is_over() -> None:
     cluster, pool = with_pod()
     ended = replace(held(), state=LeaseState.RELEASED, ended_at=time.time())
@@ -273,6 +301,33 @@ def test_a_lease_whose_pod_is_gone_is_released_unless_what_is_watched_lags_behin
     assert pool.released == [one.id]
 
 
+@pytest.mark.parametrize(
+    ("owner", "prefix", "released"),
+    [
+        ("one:system:serviceaccount:blue:default", "one:", True),
+        ("system:serviceaccount:blue:default", "", True),
+        ("one:system:serviceaccount:blue:default", None, False),
+        ("one:system:serviceaccount:blue:default", "", False),  # of another cluster
+        ("one:system:serviceaccount:blue:default", "on", False),
+        ("one:ada", "one:", False),
+    ],
+)
+def test_the_lease_of_an_account_is_released_with_its_pod_if_it_is_of_this_cluster(
+    owner: str, prefix: str | None, released: bool
+) -> None:
+    cluster, pool = with_pod()
+    one = held()
+    # The namespaces of the cluster and of the pool may differ, and neither needs to be labelled.
+    one = replace(one, request=replace(one.request, owner=owner, namespace="shared"))
+    pool.held = {one.id: one}
+    rounds = Controller(cast(APIServer, cluster), cast(PoolClient, pool), cluster, user_prefix=prefix)
+    rounds.reconcile()
+    assert pool.released == []
+    cluster.pods = []
+    rounds.reconcile()
+    assert pool.released == ([one.id] if released else [])
+
+
 def test_a_secret_that_is_not_seen_yet_is_not_made_twice() -> None:
     cluster, pool = Cluster(), Pool()
     rounds = controller(cluster, pool)
@@ -299,33 +354,6 @@ def test_one_that_does_not_lead_any_more_does_nothing() -> None:
     answers = iter([True, False, False])
     assert len(controller(cluster, pool, lambda: next(answers)).reconcile()) == 2
     assert pool.names == ["team"] and pool.issued == []
-
-
-@pytest.mark.parametrize(
-    ("owner", "prefix", "released"),
-    [
-        ("one:system:serviceaccount:blue:default", "one:", True),
-        ("system:serviceaccount:blue:default", "", True),
-        ("one:system:serviceaccount:blue:default", None, False),
-        ("one:system:serviceaccount:blue:default", "", False),  # of another cluster
-        ("one:system:serviceaccount:blue:default", "on", False),
-        ("one:ada", "one:", False),
-    ],
-)
-def test_the_lease_of_an_account_is_released_with_its_pod_if_it_is_of_this_cluster(
-    owner: str, prefix: str | None, released: bool
-) -> None:
-    cluster, pool = with_pod()
-    one = held()
-    # The namespaces of the cluster and of the pool may differ, and neither needs to be labelled.
-    one = replace(one, request=replace(one.request, owner=owner, namespace="shared"))
-    pool.held = {one.id: one}
-    rounds = Controller(cast(APIServer, cluster), cast(PoolClient, pool), cluster, user_prefix=prefix)
-    rounds.reconcile()
-    assert pool.released == []
-    cluster.pods = []
-    rounds.reconcile()
-    assert pool.released == ([one.id] if released else [])
 
 
 def test_outside_a_pod_an_api_server_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
