@@ -6,6 +6,8 @@ to find its extension, and to PyTorch, which imports it at the end of ``import t
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,13 @@ _MODULES = {
     "__version__": "_version",
     "attach": "lease",
 }
+
+
+#: Beside this package where it was copied into a container (kubernetes/client_copy.py): what it imports.
+DEPENDENCIES = "gpupool-dependencies"
+_copied = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), DEPENDENCIES)
+if os.path.isdir(_copied) and _copied not in sys.path:
+    sys.path.append(_copied)  # last: the image's own packages stay what they are
 
 
 def __getattr__(name: str) -> Any:

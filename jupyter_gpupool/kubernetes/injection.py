@@ -15,6 +15,9 @@ from .names import (
     ACCOUNT_TOKEN_LIFE_S,
     ASKED,
     AUDIENCE,
+    CLIENT,
+    CLIENT_FOLDER,
+    CLIENT_VOLUME,
     CONFIG_MAP,
     FOLDER,
     INJECT,
@@ -27,6 +30,10 @@ from .pod_request import NUM_GPUS, PARTIAL_GPU, PodRequest, listed, mapping, pod
 
 #: What precedes a container's command. A Pod that starts while the pool is down waits for it.
 RUN = ("gpupool", "run", "--wait-for-pool")
+#: The user of the init container, which needs no rights, and whose files everybody may read.
+_UID = 10001
+#: By which Python finds a copied client.
+_PATH = "PYTHONPATH"
 #: The permissions of the bundle's files: containers may run as any user.
 _MODE = 0o444
 
@@ -44,10 +51,12 @@ class Settings:
     """``gpu_memory_mib``: memory of the pool's smallest GPU; without it, MiB count as whole GPUs.
 
     ``account_tokens``: Pods that say neither, and name no Secret, use the tokens of their ServiceAccounts.
+    ``client_image``: contains the client, for Pods whose own image does not; empty: there can be no such Pods.
     """
 
     gpu_memory_mib: int | None = None
     account_tokens: bool = False
+    client_image: str = ""
 
 
 def injected(pod: Mapping[str, Any], settings: Settings = Settings()) -> dict[str, Any] | None:
@@ -62,11 +71,16 @@ def injected(pod: Mapping[str, Any], settings: Settings = Settings()) -> dict[st
     spec = after["spec"]
     container = spec["containers"][request.container]
     _put_volume(spec, _volume(request, settings, mapping(mapping(pod, "metadata"), "annotations")))
-    _put_mount(container)
+    _put_mount(container, VOLUME, FOLDER)
+    if request.copies_client:
+        _put_client(spec, container, request, settings)
     _put_environment(container, request)
     _put_resources(container, request.slices(settings.gpu_memory_mib))
     if request.wrapped:
-        container["command"] = [*RUN, *request.options(), "--", *container["command"]]
+        program, *words = RUN
+        if request.copies_client:
+            program = f"{CLIENT_FOLDER}/bin/{program}"
+        container["command"] = [program, *words, *request.options(), "--", *container["command"]]
     return after
 
 
@@ -100,23 +114,76 @@ def _volume(request: PodRequest, settings: Settings, annotations: Mapping[str, A
     return {"name": VOLUME, "projected": {"defaultMode": _MODE, "sources": sources}}
 
 
-def _mount() -> dict[str, Any]:
-    # Not a subPath: the kubelet would never replace the file when the token is rotated.
-    return {"name": VOLUME, "mountPath": FOLDER, "readOnly": True}
-
-
 def _put_volume(spec: dict[str, Any], ours: dict[str, Any]) -> None:
     volumes = listed(spec, "volumes")
-    if any(volume.get("name") == VOLUME for volume in volumes):
-        raise InvalidRequest(f"the volume name {VOLUME} is taken; give the Pod's own volume another name")
+    name = ours["name"]
+    if any(volume.get("name") == name for volume in volumes):
+        raise InvalidRequest(f"the volume name {name} is taken; give the Pod's own volume another name")
     spec["volumes"] = [*volumes, ours]
 
 
-def _put_mount(container: dict[str, Any]) -> None:
+def _put_mount(container: dict[str, Any], volume: str, folder: str) -> None:
     mounts = listed(container, "volumeMounts")
-    if any(str(mount.get("mountPath")).rstrip("/") == FOLDER for mount in mounts):
-        raise InvalidRequest(f"the container mounts a volume at {FOLDER}; give it another path")
-    container["volumeMounts"] = [*mounts, _mount()]
+    if any(str(mount.get("mountPath")).rstrip("/") == folder for mount in mounts):
+        raise InvalidRequest(f"the container mounts a volume at {folder}; give it another path")
+    # Not a subPath: the kubelet would never replace the file when the token is rotated.
+    container["volumeMounts"] = [*mounts, {"name": volume, "mountPath": folder, "readOnly": True}]
+
+
+def _put_client(
+    spec: dict[str, Any], container: dict[str, Any], request: PodRequest, settings: Settings
+) -> None:
+    """Let an init container copy the client, and the container find it."""
+    if not settings.client_image:
+        raise InvalidRequest(
+            f"{CLIENT}: copy needs an image to copy the client from, which this cluster's webhook does not have; "
+            "use an image that contains jupyter_gpupool"
+        )
+    before = listed(spec, "initContainers")
+    if any(other.get("name") == CLIENT_VOLUME for other in before):
+        raise InvalidRequest(
+            f"the name {CLIENT_VOLUME} is taken; give the Pod's own init container another name"
+        )
+    _put_volume(spec, {"name": CLIENT_VOLUME, "emptyDir": {"sizeLimit": "256Mi"}})
+    _put_mount(container, CLIENT_VOLUME, CLIENT_FOLDER)
+    spec["initContainers"] = [*before, _copying(settings.client_image)]
+    if not request.wrapped:
+        # What the program imports it by. The image's own value cannot be seen; the copied command keeps that.
+        _prepend_path(container, f"{CLIENT_FOLDER}/lib")
+
+
+def _copying(image: str) -> dict[str, Any]:
+    """Return the init container. It passes quotas that want limits, and the strictest of the Pod security standards."""
+    return {
+        "name": CLIENT_VOLUME,
+        "image": image,
+        "command": ["gpupool", "kubernetes", "copy-client", CLIENT_FOLDER],
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "64Mi"},
+            "limits": {"cpu": "1", "memory": "256Mi"},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "runAsUser": _UID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": CLIENT_VOLUME, "mountPath": CLIENT_FOLDER}],
+    }
+
+
+def _prepend_path(container: dict[str, Any], folder: str) -> None:
+    variables = listed(container, "env")
+    present = [variable for variable in variables if variable.get("name") == _PATH]
+    if any(variable.get("valueFrom") is not None for variable in present):
+        raise InvalidRequest(f"{_PATH} must have a value, to which the copied client can be added")
+    former = str(present[-1].get("value") or "") if present else ""  # the last one counts
+    value = f"{folder}:{former}" if former else folder
+    kept = [variable for variable in variables if variable.get("name") != _PATH]
+    container["env"] = [*kept, {"name": _PATH, "value": value}]
 
 
 def _put_environment(container: dict[str, Any], request: PodRequest) -> None:

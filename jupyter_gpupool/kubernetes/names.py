@@ -19,7 +19,8 @@ INJECTED = f"{DOMAIN}/injected"
 
 #: Annotations of a Pod: the container that gets the GPUs, how it gets them ("run" or "attach"), which GPUs (such as
 #: ``name=V100,emulated=false``), whether they may be of several servers, whether they stay while they are idle, the
-#: Secret with the bundle, and whose token it uses ("secret", or "account" for that of the Pod's ServiceAccount).
+#: Secret with the bundle, whose token it uses ("secret", or "account" for that of the Pod's ServiceAccount), and where
+#: the client comes from ("image", or "copy" for one that an init container copies into the Pod).
 CONTAINER = f"{DOMAIN}/container"
 MODE = f"{DOMAIN}/mode"
 FILTERS = f"{DOMAIN}/filters"
@@ -27,7 +28,8 @@ SPREAD = f"{DOMAIN}/spread"
 NEVER_PARK = f"{DOMAIN}/never-park"
 SECRET = f"{DOMAIN}/secret"
 TOKEN = f"{DOMAIN}/token"
-ANNOTATIONS = (CONTAINER, MODE, FILTERS, SPREAD, NEVER_PARK, SECRET, TOKEN)
+CLIENT = f"{DOMAIN}/client"
+ANNOTATIONS = (CONTAINER, MODE, FILTERS, SPREAD, NEVER_PARK, SECRET, TOKEN, CLIENT)
 
 #: The Secret with the bundle, where a Pod names no other.
 DEFAULT_SECRET = "gpupool"
@@ -38,6 +40,9 @@ AUDIENCE, ACCOUNT_TOKEN_LIFE_S = "gpupool", 3600
 #: The volume with the bundle, and the folder at which the container sees it.
 VOLUME = "gpupool-bundle"
 FOLDER = "/var/run/secrets/gpupool.io"
+#: The volume with a copied client, which is also the init container's name, and where the container sees it.
+CLIENT_VOLUME = "gpupool-client"
+CLIENT_FOLDER = "/opt/gpupool"
 
 #: Label of a Namespace that the controller gives a namespace of the pool and a Secret; its annotation with limits, such
 #: as ``gpus=4,leases=10``.

@@ -17,6 +17,7 @@ from jupyter_gpupool.core.validation import validate
 from .names import (
     ANNOTATIONS,
     ASKED,
+    CLIENT,
     CONTAINER,
     DEFAULT_SECRET,
     DOMAIN,
@@ -55,7 +56,8 @@ class PodRequest:
     """What a Pod asks for. ``container``: the position of the container that gets the GPUs.
 
     ``wrapped``: `gpupool run` precedes its command; otherwise its program attaches by itself. ``account_token``: it
-    uses the token of its ServiceAccount, not the Secret's; None where it does not say.
+    uses the token of its ServiceAccount, not the Secret's; None where it does not say. ``copies_client``: the image
+    lacks the client, so that an init container copies it.
     """
 
     container: int
@@ -68,6 +70,7 @@ class PodRequest:
     secret: str = DEFAULT_SECRET
     wrapped: bool = True
     account_token: bool | None = None
+    copies_client: bool = False
 
     def slices(self, gpu_memory_mib: int | None) -> int:
         """Return GPUs × per cent of each, rounded up. ``gpu_memory_mib``: the memory of the pool's smallest GPU.
@@ -128,6 +131,7 @@ def pod_request(pod: Mapping[str, Any]) -> PodRequest | None:
         secret=secret,
         wrapped=_wrapped(container, annotations),
         account_token=_account_token(annotations),
+        copies_client=_copies_client(annotations),
     )
     _validate(request)
     return request
@@ -317,6 +321,13 @@ def _account_token(annotations: Mapping[str, Any]) -> bool | None:
     if kind == "account" and SECRET in annotations:
         raise InvalidRequest(f"{TOKEN}: account uses no Secret; leave out the annotation {SECRET}")
     return None if kind is None else kind == "account"
+
+
+def _copies_client(annotations: Mapping[str, Any]) -> bool:
+    source = annotations.get(CLIENT, "image")
+    if source not in ("image", "copy"):
+        raise InvalidRequest(f"the annotation {CLIENT} must be image or copy, not {shown(source)}")
+    return bool(source == "copy")
 
 
 def _wrapped(container: Mapping[str, Any], annotations: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -52,6 +53,34 @@ FIGURE_12: dict[str, Any] = {
 }
 
 
+#: Figure 13, with what differs from run to run left open.
+FIGURE_13 = [
+    r"\[INFO\] \S+ Query server (\S+) to claim client id: [0-9a-f-]{36}",
+    r"\[INFO\] \S+ Query server \S+ gpu availability",
+    r"\[INFO\] \S+ Query server health status",
+    r"\[INFO\] \S+ Choosing GPUs from server list \[\S+\]",
+    r"\[INFO\] \S+ Requesting GPUs \[0 1\] with 26008 MiB of memory from server 0, with version \S+\.\.\.",
+    r"Requested resources:",
+    r"Server List: \S+",
+    r"Client idle timeout: 0 min",
+    r"\[INFO\] \S+ Locked 2 GPUs with partial memory 0\.8, configuration saved to '/tmp/\S+'",
+    r"\[INFO\] \S+ Running client command '/workspace/dlbs/run_pytorch\.sh' on 2 GPUs, with the following servers:",
+    r"Train Epoch: 1 \[0/\d+ \(0%\)\] Loss: [\d.]+",
+    r"\[INFO\] \S+ Released GPUs on 1 servers",
+]
+
+
+def missing_line(log: str) -> str:
+    """Which line of Figure 13 a log lacks, or does not have in its place; empty where it has all."""
+    place = 0
+    for line in FIGURE_13:
+        found = re.compile(line).search(log, place)
+        if found is None:
+            return line
+        place = found.end()
+    return ""
+
+
 def figure_12() -> dict[str, Any]:
     return copy.deepcopy(FIGURE_12)
 
@@ -97,10 +126,15 @@ def problems(pod: dict[str, Any]) -> list[str]:
     """What an API server would refuse although the schema allows it: names that are twice, mounts of nothing."""
     found = []
     spec = pod["spec"]
+    programs = [
+        container["name"] for part in ("initContainers", "containers") for container in spec.get(part, [])
+    ]
+    if len(set(programs)) != len(programs):
+        found.append("a container's name is twice")
     volumes = [volume["name"] for volume in spec.get("volumes", [])]
     if len(set(volumes)) != len(volumes):
         found.append("a volume's name is twice")
-    for container in spec["containers"]:
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
         mounts = container.get("volumeMounts", [])
         if {mount["name"] for mount in mounts} - set(volumes):
             found.append("a mount of no volume")
@@ -175,6 +209,7 @@ def pods(draw: st.DrawFn) -> dict[str, Any]:
             "false",
             "run",
             "attach",
+            "copy",
             "name=V100",
             "name=V100,server=a",
             "own",

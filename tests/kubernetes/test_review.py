@@ -21,6 +21,7 @@ from .pods import JSON, damaged, figure_12, pod, pods, problems, review
 
 #: The oldest Kubernetes whose API server looks at resources, and the newest that the schemas know.
 VERSIONS = ("1.28", "1.37")
+SETTINGS = Settings(client_image="gpupool:1")
 
 
 def patched(value: Any, patch: list[dict[str, Any]]) -> Any:
@@ -40,7 +41,7 @@ def patched(value: Any, patch: list[dict[str, Any]]) -> Any:
     return value
 
 
-def answer(review: Any, settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008
+def answer(review: Any, settings: Settings = SETTINGS) -> dict[str, Any]:
     return reviewed(review, settings)["response"]
 
 
@@ -146,6 +147,33 @@ def test_a_pod_can_use_the_token_of_its_account_in_place_of_the_secret() -> None
     )
 
 
+def test_an_init_container_copies_the_client_where_the_image_lacks_it() -> None:
+    copies = {names.CLIENT: "copy"}
+    after = admitted(pod({names.GPU: "1"}, annotations=copies, command=["python", "train.py"]))
+    spec = after["spec"]
+    (copying,), (container,) = spec["initContainers"], spec["containers"]
+    command = [f"{names.CLIENT_FOLDER}/bin/gpupool", "run", "--wait-for-pool", "--", "python", "train.py"]
+    assert container["command"] == command
+    assert "PYTHONPATH" not in environment(container)
+    assert copying["image"] == "gpupool:1"
+    assert copying["command"] == ["gpupool", "kubernetes", "copy-client", names.CLIENT_FOLDER]
+    for one, reads in ((copying, False), (container, True)):
+        (mount,) = [m for m in one["volumeMounts"] if m["name"] == names.CLIENT_VOLUME]
+        assert (mount["mountPath"], mount.get("readOnly", False)) == (names.CLIENT_FOLDER, reads)
+    assert [v["name"] for v in spec["volumes"] if "emptyDir" in v] == [names.CLIENT_VOLUME]
+    assert names.SLICE not in copying["resources"]["limits"]
+    # One whose program attaches by itself finds the client by the variable, beside what its author wrote there.
+    for written, value in (([], "/opt/gpupool/lib"), (env("PYTHONPATH", "/own"), "/opt/gpupool/lib:/own")):
+        attaching = admitted(pod({names.GPU: "1"}, annotations=copies, env=written))
+        assert environment(attaching["spec"]["containers"][0])["PYTHONPATH"] == value
+
+
+def test_without_an_image_to_copy_from_such_a_pod_is_refused() -> None:
+    asked = pod({names.GPU: "1"}, annotations={names.CLIENT: "copy"}, command=["true"])
+    refused = answer(review(asked), Settings())
+    assert "use an image that contains jupyter_gpupool" in refused["status"]["message"]
+
+
 @pytest.mark.parametrize(
     ("command", "annotations"),
     [
@@ -227,6 +255,15 @@ LABEL = {names.INJECT: "true"}
         (pod({names.GPU: "1"}, annotations={names.SPREAD: "yes"}), '"true" or "false"'),
         (pod({names.GPU: "1"}, annotations={names.MODE: "run"}), "the image's entrypoint cannot be seen"),
         (pod({names.GPU: "1"}, annotations={names.CONTAINER: "other"}), "the Pod's containers are 'train'"),
+        (pod({names.GPU: "1"}, annotations={names.CLIENT: "yes"}), "must be image or copy, not 'yes'"),
+        (
+            pod(
+                {names.GPU: "1"},
+                annotations={names.CLIENT: "copy"},
+                env=[{"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+            ),
+            "PYTHONPATH must have a value",
+        ),
         (pod({names.GPU: "1"}, annotations={names.SECRET: "No Secret"}), "must be the name of a Secret"),
     ],
 )
@@ -261,6 +298,9 @@ def test_what_a_pod_has_at_the_webhooks_places_is_not_overwritten() -> None:
     taken = figure_12()
     taken["spec"]["volumes"].append({"name": names.VOLUME, "emptyDir": {}})
     assert "is taken" in refusal(taken)
+    copies = pod({names.GPU: "1"}, annotations={names.CLIENT: "copy"}, command=["true"])
+    copies["spec"]["initContainers"] = [{"name": names.CLIENT_VOLUME}]
+    assert "give the Pod's own init container another name" in refusal(copies)
     mounted = figure_12()
     mounted["spec"]["containers"][0]["volumeMounts"].append(
         {"name": "data-vol", "mountPath": names.FOLDER + "/"}
@@ -281,7 +321,7 @@ def test_an_admitted_pod_is_valid_and_is_admitted_once(given_pod: dict[str, Any]
     after = admitted(given_pod)
     assert admitted(after) == after
     if "patch" in response:
-        assert after == injected(given_pod)
+        assert after == injected(given_pod, SETTINGS)
         assert problems(after) == []
         for version in VERSIONS:
             kubernetes_validate.validate(after, version, strict=True)
