@@ -58,6 +58,10 @@ COMMANDS = {
         f"{_HERE}.kubernetes.ControllerApp",
         "keep a cluster in step with the pool",
     ),
+    "kubernetes copy-client": (
+        f"{_HERE}.kubernetes.CopyClientApp",
+        "copy the client into a directory, for an image that lacks it",
+    ),
     "kubernetes manifests": (
         f"{_HERE}.kubernetes.ManifestsApp",
         "print the webhook's manifests for a cluster",
@@ -115,7 +119,8 @@ class GPUPoolApp(JupyterApp):
             )
         elif word == "kubernetes" and "--help" not in argv:
             raise UsageError(
-                "which kubernetes command? Use webhook, controller or manifests, such as `gpupool kubernetes webhook`"
+                "which kubernetes command? Use webhook, controller, copy-client or manifests, such as "
+                "`gpupool kubernetes webhook`"
             )
         if word in ("-h", "--help", "--help-all"):
             print(HELP, end="")

@@ -58,7 +58,7 @@ class WebhookApp(Command):
 
         log_as_json(self.args.debug)
         certificate = Certificate(self.args.certificate, self.args.key)
-        settings = Settings(self.args.gpu_memory, self.args.account_tokens)
+        settings = Settings(self.args.gpu_memory, self.args.account_tokens, self.args.client_image)
 
         args = self.args
 
@@ -116,6 +116,7 @@ class ControllerApp(Command):
             default=[],
             help="also keep this namespace of the pool, which the controller did not make (may be repeated)",
         )
+        add_user_prefix(parser)
 
     def check(self) -> None:
         if self.args.token_life is None:
@@ -140,7 +141,14 @@ class ControllerApp(Command):
         identity = f"{socket.gethostname()}_{secrets.token_hex(4)}"
         leadership = Leadership(api, self.args.namespace, NAME, identity, changed)
         controller = Controller(
-            api, client, cluster, leadership.leads, self.args.token_life, self.args.adopt, addresses()
+            api,
+            client,
+            cluster,
+            leadership.leads,
+            self.args.token_life,
+            self.args.adopt,
+            addresses(),
+            self.args.user_prefix,
         )
         rounds = threading.Thread(target=controller.run, args=(self.args.interval, changed, stop))
         for part in (cluster, PoolWatch(client, changed), leadership, rounds):
@@ -155,6 +163,26 @@ class ControllerApp(Command):
         cluster.stop()
         if failed:
             raise PoolError("the controller stopped because of an internal error; see the log above")
+        return 0
+
+
+class CopyClientApp(Command):
+    name = "kubernetes copy-client"
+    usage = "DIRECTORY"
+    description = (
+        "Copy the client, with what it imports besides PyTorch, into a directory: DIRECTORY/bin/gpupool runs it by\n"
+        "the Python that it finds there. The webhook lets an init container do this where a Pod's image lacks it."
+    )
+    examples = "  gpupool kubernetes copy-client /opt/gpupool"
+    asks_pool = False
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("directory", metavar="DIRECTORY", help="where to write it")
+
+    def act(self) -> int:
+        from jupyter_gpupool.kubernetes.client_copy import copy_client
+
+        copy_client(Path(self.args.directory).expanduser())
         return 0
 
 
@@ -209,15 +237,38 @@ class ManifestsApp(Command):
             action="store_true",
             help="also print the controller, whose Secret gpupool-administrator needs an administrator's bundle",
         )
+        parser.add_argument(
+            "--pool",
+            metavar="GPUS",
+            type=whole_number(0, 1024, "the count of GPUs"),
+            help="also print a pool within the cluster, on a node with so many NVIDIA GPUs; 0: of emulated ones",
+        )
+        parser.add_argument(
+            "--service-monitor",
+            metavar="NAMESPACE",
+            default="",
+            help="let the Prometheus of that namespace read the metrics of the pool within the cluster, by a "
+            "ServiceMonitor of its operator",
+        )
+        parser.add_argument(
+            "--output",
+            metavar="DIRECTORY",
+            help="write a kustomize base there, for kubectl apply -k DIRECTORY, instead of printing",
+        )
+        add_user_prefix(parser)
         add_webhook_options(parser)
 
     def check(self) -> None:
         if bool(self.args.tls) == bool(self.args.issuer):
             raise UsageError("who certifies the webhook? Give either --tls DIRECTORY or --issuer NAME")
+        if self.args.service_monitor and self.args.pool is None:
+            raise UsageError("--service-monitor is for a pool within the cluster; add --pool GPUS")
 
     def act(self) -> int:
         from jupyter_gpupool.kubernetes.controller_manifests import controller_manifests
+        from jupyter_gpupool.kubernetes.kustomize import write_base
         from jupyter_gpupool.kubernetes.manifests import TLS, Options, as_yaml, dns_names, manifests
+        from jupyter_gpupool.kubernetes.pool_manifests import pool_manifests
 
         args, tls = self.args, None
         if args.tls:
@@ -234,10 +285,20 @@ class ManifestsApp(Command):
             args.issuer or "",
             args.gpu_memory,
             args.account_tokens,
+            args.client_image,
+            args.user_prefix,
+            args.pool or 0,
+            args.service_monitor,
         )
         objects = manifests(options)
         if args.controller:
             objects += controller_manifests(options)
+        if args.pool is not None:
+            objects[1:1] = pool_manifests(options)
+        if args.output:
+            for path in write_base(Path(args.output).expanduser(), objects):
+                print(f"Wrote {path}")
+            return 0
         print(as_yaml(objects), end="")
         return 0
 
@@ -283,8 +344,25 @@ def kubernetes_version(text: str) -> tuple[int, int]:
     return 1, int(match[1])
 
 
+def add_user_prefix(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which the controller knows the leases of the cluster's ServiceAccounts."""
+    parser.add_argument(
+        "--user-prefix",
+        metavar="TEXT",
+        help="user_prefix of this cluster in the pool's c.OIDC.issuers, '' for none: the controller then also releases "
+        "the leases of Pods that used the tokens of their ServiceAccounts (default: it does not)",
+    )
+
+
 def add_webhook_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options by which MiB of memory are counted as shares, and whose tokens Pods use."""
+    """Add the options by which MiB are counted as shares, and that say whose tokens and which client Pods use."""
+    parser.add_argument(
+        "--client-image",
+        metavar="IMAGE",
+        default="",
+        help="image from which the client is copied into Pods with the annotation gpupool.io/client: copy "
+        "(default of manifests: --image)",
+    )
     parser.add_argument(
         "--account-tokens",
         action="store_true",

@@ -130,6 +130,11 @@ class InitApp(Command):
 
     def add_options(self, parser: Parser) -> None:
         parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="a new or empty directory")
+        parser.add_argument(
+            "--keep",
+            action="store_true",
+            help="change nothing where the directory has a configuration already",
+        )
         add_addresses(parser, "this machine's name")
         parser.add_argument(
             "--host", metavar="ADDRESS", default="", help="address to listen on (default: all)"
@@ -158,6 +163,9 @@ class InitApp(Command):
     def act(self) -> int:
         given = self.args.directory
         directory = (Path(given).expanduser() if given else folder.default()).absolute()
+        if self.args.keep and (directory / folder.CONFIGURATION).is_file():
+            print(f"Kept {directory}, which has a configuration already")
+            return 0
         for path in folder.initialise(directory, self.args.address, self._listening()):
             print(f"Wrote {path}")
         administrator = directory / folder.ADMINISTRATOR

@@ -6,7 +6,7 @@ from typing import Any
 
 from .controller_policy import POLICIES_V1, creation_policy
 from .custom_resources import SERVERS, SLICES, definitions
-from .manifest_parts import container, labels, named, pod
+from .manifest_parts import container, labels, named, of_secret, pod
 from .manifests import Options, disruption_version
 from .names import CONFIG_MAP, DEFAULT_SECRET, DOMAIN, FOLDER
 
@@ -115,15 +115,18 @@ def _disruption_budget(options: Options) -> dict[str, Any]:
 
 def _deployment(options: Options) -> dict[str, Any]:
     volume = "administrator"
+    command = ["gpupool", "kubernetes", "controller", "--namespace", options.namespace]
+    if options.user_prefix is not None:
+        command.append(f"--user-prefix={options.user_prefix}")
     program = container(
         "controller",
         options.image,
         volume=volume,
         folder=FOLDER,
         env={"GPUPOOL_CONFIG_DIR": FOLDER},
-        command=["gpupool", "kubernetes", "controller", "--namespace", options.namespace],
+        command=command,
     )
-    template = pod(NAME, program, volume=volume, secret=ADMINISTRATOR)
+    template = pod(NAME, program, volume=volume, source=of_secret(ADMINISTRATOR))
     # One of them leads, and the other one takes over when it is gone.
     spec = {
         "replicas": options.replicas,

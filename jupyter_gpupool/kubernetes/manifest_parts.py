@@ -21,9 +21,18 @@ def named(version: str, kind: str, name: str, namespace: str, **fields: Any) -> 
 
 
 def container(
-    name: str, image: str, volume: str, folder: str, env: Mapping[str, str] | None = None, **fields: Any
+    name: str,
+    image: str,
+    volume: str,
+    folder: str,
+    env: Mapping[str, str] | None = None,
+    read_only: bool = True,
+    **fields: Any,
 ) -> dict[str, Any]:
-    """Return a container without privileges. It reads the Pod's ``volume`` at ``folder``, and writes to /tmp."""
+    """Return a container without privileges. It reads the Pod's ``volume`` at ``folder``, and writes to /tmp.
+
+    ``read_only``: it does not write to the volume.
+    """
     return {
         "name": name,
         "image": image,
@@ -39,14 +48,21 @@ def container(
             "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [
-            {"name": volume, "mountPath": folder, "readOnly": True},
+            {"name": volume, "mountPath": folder, "readOnly": read_only},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
 
 
-def pod(account: str, program: dict[str, Any], volume: str, secret: str, **fields: Any) -> dict[str, Any]:
-    """Return the specification of a Pod with one container, whose ``volume`` is that Secret."""
+def of_secret(name: str) -> dict[str, Any]:
+    """Return the source of a volume with a Secret's files."""
+    return {"secret": {"secretName": name, "defaultMode": 0o440}}
+
+
+def pod(
+    account: str, program: dict[str, Any], volume: str, source: dict[str, Any], **fields: Any
+) -> dict[str, Any]:
+    """Return the specification of a Pod with one container, whose ``volume`` has that source."""
     return {
         "serviceAccountName": account,
         "enableServiceLinks": False,
@@ -60,7 +76,7 @@ def pod(account: str, program: dict[str, Any], volume: str, secret: str, **field
         },
         "containers": [program],
         "volumes": [
-            {"name": volume, "secret": {"secretName": secret, "defaultMode": 0o440}},
+            {"name": volume, **source},
             {"name": "tmp", "emptyDir": {"sizeLimit": "16Mi"}},
         ],
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .manifest_parts import container, labels, named, pod
+from .manifest_parts import container, labels, named, of_secret, pod
 from .names import DOMAIN, INJECT
 from .webhook import PATH, READY_PATH
 
@@ -46,7 +46,9 @@ class TLS:
 class Options:
     """``version``: of the API server, such as (1, 30). ``tls`` or ``issuer``: who certifies the webhook.
 
-    ``issuer``: a ClusterIssuer of cert-manager.
+    ``issuer``: a ClusterIssuer of cert-manager. ``client_image``: whence the client is copied; empty: ``image``.
+    ``user_prefix``: of the cluster's ServiceAccounts in the pool, for the controller. ``pool_gpus``: GPUs of a pool
+    within the cluster, 0 for emulated ones; ``monitoring_namespace``: of the Prometheus that reads its metrics.
     """
 
     image: str
@@ -57,6 +59,10 @@ class Options:
     issuer: str = ""
     gpu_memory_mib: int | None = None
     account_tokens: bool = False
+    client_image: str = ""
+    user_prefix: str | None = None
+    pool_gpus: int = 0
+    monitoring_namespace: str = ""
 
 
 def dns_names(namespace: str) -> list[str]:
@@ -137,6 +143,7 @@ def _deployment(options: Options) -> dict[str, Any]:
         command += ["--gpu-memory", str(options.gpu_memory_mib)]
     if options.account_tokens:
         command.append("--account-tokens")
+    command += ["--client-image", options.client_image or options.image]
     program = container(
         "webhook",
         options.image,
@@ -160,7 +167,7 @@ def _deployment(options: Options) -> dict[str, Any]:
         NAME,
         program,
         volume="tls",
-        secret=NAME,
+        source=of_secret(NAME),
         automountServiceAccountToken=False,
         terminationGracePeriodSeconds=20,
         affinity=affinity,

@@ -70,7 +70,7 @@ def test_the_names_of_the_objects_agree(manifests: list[dict[str, Any]]) -> None
     webhook = of(manifests, "MutatingWebhookConfiguration")["webhooks"][0]
     service = webhook["clientConfig"]["service"]
     assert f"{service['name']}.{service['namespace']}.svc" in dns_names(service["namespace"])
-    assert container["command"][-2:] == ["--gpu-memory", "32510"]
+    assert container["command"][-4:] == ["--gpu-memory", "32510", "--client-image", "gpupool:1"]
 
 
 def test_it_stands_in_no_other_pods_way(manifests: list[dict[str, Any]]) -> None:
@@ -115,6 +115,60 @@ def test_from_1_30_on_the_controller_may_create_only_its_own_secrets(tmp_path: P
     user = f"system:serviceaccount:gpus:{account['metadata']['name']}"
     assert policy["spec"]["matchConditions"][0]["expression"] == f"request.userInfo.username == '{user}'"
     assert policy["spec"]["matchConstraints"]["resourceRules"][0]["operations"] == ["CREATE"]
+
+
+def test_a_kustomize_base_holds_what_is_printed(folder: Path, tmp_path: Path) -> None:
+    options = ("--tls", str(folder), "--controller", "--pool", "2", "--service-monitor", "monitoring")
+    for _ in range(2):  # also over a former one
+        done = run(*options, "--output", str(tmp_path / "base"))
+        assert done.returncode == 0, done.stderr
+    kustomization = yaml.safe_load((tmp_path / "base" / "kustomization.yaml").read_text())
+    files = [tmp_path / "base" / name for name in kustomization["resources"]]
+    assert [yaml.safe_load(file.read_text()) for file in files] == printed(*options)
+    assert sorted(done.stdout.split()[1::2]) == sorted(map(str, (tmp_path / "base").iterdir()))
+    secrets = [file for file in files if file.name.startswith("secret-")]
+    assert secrets and all(file.stat().st_mode & 0o077 == 0 for file in secrets)
+
+
+@pytest.mark.parametrize(("gpus", "emulates"), [("4", "--LocalEngine.emulate=never"), ("0", "--emulate")])
+def test_a_pool_within_the_cluster_and_who_reads_its_metrics(folder: Path, gpus: str, emulates: str) -> None:
+    found = {
+        one["kind"]: one
+        for one in printed("--tls", str(folder), "--pool", gpus, "--service-monitor", "observability")
+        if one["metadata"]["name"] == "gpupool"
+    }
+    for kind, one in found.items():
+        for version in VERSIONS:
+            if kind != "ServiceMonitor":
+                kubernetes_validate.validate(one, version, strict=True)
+    pod = found["Deployment"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    labels, service = pod["metadata"]["labels"], found["Service"]
+    assert service["spec"]["selector"] == labels
+    assert {p["targetPort"]: p["port"] for p in service["spec"]["ports"]} == ports
+    monitor = found["ServiceMonitor"]["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert [e["port"] for e in monitor["endpoints"]] == ["metrics"]
+    everybody, prometheus = found["NetworkPolicy"]["spec"]["ingress"]
+    assert "from" not in everybody and [p["port"] for p in everybody["ports"]] == ["control", "data"]
+    assert [p["port"] for p in prometheus["ports"]] == ["metrics"]
+    assert "observability" in str(prometheus["from"])
+    assert f"--GPUPoolDaemon.metrics_address=0.0.0.0:{ports['metrics']}" in container["command"]
+    assert emulates in container["command"]
+    limits = container["resources"].get("limits", {})
+    assert limits.get("nvidia.com/gpu") == (gpus if gpus != "0" else None)
+    (claim,) = [v for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
+    assert claim["persistentVolumeClaim"]["claimName"] == found["PersistentVolumeClaim"]["metadata"]["name"]
+
+
+def test_without_a_prometheus_nobody_reads_the_metrics_of_a_pool_within_the_cluster(folder: Path) -> None:
+    found = printed("--tls", str(folder), "--pool", "1")
+    assert not [one for one in found if one["kind"] == "ServiceMonitor"]
+    (policy,) = [
+        one for one in found if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "gpupool"
+    ]
+    assert "metrics" not in str(policy["spec"])
 
 
 def test_cert_manager_can_certify_it() -> None:
@@ -162,6 +216,8 @@ def test_a_certificate_is_renewed_by_the_same_authority(
         (["--issuer", "a", "--tls", "b"], "who certifies the webhook?"),
         (["--issuer", "a", "--kubernetes", "2"], "a version of Kubernetes is written as 1.30"),
         (["--issuer", "a", "--replicas", "0"], "from 1 to 100"),
+        (["--issuer", "a", "--service-monitor", "m"], "add --pool GPUS"),
+        (["--issuer", "a", "--output", "/dev/null/x"], "the manifests cannot be written to /dev/null/x"),
         (["--tls", "/dev/null/x"], "cannot be used for certificates"),
     ],
 )
