@@ -91,7 +91,7 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory, project_root: Path
         kubelet.start()
         stop.append(server.end)
         server.start()
-        webhook = RunningWebhook(tmp_path_factory.mktemp("tls"))
+        webhook = RunningWebhook(tmp_path_factory.mktemp("tls"), "--client-image", "gpupool:1")
         stop.append(webhook.stop)
         plane.create(configuration(webhook))
         yield Cluster(plane, server, webhook, server.administrator(), kubelet)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 #: Of these the container has its own.
-OWN = ("tmp", "run", "var", "proc", "lost+found")
+OWN = ("tmp", "run", "var", "opt", "proc", "lost+found")
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
             place.mkdir()
             if entry.name not in OWN:
                 _mount("--rbind", str(entry), str(place))
-    for name in OWN[:4]:
+    for name in OWN[:5]:
         (root / name).mkdir(exist_ok=True)
     (root / "tmp").chmod(0o1777)
     (root / "var" / "run").symlink_to("/run")

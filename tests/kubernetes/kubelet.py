@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from jupyter_gpupool.core.files import write_atomically
 from jupyter_gpupool.server.daemon.certificates import new_authority, new_server
 
 from .control_plane import ControlPlane
@@ -27,10 +28,15 @@ from .control_plane import ControlPlane
 CONTAINER = Path(__file__).with_name("container.py")
 MERGE = {"Content-Type": "application/merge-patch+json"}
 _INTERVAL_S = 0.1
+#: Seconds between two looks at the Secrets of running Pods.
+_REFRESH_S = 1.0
 
 
 class Kubelet:
-    """``files``: what every image contains, by path. ``visible``: folders of this machine that it sees, too."""
+    """``files``: what every image contains, by path. ``visible``: folders of this machine that it sees, too.
+
+    An image named ``bare:…`` contains a Python without any packages, and no command of ours.
+    """
 
     def __init__(
         self, plane: ControlPlane, folder: Path, *, slices: int, files: dict[str, str], visible: list[Path]
@@ -64,6 +70,11 @@ class Kubelet:
         for pod in self._pods.values():
             if pod.names == (namespace, name):
                 pod.kill()
+
+    def mounted(self, namespace: str, name: str, volume: str, file: str) -> str:
+        """What a Pod sees in a file of a volume now."""
+        (pod,) = [pod for pod in self._pods.values() if pod.names == (namespace, name)]
+        return pod.mounted(volume, file)
 
     def _register(self) -> None:
         labels = {"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux"}
@@ -136,6 +147,10 @@ class RunningPod:
         self.names: tuple[str, str] = (metadata["namespace"], metadata["name"])
         self._path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._initial: dict[str, subprocess.Popen[bytes]] = {}
+        self._sources: dict[str, str] = {}
+        self._refreshed_at = time.monotonic()
+        self._failed = False  # because an init container has
         self._reported: Any = None
         self._waiting = ""
         self._kill_at: float | None = None
@@ -151,20 +166,46 @@ class RunningPod:
         if pod["metadata"].get("deletionTimestamp"):
             self._end(pod["metadata"].get("deletionGracePeriodSeconds", 30))
             return
-        if not self._processes:
-            try:
-                sources = {volume["name"]: self._source(volume) for volume in pod["spec"].get("volumes", [])}
-            except _NotYet as e:
-                if str(e) != self._waiting:
-                    self._waiting = str(e)
-                    self._event(pod, "FailedMount", str(e))
+        if not self._processes and not self._failed:
+            if not self._initial:
+                volumes = pod["spec"].get("volumes", [])
+                try:
+                    self._sources = {volume["name"]: self._source(volume) for volume in volumes}
+                except _NotYet as e:
+                    if str(e) != self._waiting:
+                        self._waiting = str(e)
+                        self._event(pod, "FailedMount", str(e))
+                    return
+            if not self._is_initialised(pod):
                 return
-            for container in pod["spec"]["containers"]:
-                self._start(pod, container, sources)
+            for container in pod["spec"]["containers"] if not self._failed else []:
+                self._processes[container["name"]] = self._start(pod, container)
+        if time.monotonic() > self._refreshed_at + _REFRESH_S:
+            self._refreshed_at = time.monotonic()
+            with contextlib.suppress(_NotYet):  # what has been mounted stays
+                for volume in pod["spec"].get("volumes", []):
+                    if "secret" in volume:
+                        self._source(volume)
         self._report(pod)
 
+    def mounted(self, volume: str, file: str) -> str:
+        return (self._folder / "volumes" / volume / file).read_text()
+
+    def _is_initialised(self, pod: dict[str, Any]) -> bool:
+        """Run the init containers one after the other; whether all have ended, or one has failed."""
+        for container in pod["spec"].get("initContainers", []):
+            process = self._initial.get(container["name"])
+            if process is None:
+                process = self._initial[container["name"]] = self._start(pod, container)
+            if process.poll() is None:
+                return False
+            if process.returncode:
+                self._failed = True
+                break
+        return True
+
     def kill(self) -> None:
-        for process in self._processes.values():
+        for process in [*self._initial.values(), *self._processes.values()]:
             process.kill()  # unshare --kill-child takes the container with it
             process.wait()
 
@@ -187,8 +228,9 @@ class RunningPod:
                     f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret "{name}" not found'
                 )
             for key, value in secret.json().get("data", {}).items():
-                (folder / key).write_bytes(base64.b64decode(value))
-                (folder / key).chmod(volume["secret"].get("defaultMode", 0o644))
+                write_atomically(
+                    folder / key, base64.b64decode(value), volume["secret"].get("defaultMode", 0o644)
+                )
         elif "projected" in volume:
             for source in volume["projected"]["sources"]:
                 self._project(folder, source)
@@ -216,11 +258,15 @@ class RunningPod:
         for item in source["configMap"]["items"]:
             (folder / item["path"]).write_text(found.json()["data"][item["key"]])
 
-    def _start(self, pod: dict[str, Any], container: dict[str, Any], sources: dict[str, str]) -> None:
+    def _start(self, pod: dict[str, Any], container: dict[str, Any]) -> subprocess.Popen[bytes]:
         root = self._folder / f"{container['name']}.root"
         root.mkdir()
         mounts = [
-            {"source": sources[m["name"]], "path": m["mountPath"], "read_only": m.get("readOnly", False)}
+            {
+                "source": self._sources[m["name"]],
+                "path": m["mountPath"],
+                "read_only": m.get("readOnly", False),
+            }
             for m in container.get("volumeMounts", [])
         ]
         spec = {
@@ -243,13 +289,15 @@ class RunningPod:
             str(file),
         ]
         with (self._folder / f"{container['name']}.log").open("wb") as log:
-            self._processes[container["name"]] = subprocess.Popen(
+            return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def _environment(self, pod: dict[str, Any], container: dict[str, Any]) -> dict[str, str]:
         kept = ("PATH", "PYTHONPATH", "LANG")
         environment = {"HOME": "/tmp", **{name: os.environ[name] for name in kept if name in os.environ}}
+        if container["image"].startswith("bare:"):
+            environment = {"HOME": "/tmp", "PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
         for variable in container.get("env", []):
             value = variable.get("value", "")
             if "valueFrom" in variable:
@@ -262,14 +310,14 @@ class RunningPod:
 
     def _report(self, pod: dict[str, Any]) -> None:
         codes = {name: process.poll() for name, process in self._processes.items()}
-        if codes == self._reported:
+        if (codes, self._failed) == self._reported:
             return
-        self._reported = codes
+        self._reported = codes, self._failed
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         if any(code is None for code in codes.values()):
             phase = "Running"
         else:
-            phase = "Failed" if any(codes.values()) else "Succeeded"
+            phase = "Failed" if any(codes.values()) or self._failed else "Succeeded"
         statuses = [
             {
                 "name": name,
@@ -288,7 +336,8 @@ class RunningPod:
         self._api.patch(f"{self._path}/status", content=json.dumps({"status": status}), headers=MERGE)
 
     def _end(self, grace_s: float) -> None:
-        alive = [process for process in self._processes.values() if process.poll() is None]
+        processes = [*self._initial.values(), *self._processes.values()]
+        alive = [process for process in processes if process.poll() is None]
         if alive and self._kill_at is None:
             self._kill_at = time.monotonic() + grace_s
             for process in alive:

@@ -13,6 +13,8 @@ from jupyter_gpupool.kubernetes.controller_manifests import NAME, controller_man
 from .cluster import Cluster, options
 
 SYSTEM = "gpupool-system"
+#: What precedes the names of the cluster's accounts in the pool.
+PREFIX = "cluster-01:"
 
 
 class RunningController:
@@ -42,6 +44,7 @@ class RunningController:
         """One more: the first one leads."""
         # Only changes wake it up: nothing below would pass if it had to look by itself.
         command = ["kubernetes", "controller", "--interval", "3600", "--api-server", self._plane.url]
+        command += ["--user-prefix", PREFIX]
         command += ["--api-token", str(self._folder / "token"), "--api-ca", str(self._plane.ca)]
         with (self._folder / "log").open("ab") as log:
             self._processes.append(

@@ -17,7 +17,8 @@ from jupyter_gpupool.core.models import LeaseState
 from jupyter_gpupool.kubernetes.names import CONFIG_MAP, GPU, INJECT, SHARE_PERCENT, TOKEN
 
 from .cluster import Cluster, needs_api_server
-from .pods import WAIT, pod
+from .pods import STUBBORN, WAIT, pod
+from .running_controller import PREFIX, RunningController
 
 pytestmark = needs_api_server
 
@@ -35,6 +36,7 @@ def open_pool(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Clu
         "jwks_uri": f"{plane.url}/openid/v1/jwks",
         "ca_file": str(plane.ca),
         "keys_token_file": str(keys_token),
+        "user_prefix": PREFIX,
         "max_age_s": None,
         "grants": [
             {"claims": {"kubernetes.io.namespace": name}, "namespace": name} for name in ("red", "blue")
@@ -80,7 +82,10 @@ def test_a_pod_without_a_secret_runs_in_its_own_namespace(
     (lease,) = eventually(
         lambda: [x for x in open_pool.leases() if x.state is LeaseState.ACTIVE], "the lease"
     )
-    assert (lease.request.namespace, lease.request.owner) == ("red", "system:serviceaccount:red:default")
+    assert (lease.request.namespace, lease.request.owner) == (
+        "red",
+        f"{PREFIX}system:serviceaccount:red:default",
+    )
     assert open_pool.plane.kubectl("get", "secret", "gpupool", "-n", "red").returncode == 1
     mine, theirs = (client(open_pool, token(open_pool, name)) for name in ("red", "blue"))
     assert [x.id for x in mine.leases()] == [lease.id]
@@ -109,3 +114,20 @@ def test_a_namespace_without_a_grant_gets_nothing(open_pool: Cluster) -> None:
     request, _ = new_request(partial=0.1)
     with pytest.raises(Unauthenticated, match="Token grants nothing"):
         client(open_pool, token(open_pool, "grey")).request(request)
+
+
+def test_the_lease_of_a_pod_that_is_gone_is_released_although_its_program_runs(
+    open_pool: Cluster, controller: RunningController, eventually: Callable[..., Any]
+) -> None:
+    """As on a node that the control plane has lost. The namespace needs no label for that."""
+    asked = pod({GPU: "1"}, labels={INJECT: "true"}, annotations={TOKEN: "account"}, command=STUBBORN)
+    asked["metadata"]["name"] = "lost"
+    done = open_pool.plane.kubectl("create", "-n", "red", "-f", "-", given=[asked])
+    assert done.returncode == 0, done.stderr
+    (lease,) = eventually(
+        lambda: [x for x in open_pool.leases() if x.state is LeaseState.ACTIVE], "the lease"
+    )
+    open_pool.kubelet.forget("red", "lost")
+    open_pool.plane.kubectl("delete", "pod", "lost", "-n", "red", "--force", "--grace-period=0")
+    eventually(lambda: not open_pool.leases(), "the end of the lease")
+    assert open_pool.administrator.lease(lease.id).state is LeaseState.RELEASED

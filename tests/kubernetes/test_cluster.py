@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,28 +15,12 @@ from jupyter_gpupool.client.requests import new_request
 from jupyter_gpupool.core.errors import PermissionDenied, UnknownLease
 from jupyter_gpupool.core.models import LeaseState
 from jupyter_gpupool.kubernetes.manifests import manifests
-from jupyter_gpupool.kubernetes.names import GPU, INJECT, SHARE_PERCENT, SLICE
+from jupyter_gpupool.kubernetes.names import CLIENT, GPU, INJECT, SHARE_PERCENT, SLICE
 
 from .cluster import Cluster, needs_api_server, options
-from .pods import WAIT, figure_12, pod
+from .pods import WAIT, figure_12, missing_line, pod
 
 pytestmark = needs_api_server
-
-#: Figure 13, with what differs from run to run left open.
-LOG = [
-    r"\[INFO\] \S+ Query server (\S+) to claim client id: [0-9a-f-]{36}",
-    r"\[INFO\] \S+ Query server \S+ gpu availability",
-    r"\[INFO\] \S+ Query server health status",
-    r"\[INFO\] \S+ Choosing GPUs from server list \[\S+\]",
-    r"\[INFO\] \S+ Requesting GPUs \[0 1\] with 26008 MiB of memory from server 0, with version \S+\.\.\.",
-    r"Requested resources:",
-    r"Server List: \S+",
-    r"Client idle timeout: 0 min",
-    r"\[INFO\] \S+ Locked 2 GPUs with partial memory 0\.8, configuration saved to '/tmp/\S+'",
-    r"\[INFO\] \S+ Running client command '/workspace/dlbs/run_pytorch\.sh' on 2 GPUs, with the following servers:",
-    r"Train Epoch: 1 \[0/\d+ \(0%\)\] Loss: [\d.]+",
-    r"\[INFO\] \S+ Released GPUs on 1 servers",
-]
 
 
 def test_the_api_server_takes_the_manifests(cluster: Cluster) -> None:
@@ -84,11 +67,7 @@ def test_the_pod_of_the_case_study_trains_on_its_slices(
     eventually(lambda: cluster.phase("cnasg", name) in ("Succeeded", "Failed"), "the end of the Pod")
     log = cluster.log("cnasg", name)
     assert cluster.phase("cnasg", name) == "Succeeded", log
-    place = 0
-    for line in LOG:
-        found = re.compile(line).search(log, place)
-        assert found, f"{line} is not in its place in\n{log}"
-        place = found.end()
+    assert missing_line(log) == "", log
     assert (tmp_path / "mnist_cnn.pt").stat().st_size > 0
     assert cluster.leases() == []
 
@@ -161,6 +140,32 @@ def test_a_refusal_reaches_the_author(cluster: Cluster) -> None:
     done = cluster.plane.kubectl("create", "-f", "-", given=[wrong])
     assert done.returncode == 1
     assert "PARTIAL_GPU must be a number above 0 and at most 1, not '80'" in done.stderr
+
+
+def test_a_pod_whose_image_lacks_the_client_gets_it_by_an_init_container(
+    cluster: Cluster, eventually: Callable[..., Any]
+) -> None:
+    cluster.open_namespace("bare")
+    program = [
+        "python3",
+        "-c",
+        "import jupyter_gpupool, os; print(jupyter_gpupool.__file__, os.listdir('/opt'))",
+    ]
+    asked = pod(
+        {GPU: "1", SHARE_PERCENT: "50"},
+        labels={INJECT: "true"},
+        annotations={CLIENT: "copy"},
+        command=program,
+    )
+    asked["spec"]["containers"][0]["image"] = "bare:1"
+    done = cluster.plane.kubectl("create", "-n", "bare", "-f", "-", given=[asked])
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: cluster.phase("bare", "train") in ("Succeeded", "Failed"), "the end of the Pod")
+    log = cluster.log("bare", "train")
+    assert cluster.phase("bare", "train") == "Succeeded", log
+    assert "Locked 1 GPUs with partial memory 0.5" in log
+    assert "/opt/gpupool/lib/jupyter_gpupool/__init__.py ['gpupool']" in log
+    assert cluster.leases() == []
 
 
 def test_a_deleted_pod_gives_its_slices_back(cluster: Cluster, eventually: Callable[..., Any]) -> None:
