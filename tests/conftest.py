@@ -53,6 +53,7 @@ KINDS = {
     "kubernetes/test_plan.py": "unit",
     "kubernetes/test_pool_in_cluster.py": "cluster",
     "kubernetes/test_reconcile.py": "unit",
+    "kubernetes/test_replaced_tokens.py": "cluster",
     "kubernetes/test_review.py": "unit",
     "kubernetes/test_walk_through.py": "cluster",
     "packaging": "unit",
