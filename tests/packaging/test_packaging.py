@@ -105,6 +105,30 @@ def test_the_wheel_holds_all_of_it(wheel: Path, version: str) -> None:
     assert all(n.startswith(f"jupyter_gpupool-{version}.") for n in strangers)
 
 
+def test_the_wheel_names_the_packages_that_its_pages_contain(
+    wheel: Path, version: str, project_root: Path
+) -> None:
+    with zipfile.ZipFile(wheel) as z:
+        bill = json.loads(z.read(f"jupyter_gpupool-{version}.dist-info/sboms/bundled.cdx.json"))
+        page = z.read(f"{SHARED.format(version)}{PANEL}page/page.js").decode()
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["version"] == version
+    found = {one["name"]: one for one in bill["components"]}
+    locked = (project_root / "yarn.lock").read_text()
+    for name in ("react", "react-dom", "uplot", "@lumino/coreutils"):  # the page's, and the panel's chart
+        of = found[name]
+        assert f'"{name}@npm:{of["version"]}"' in locked, "it is the version that the lock file names"
+        assert of["purl"] == f"pkg:npm/{name.replace('@', '%40')}@{of['version']}"
+        assert of["licenses"][0]["expression"] in ("MIT", "BSD-3-Clause")
+    assert found["react-dom"]["version"] in page, "the page really contains it"
+    assert bill["dependencies"] == [
+        {
+            "ref": f"pkg:pypi/jupyter-gpupool@{version}",
+            "dependsOn": sorted(one["purl"] for one in found.values()),
+        }
+    ]
+
+
 def test_the_jax_plugin_is_compiled_into_the_wheel_where_a_compiler_is(
     project_root: Path, wheel: Path, sources: Path, python: Path, tmp_path: Path, version: str
 ) -> None:
