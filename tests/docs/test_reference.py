@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 from reference import (  # noqa: E402
+    collectives,
     command_line,
     configuration,
     conformance,
@@ -27,6 +29,7 @@ from reference.classes import subclasses  # noqa: E402
 from traitlets.config import Configurable  # noqa: E402
 from traitlets.utils.importstring import import_item  # noqa: E402
 
+from benchmarks.conformance.collective_refusals import REFUSALS  # noqa: E402
 from jupyter_gpupool.cli.app import COMMANDS  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -103,5 +106,18 @@ def test_every_call_and_the_event_are_on_their_pages() -> None:
     assert all(f"{path}`" in page for path in document()["paths"])
     assert "`previous`" in lease_event.markdown()
     assert "forward" in conformance.markdown()
+    assert "distributed_test.py" in collectives.markdown()
     assert "karpathy/nanoGPT" in programs.markdown()
     assert "| `torch.cuda` |" in public_names.markdown()
+
+
+def test_no_published_test_of_collectives_fails_and_what_is_refused_has_its_reason() -> None:
+    reasons = {reason for _, _, reason in REFUSALS}
+    rows = json.loads(collectives.RESULTS.read_text())["table"]
+    assert {(part, ranks) for part in collectives.PARTS for ranks in (2, 3)} <= {
+        (row["part"], row["ranks"]) for row in rows
+    }
+    for row in rows:
+        assert row["passed"] > 100
+        assert row["failed"] == 0, row["tests"]["failed"]
+        assert reasons.issuperset(row["tests"]["refused"])
