@@ -84,13 +84,32 @@ def worker(start_worker: Callable[..., Running]) -> Running:
     return start_worker()
 
 
-@pytest.fixture(scope="module")
-def run_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a program of programs/, or the text of one, with a lease on a worker; None: without a lease."""
+@dataclass
+class Prepared:
+    """What starts a program in a folder of its own."""
 
-    def run(
-        program: str, worker: Running | None, *arguments: str, port: int | None = None, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
+    command: list[str]
+    environment: dict[str, str]
+    folder: Path
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command, env=self.environment, cwd=self.folder, capture_output=True, text=True
+        )
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start it, with pipes to its standard input and output."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            self.command, env=self.environment, cwd=self.folder, stdin=pipe, stdout=pipe, text=True
+        )
+
+
+@pytest.fixture(scope="module")
+def prepare_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared]:
+    """Prepare a program of programs/, or the text of one, with a lease; None: without a lease."""
+
+    def prepare(program: str, spec: AttachSpec | None, *arguments: str, **environment: str) -> Prepared:
         where = tmp_path_factory.mktemp("program")
         # What an installation has; that of the sources may be older.
         about = where / "plugin" / "gpupool_plugin-0.dist-info"
@@ -106,16 +125,26 @@ def run_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subpr
         known = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
         path = [str(about.parent), str(Path(native.__file__).parents[3]), known.get("PYTHONPATH", "")]
         known["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        if worker is not None:
-            spec = worker.spec if port is None else replace(worker.spec, port=port)
+        if spec is not None:
             (where / "lease.json").write_text(spec.to_json())
             known["GPUPOOL_LEASE"] = str(where / "lease.json")
-        return subprocess.run(
-            [sys.executable, str(file), *arguments],
-            env={**known, **environment},
-            cwd=where,
-            capture_output=True,
-            text=True,
-        )
+        return Prepared([sys.executable, str(file), *arguments], {**known, **environment}, where)
+
+    return prepare
+
+
+@pytest.fixture(scope="module")
+def run_program(
+    prepare_program: Callable[..., Prepared],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program of programs/, or the text of one, with a lease on a worker; None: without a lease."""
+
+    def run(
+        program: str, worker: Running | None, *arguments: str, port: int | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        spec = None
+        if worker is not None:
+            spec = worker.spec if port is None else replace(worker.spec, port=port)
+        return prepare_program(program, spec, *arguments, **environment).run()
 
     return run

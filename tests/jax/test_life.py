@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from jupyter_gpupool.pytorch.worker.residence import CannotPark, Residence
-from jupyter_gpupool.pytorch.worker.shared_storages import SharedStorages
 from jupyter_gpupool.transport import frames, handshake
 
 from ..support.cutting_proxy import CuttingProxy
@@ -75,6 +73,56 @@ def test_pytorch_and_jax_share_the_slices_memory(
         "OutOfMemoryError: CUDA"
     )
     assert last == "20000000.0 1000000.0"
+
+
+LINES = """
+import jax, jax.numpy as jnp, numpy as np
+large = jax.jit(lambda: jnp.ones((20000, 2000)))
+def train():
+    x = large()  # does not fit
+    return x + 1
+def message(call):
+    try:
+        call()
+    except jax.errors.JaxRuntimeError as e:
+        return str(e)
+y = train()
+print(message(lambda: (y * 2).sum().tolist()))
+x = jax.device_put(np.ones((10000, 2000)))
+z = jax.device_put(np.ones((10000, 2000)))  # nor does this
+print(message(lambda: np.asarray(z + 1)))
+print(message(lambda: (jnp.ones(()) + y).block_until_ready()))
+print(message(lambda: jax.device_put(np.ones((20000, 2000)))))
+print((jnp.ones(2) + 1).tolist())
+"""
+
+
+def test_an_error_names_the_line_that_called_what_failed(
+    run_program: Callable[..., Any], start_worker: Callable[..., Any]
+) -> None:
+    done = run_program(LINES, start_worker(memory_mib=100))
+    assert done.returncode == 0, done.stderr
+    one, two, three, larger_than_all = done.stdout.split("RESOURCE_EXHAUSTED")[1:]
+    for said in (one, three):
+        assert "(raised by what was called at\n" in said
+        assert "line 5, in train\n    x = large()  # does not fit)" in said
+    assert "line 15, in <module>\n    z = jax.device_put(np.ones((10000, 2000)))  # nor does this)" in two
+    assert "160000000 bytes on slice 0, which has 104857600" in larger_than_all
+    assert larger_than_all.endswith("[2.0, 2.0]\n"), "the session goes on"
+
+
+OPTION = """
+import jax
+try:
+    jax.jit(lambda x: x + 1, compiler_options={"no_such_effort": 0.5})(1.0)
+except jax.errors.JaxRuntimeError as e:
+    print(e)
+"""
+
+
+def test_an_option_that_there_is_not_is_an_error(run_program: Callable[..., Any], worker: Any) -> None:
+    done = run_program(OPTION, worker)
+    assert done.stdout == "INVALID_ARGUMENT: No such compile option: 'no_such_effort'\n", done.stderr
 
 
 EXCEPTIONS = """
@@ -207,17 +255,6 @@ def test_what_is_no_command_ends_the_session_and_not_the_worker(worker: Any, hea
             kind, said, _ = frames.receive(connection)
         assert kind is frames.Kind.BYE and "something invalid" in said["message"]
     assert worker.process.is_alive()
-
-
-def test_a_session_is_neither_parked_nor_moved() -> None:
-    residence = Residence(lambda: [], SharedStorages())
-    residence.bind("a process uses it by jax")
-    with pytest.raises(CannotPark, match="a process uses it by jax"):
-        residence.park()
-    with pytest.raises(CannotPark, match="a process uses it by jax"):
-        residence.rest()
-    residence.unbind()
-    assert residence.park() == 0
 
 
 def test_another_framework_is_refused(worker: Any) -> None:

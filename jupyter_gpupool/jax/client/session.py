@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import select
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jupyter_gpupool.core import processes
+from jupyter_gpupool.core.environment import LEASE
 from jupyter_gpupool.jax.protocol import commands
-from jupyter_gpupool.jax.protocol.status import INTERNAL, UNAVAILABLE, StatusError
+from jupyter_gpupool.jax.protocol.status import INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE, StatusError
 from jupyter_gpupool.transport import frames, handshake
 from jupyter_gpupool.transport.resumable_connection import ResumableConnection, SessionLost
 from jupyter_gpupool.transport.resumption import Frame
 from jupyter_gpupool.transport.specs import AttachSpec
 from jupyter_gpupool.transport.tls import Connection
 
+from .call_sites import Sites
 from .native import Native
 
 #: How long freed buffers wait for a command that takes their ids along, in seconds.
@@ -52,28 +55,51 @@ class SliceSession:
         self._finished: list[tuple[Done, Any, StatusError | None]] = []
         self._why_over = ""
         self._last_id = 0
+        self._sites = Sites()
         self._ids = (ctypes.c_int64 * _MAX_FREED)()
         self.spec = spec
+        #: what no array exceeds: the worker ends a session that sends more
+        self._max_bytes = max(device.limit_mib for device in spec.devices) << 20
         #: called with the ids of handles that XLA has destroyed, see handles.c
         self.on_destroyed: Callable[[list[int]], None] = lambda ids: None
         facts = {
             "framework": "jax",
             "jax": version,
-            "follows": False,
             "process": processes.identity(),
             "devices": {device.uuid: device.index for device in spec.devices},
         }
 
         def connect(fields: dict[str, Any], timeout_s: float) -> tuple[Connection, dict[str, Any]]:
-            return handshake.connect(spec, "session", {**facts, **fields}, timeout_s)
+            while True:
+                here = self.spec
+                try:
+                    return handshake.connect(here, "session", {**facts, **fields}, timeout_s)
+                except handshake.MovedAway as e:
+                    self._follow(e)
+                except (frames.NoWorker, frames.Unreachable):
+                    if not self._read_file() or (self.spec.host, self.spec.port) == (here.host, here.port):
+                        raise
 
         try:
-            self._connection = ResumableConnection(connect, spec.host, spec.ttl_s)
+            self._connection = ResumableConnection(connect, spec.host, spec.ttl_s, on_moved=self._follow)
         except (handshake.Refused, OSError, frames.WireError) as e:
             raise StatusError(UNAVAILABLE, str(e)) from None
         self._connection.on_answer = self._take_answer
         self._thread = threading.Thread(target=self._listen, name="gpupool jax", daemon=True)
         self._thread.start()
+
+    # -- where the lease is
+
+    def _follow(self, where: handshake.MovedAway) -> None:
+        self.spec = replace(self.spec, host=where.host, port=where.port)
+
+    def _read_file(self) -> bool:
+        """Read the lease's file, where the holder notes where the lease is. Whether it tells of this lease."""
+        found = AttachSpec.read(os.environ.get(LEASE))
+        if found is None or found.lease_id != self.spec.lease_id:
+            return False
+        self.spec = replace(self.spec, host=found.host, port=found.port)
+        return True
 
     # -- ids
 
@@ -89,6 +115,7 @@ class SliceSession:
         with self._lock:
             first = self._last_id + 1
             self._last_id += num_outputs
+            self._sites.made(first)
             self._send(commands.EXECUTE, program, inputs, first, kept)
         self._finish()
         return first
@@ -108,7 +135,14 @@ class SliceSession:
 
     def upload(self, id: int, dtype: str, dims: tuple[int, ...], device: int, data: memoryview) -> None:
         """Send an array's elements. ``data`` does not change any more. Raises StatusError."""
+        if data.nbytes > self._max_bytes:
+            raise StatusError(
+                RESOURCE_EXHAUSTED,
+                f"Out of memory while trying to allocate {data.nbytes} bytes on slice {device}, which has "
+                f"{self._max_bytes} bytes. Request GPUs with more memory (-p or -m).",
+            )
         with self._lock:
+            self._sites.made(id)
             header = [id, [self._freed(), dtype, dims, device]]
             self._transmit(
                 Frame(
@@ -254,6 +288,9 @@ class SliceSession:
         code, message, *fields = answer
         if question.has_data:
             fields.append(data)
+        line = self._sites.of(fields[0]) if code and fields else ""
+        if line:  # not where the program looks at a result
+            message = f"{message}\n(raised by what was called at\n{line})"
         error = StatusError(code, message) if code else None
         if not error and question.into is not None and question.into.nbytes != length:
             error = StatusError(INTERNAL, f"the worker sent {length} bytes of {question.into.nbytes}")

@@ -15,6 +15,7 @@ from jax._src.lib.mlir.dialects import hlo as stablehlo
 from jaxlib.mlir.passmanager import PassManager
 
 from jupyter_gpupool.jax.protocol.protobuf import device_numbers, field, fields, number_field
+from jupyter_gpupool.jax.protocol.status import INVALID_ARGUMENT, StatusError
 
 _preparing = threading.Lock()
 _devices: list[Any] = []
@@ -49,6 +50,11 @@ def prepare(count: int) -> list[Any]:
             lapack._lapack.initialize()  # programs call LAPACK without it
             _devices.extend(jax.devices("cpu"))
         return _devices
+
+
+def version() -> str:
+    """Return the release of JAX."""
+    return str(jax.__version__)
 
 
 def assigned_devices(options: bytes) -> list[list[int]]:
@@ -95,7 +101,13 @@ def without_lines(program: bytes) -> bytes:
 
 
 def _own_options(asked: Any) -> Any:
-    """Return options of this process, with what is harmless of a client's: others name files, or reach into LLVM."""
+    """Return options of this process, with what is harmless of a client's: others name files, or reach into LLVM.
+
+    Raises StatusError for an option that there is not.
+    """
+    for name, _ in asked.env_option_overrides:
+        if not name.startswith(("xla_", "gpupool_")) and name not in _BUILD_OPTIONS:
+            raise StatusError(INVALID_ARGUMENT, f"No such compile option: '{name}'")
     own = xla_client.CompileOptions()
     own.parameter_is_tupled_arguments = asked.parameter_is_tupled_arguments
     for name in _BUILD_OPTIONS:

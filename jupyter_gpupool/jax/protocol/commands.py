@@ -6,7 +6,8 @@ UPLOAD frame is ``[id, [freed, dtype, dims, device]]`` with the elements, in row
 answers are in the same order.
 
 An answer is ``[status code, message, ...]``; code 0 is success. A program that fails, and whose outputs are thus
-missing, is reported where an output is used.
+missing, is reported where an output is used: ``[status code, message, id of the first output]`` of the program that
+failed first, or the id of the array that could not be sent or copied.
 """
 
 from __future__ import annotations

@@ -21,12 +21,16 @@ CODES = {
 
 
 class StatusError(Exception):
-    """An error with a code, which JAX shows as its JaxRuntimeError."""
+    """An error with a code, which JAX shows as its JaxRuntimeError.
 
-    def __init__(self, code: int, message: str) -> None:
+    ``origin``: the id of the first array that is missing for it, see :mod:`.commands`; 0 if that is not known.
+    """
+
+    def __init__(self, code: int, message: str, origin: int = 0) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.origin = origin
 
 
 def status_of(text: str) -> StatusError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jupyter_gpupool.jax.jax_internals import worker as internals
-from jupyter_gpupool.jax.protocol.dtypes import OUTPUTS, nbytes_of
+from jupyter_gpupool.jax.protocol.dtypes import OUTPUTS, TOKEN, nbytes_of
 from jupyter_gpupool.jax.protocol.status import UNIMPLEMENTED, StatusError, status_of
 
 from . import calls
@@ -43,6 +43,8 @@ class Program:
     #: what each output takes
     nbytes: Sequence[int]
     temporary: int
+    #: the numbers of the outputs that have no elements, see protocol/dtypes.py
+    tokens: frozenset[int]
     #: whether it calls functions of the client
     calls: bool
 
@@ -135,6 +137,7 @@ def _compiled(
         facts["donated"],
         [rounded(nbytes_of(dtype, dims)) for dtype, dims in outputs],
         rounded(facts["memory"]["temp"]),
+        frozenset(k for k, (dtype, _) in enumerate(outputs) if dtype == TOKEN),
         bool(made),
     )
 

@@ -17,6 +17,7 @@ from .state_stream import read_state
 if TYPE_CHECKING:
     from .device import Device
     from .executor import WorkerSession
+    from .other_frameworks import OtherSession
     from .worker import Worker
 
 #: How long the worker before may take to go on sending, in seconds: it waits until its sessions rest.
@@ -46,7 +47,7 @@ class Arrival:
         try:
             devices = worker.devices()
             description, memories = read_state(devices, lambda view: frames.receive_into(conn, view))
-            lease_state.put(description, memories, devices, worker.shared, self._new_session)
+            lease_state.put(description, memories, devices, worker.shared, self._new_session, self._new_other)
             kind, self._more, _ = frames.receive(conn)
             if kind is not frames.Kind.STATE:
                 raise frames.WireError(f"unexpected {kind.name}")
@@ -72,12 +73,21 @@ class Arrival:
         self._worker.admission.open()
 
     def _new_session(self, identity: Any, numbered: dict[int, Device]) -> WorkerSession:
+        return self._worker.new_session(self._described(identity), numbered)
+
+    def _new_other(self, identity: Any, numbered: dict[int, Device], framework: str) -> OtherSession:
+        try:
+            return self._worker.new_other(self._described(identity), numbered, framework)
+        except ImportError as e:
+            raise ValueError(str(e)) from None
+
+    def _described(self, identity: Any) -> ServedSession:
         try:
             served = described(identity, self._worker.new_served)
         except BadNumbers as e:
             raise ValueError(str(e)) from None
         self._sessions.append(served)
-        return self._worker.new_session(served, numbered)
+        return served
 
 
 def described(identity: Any, new: Callable[[str, Any], ServedSession]) -> ServedSession:

@@ -18,6 +18,8 @@ from jupyter_gpupool.transport import frames, handshake, tls
 from jupyter_gpupool.transport.specs import EXIT_MOVED, AttachSpec
 
 from . import lease_state
+from .executor import WorkerSession
+from .other_frameworks import OtherSession
 from .residence import CannotPark
 from .sent_ahead import SentAhead
 from .state_stream import StateWriter
@@ -98,10 +100,6 @@ class Departure:
 
     def _send_ahead(self, ahead: SentAhead, write: Callable[[memoryview], None]) -> StateWriter:
         """Send memory while the sessions go on. Return what writes the rest."""
-        try:
-            self._worker.residence.refuse_if_bound()
-        except CannotPark as e:
-            raise CannotMove(str(e)) from None
         self._worker.refuse_to_move()
         try:
             writer = StateWriter(self._worker.devices(), write)
@@ -122,8 +120,11 @@ class Departure:
             served = worker.served()
             state, memories = lease_state.take(
                 worker.devices(),
-                [(one.describe(), one.session) for one in served if one.session is not None],
+                [(one.describe(), one.session) for one in served if isinstance(one.session, WorkerSession)],
                 worker.shared,
+                others=[
+                    (one.describe(), one.session) for one in served if isinstance(one.session, OtherSession)
+                ],
             )
             there = ahead.finish(writer)
             for key, memory in memories.items():

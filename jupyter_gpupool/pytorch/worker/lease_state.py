@@ -17,16 +17,19 @@ from jupyter_gpupool.pytorch.protocol.sizes import needed_bytes, rounded
 
 from .device import Device, Event
 from .executor import WorkerSession
+from .held_arrays import HeldArray
+from .other_frameworks import OtherSession
 from .plain_form import checked
+from .residence import key_of as key_of_held
 from .shared_storages import SharedBlock, SharedStorages
 from .storages import Slot, whole
 from .templates import BadRecord, dtype_named
 
 if TYPE_CHECKING:
-    from .residence import Copy
+    from .residence import Copy, User
 
 #: Version of the form, increased with each change. A worker refuses any other.
-VERSION = 1
+VERSION = 2
 
 
 class Unparkable(Exception):
@@ -128,6 +131,26 @@ class SessionState:
 
 
 @dataclass(frozen=True)
+class ArrayState:
+    """An array of a session of another framework, by the key of its memory."""
+
+    id: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class OtherState:
+    """What a worker keeps for a client of another framework. ``rest`` is that framework's."""
+
+    identity: Any
+    framework: str
+    #: as those of :class:`SessionState`
+    devices: tuple[tuple[int, int], ...]
+    arrays: tuple[ArrayState, ...]
+    rest: Any
+
+
+@dataclass(frozen=True)
 class LeaseState:
     """The whole: devices are counted as in the lease, memory by any keys."""
 
@@ -141,6 +164,7 @@ class LeaseState:
     generators: tuple[bytes, ...]
     blocks: tuple[BlockState, ...]
     sessions: tuple[SessionState, ...]
+    others: tuple[OtherState, ...]
 
 
 @dataclass(frozen=True)
@@ -215,11 +239,23 @@ class _Taking:
         )
         return key, layout
 
-    def _away(self, user: Slot | SharedBlock, copy: Copy) -> tuple[int, Layout]:
+    def _away(self, user: User, copy: Copy) -> tuple[int, Layout]:
         key = id(copy)  # no storage of torch has its address while both exist
         self.memories.setdefault(key, AwayMemory(self.ordinal[copy.device], copy))
         dtype, offset, size, stride = copy.layout_of(user)
         return key, Layout(size, stride, offset, str(dtype).removeprefix("torch."))
+
+    def array(self, id: int, held: HeldArray) -> ArrayState | None:
+        try:
+            base = held.base
+        except TimeoutError:
+            raise Unparkable("it computes") from None
+        if base is not None:
+            self.memories[key_of_held(held)] = Memory(
+                self.ordinal[held.device], whole(base.untyped_storage())
+            )
+            return ArrayState(id, key_of_held(held))
+        return None if held.copy is None else ArrayState(id, self._away(held, held.copy)[0])
 
     def storage(self, id: int, slot: Slot) -> StorageState:
         if slot.saved is not None:
@@ -240,6 +276,7 @@ def take(
     sessions: Sequence[tuple[Any, WorkerSession]],
     shared: SharedStorages,
     key_of: Callable[[torch.UntypedStorage], int] = _by_address,
+    others: Sequence[tuple[Any, OtherSession]] = (),
 ) -> tuple[LeaseState, dict[int, Memory | AwayMemory]]:
     """The state of a worker whose sessions rest, each with its identity; and the memory that it is on, by key.
 
@@ -266,8 +303,20 @@ def take(
         tuple(d.generator.get_state().numpy().tobytes() for d in devices),
         tuple(blocks),
         tuple(_session(identity, session, taking, now) for identity, session in sessions),
+        tuple(_other(identity, session, taking) for identity, session in others),
     )
     return state, taking.memories
+
+
+def _other(identity: Any, session: OtherSession, taking: _Taking) -> OtherState:
+    arrays = [taking.array(id, held) for id, held in session.storages.items()]
+    return OtherState(
+        identity,
+        session.framework,
+        tuple((number, taking.ordinal[device]) for number, device in session.numbered.items()),
+        tuple(array for array in arrays if array is not None),
+        session.executes.describe(),
+    )
 
 
 def _session(identity: Any, session: WorkerSession, taking: _Taking, now: float) -> SessionState:
@@ -316,11 +365,12 @@ def put(
     devices: Sequence[Device],
     shared: SharedStorages,
     new_session: Callable[[Any, dict[int, Device]], WorkerSession],
+    new_other: Callable[[Any, dict[int, Device], str], OtherSession] | None = None,
 ) -> list[WorkerSession]:
     """Fill an empty worker with a state, as :func:`~.plain_form.plain` made it plain, on memory that has its bytes.
 
-    ``new_session(identity, devices by the client's numbers)`` creates an empty session. Raises :class:`BadState`;
-    then the worker is of no use any more.
+    ``new_session(identity, devices by the client's numbers)`` creates an empty session, and ``new_other`` one of a
+    framework. Raises :class:`BadState`; then the worker is of no use any more.
     """
     try:
         state = checked(LeaseState, plain_state)
@@ -330,7 +380,10 @@ def put(
             raise ValueError(f"PyTorch {state.torch}, where {_release()} is needed")
         if len(state.generators) != len(devices) or not 0 < state.threads <= 1024:
             raise ValueError(f"{len(state.generators)} devices and {state.threads} threads")
-        return _Putting(state, memories, devices, shared).sessions(new_session)
+        putting = _Putting(state, memories, devices, shared)
+        created = putting.sessions(new_session)
+        putting.others(new_other)
+        return created
     except (BadRecord, ValueError, TypeError, RuntimeError) as e:
         raise BadState(f"this is no state for this worker: {e}") from e
 
@@ -355,12 +408,7 @@ class _Putting:
         torch.set_num_threads(state.threads)
         for device, content in zip(self._devices, state.generators):
             device.generator.set_state(_state_tensor(content))
-        created = []
-        for s in state.sessions:
-            numbered = {number: self._device(k) for number, k in s.devices}
-            if not numbered or len(numbered) != len(s.devices):
-                raise ValueError("a session whose devices have no numbers of their own")
-            created.append(new_session(s.identity, numbered))
+        created = [new_session(s.identity, self._numbered(s.devices)) for s in state.sessions]
         for block in state.blocks:
             self._blocks.append(self._block(block, created))
         for session, s in zip(created, state.sessions):
@@ -368,6 +416,24 @@ class _Putting:
         if any(not block.users and not block.senders for block in self._blocks):
             raise ValueError("memory that nobody uses")
         return created
+
+    def others(self, new_other: Callable[[Any, dict[int, Device], str], OtherSession] | None) -> None:
+        for s in self._state.others:
+            if new_other is None:
+                raise ValueError(f"a session of {s.framework:.20}, which is not served here")
+            contents = {}
+            for array in s.arrays:
+                memory = self._memories.get(array.memory)
+                if memory is None:
+                    raise ValueError(f"memory {array.memory} that was not sent")
+                contents[array.id] = memory.bytes.numpy()
+            new_other(s.identity, self._numbered(s.devices), s.framework).executes.restore(s.rest, contents)
+
+    def _numbered(self, devices: tuple[tuple[int, int], ...]) -> dict[int, Device]:
+        numbered = {number: self._device(k) for number, k in devices}
+        if not numbered or len(numbered) != len(devices):
+            raise ValueError("a session whose devices have no numbers of their own")
+        return numbered
 
     def _device(self, ordinal: int) -> Device:
         if not 0 <= ordinal < len(self._devices):

@@ -8,19 +8,17 @@ again, each piece comes when it is first used, the others in the background.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 
 from .arena_memory import ArenaFull, ArenaMemory, Extent
 from .device import Device
 from .gate import Gate
+from .held_arrays import HeldArray
 from .shared_storages import SharedBlock, SharedStorages
 from .storages import Slot, whole
-
-if TYPE_CHECKING:
-    from .executor import WorkerSession
 
 #: How long sessions may take to come between two frames, in seconds: an upload may arrive slowly.
 _REST_TIMEOUT_S = 10.0
@@ -30,6 +28,20 @@ _PIECE_BYTES = 4 << 20
 
 #: A tensor on a piece of memory: dtype, offset, size and stride.
 _Layout = tuple[torch.dtype, int, tuple[int, ...], tuple[int, ...]]
+
+
+#: What is on memory.
+User = Slot | SharedBlock | HeldArray
+
+
+class HasMemory(Protocol):
+    """A session. ``has_copies``: whether any of its memory may have a copy."""
+
+    has_copies: bool
+
+    @property
+    def storages(self) -> Mapping[int, Slot | HeldArray]:
+        """What is on its memory, by its ids."""
 
 
 class CannotPark(Exception):
@@ -51,9 +63,9 @@ class Copy:
         self.valid = True
         self.lock = threading.Lock()
         #: what is on the memory, with the layout of each: filled while the memory is away
-        self.users: list[tuple[Slot | SharedBlock, _Layout]] = []
+        self.users: list[tuple[User, _Layout]] = []
 
-    def layout_of(self, user: Slot | SharedBlock) -> _Layout:
+    def layout_of(self, user: User) -> _Layout:
         """The tensor that a storage has on this memory, which is away."""
         return next(layout for one, layout in self.users if one is user)
 
@@ -79,7 +91,7 @@ class Piece:
     def __init__(self, device: Device, storage: torch.UntypedStorage) -> None:
         self.device = device
         self.storage = storage
-        self.users: list[Slot | SharedBlock] = []
+        self.users: list[User] = []
 
     @property
     def copy(self) -> Copy | None:
@@ -112,33 +124,19 @@ class Residence:
         self._devices = devices
         self._shared = shared
         self._lock = threading.Lock()
-        self._sessions: list[WorkerSession] = []
+        self._sessions: list[HasMemory] = []
         self._copies: set[Copy] = set()
         self._clean_at = -1
         self._fetching: threading.Thread | None = None
         self._hold = threading.Event()
-        self._bound: list[str] = []
 
-    def bind(self, reason: str) -> None:
-        """A session begins whose memory cannot be parked: refuse it with that reason until :meth:`unbind`."""
-        self._bound.append(reason)
-
-    def unbind(self) -> None:
-        """Such a session has ended."""
-        self._bound.pop()
-
-    def refuse_if_bound(self) -> None:
-        """Raise CannotPark while such a session runs."""
-        for reason in self._bound[:1]:
-            raise CannotPark(reason)
-
-    def join(self, session: WorkerSession) -> None:
+    def join(self, session: HasMemory) -> None:
         """A session begins."""
         with self._lock:
             self._sessions.append(session)
             session.has_copies = bool(self._copies)
 
-    def leave(self, session: WorkerSession) -> None:
+    def leave(self, session: HasMemory) -> None:
         """A session has ended."""
         with self._lock:
             self._sessions.remove(session)
@@ -162,7 +160,6 @@ class Residence:
         """
         if self.gate.parked:
             return self._in_use()
-        self.refuse_if_bound()
         self._stop_fetching()
         if not self.gate.close(_REST_TIMEOUT_S):
             self._fetch_rest()
@@ -208,7 +205,6 @@ class Residence:
 
         Raises :class:`CannotPark`; then everything goes on.
         """
-        self.refuse_if_bound()
         self._stop_fetching()
         if not self.gate.close(_REST_TIMEOUT_S):
             self.go_on(was_closed=False)
@@ -361,7 +357,7 @@ class Residence:
             if isinstance(user, Slot):
                 user.views.clear()
 
-    def _users(self) -> Iterator[Slot | SharedBlock]:
+    def _users(self) -> Iterator[User]:
         with self._lock:
             sessions = list(self._sessions)
         for session in sessions:
@@ -377,14 +373,24 @@ class Residence:
         for user in self._users():
             if isinstance(user, Slot) and user.saved is not None:
                 raise CannotPark("a recurrent network waits for its backward pass")
-            if user.base is None:
+            try:
+                base = user.base
+            except TimeoutError:
+                raise CannotPark("it computes") from None
+            if base is None:
                 continue
-            storage = user.base.untyped_storage()
-            found.setdefault(storage._cdata, Piece(user.device, storage)).users.append(user)
+            storage = base.untyped_storage()
+            key = storage._cdata if not isinstance(user, HeldArray) else key_of(user)
+            found.setdefault(key, Piece(user.device, storage)).users.append(user)
         return found
 
     def _in_use(self) -> int:
         return self.arena.total - self.arena.free
+
+
+def key_of(held: HeldArray) -> int:
+    """The key of an array's memory: no storage of torch has that address while both exist."""
+    return id(held)
 
 
 def _layout(base: torch.Tensor) -> _Layout:

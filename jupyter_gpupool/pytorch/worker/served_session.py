@@ -21,6 +21,7 @@ from .read_ahead import Incoming, SessionOver
 
 if TYPE_CHECKING:
     from .executor import WorkerSession
+    from .other_frameworks import OtherSession
 
 #: The bytes of answers that are kept, above which the worker waits for the client to acknowledge.
 _MAX_KEPT_BYTES = 64 << 20
@@ -72,7 +73,7 @@ class ServedSession:
         self.probed_at = math.inf
         self._over = False
         #: what executes its frames
-        self.session: WorkerSession | None = None
+        self.session: WorkerSession | OtherSession | None = None
         #: whether its client goes along when the lease moves
         self.follows = False
 

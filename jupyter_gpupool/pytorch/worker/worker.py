@@ -85,8 +85,9 @@ def serve(
     ``listener`` listens on TCP, or is a datagram socket of the Unix domain that receives accepted connections
     (SCM_RIGHTS). ``report`` is called with what the lease uses, at most once a second and only when it has
     changed: ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n, "held_at": seconds
-    since the epoch, or None, "reconnects": n}``. ``look`` is called a few times a second with the function that
-    resizes the lease. ``asked_at``: the socket at which an engine asks for parking, see transport/control.py.
+    since the epoch, or None, "reconnects": n, "frameworks": their names}``. ``look`` is called a few times a second
+    with the function that resizes the lease.
+    ``asked_at``: the socket at which an engine asks for parking, see transport/control.py.
     ``frameworks``: what begins sessions of other frameworks than PyTorch, by their names.
     ``shut_in`` is called before a thread is started and before a client is read: from then on files and the network may
     be out of reach. What it raises is raised.
@@ -562,30 +563,27 @@ class Worker:
             if numbers is None:
                 served.say("this client numbers devices that the lease does not have")
                 return None
-            session: WorkerSession | OtherSession | None
             if "framework" in hello:
-                session = self._new_other(served, numbers, hello["framework"])
+                try:
+                    self.new_other(served, numbers, hello["framework"])
+                except ImportError as e:
+                    served.say(str(e))
+                    return None
             else:
-                session = self.new_session(served, numbers)
-            if session is not None:
-                closing.pop_all()
-        return session
+                self.new_session(served, numbers)
+            closing.pop_all()
+        return served.session
 
-    def _new_other(
-        self, served: ServedSession, numbers: dict[int, Device], framework: Any
-    ) -> OtherSession | None:
-        """A session of another framework; None if there cannot be one, which its client is told."""
+    def new_other(self, served: ServedSession, numbers: dict[int, Device], framework: Any) -> OtherSession:
+        """What executes the frames of a session of another framework. Raises ImportError where there is none."""
         begin = self._frameworks.get(framework) if isinstance(framework, str) else None
         position = {device: k for k, device in enumerate(self.devices())}
-        try:
-            if begin is None:
-                raise ImportError("this worker serves PyTorch only")
-            positions = {number: position[device] for number, device in numbers.items()}
-            executes = begin(numbers, positions, len(position), served.answer)
-        except ImportError as e:
-            served.say(str(e))
-            return None
-        return OtherSession(str(framework), executes, self.residence)
+        if begin is None:
+            raise ImportError("this worker serves PyTorch only")
+        positions = {number: position[device] for number, device in numbers.items()}
+        executes = begin(numbers, positions, len(position), served.answer)
+        served.session = session = OtherSession(str(framework), executes, self.residence, numbers)
+        return session
 
     def new_session(self, served: ServedSession, numbers: dict[int, Device]) -> WorkerSession:
         """What executes the frames of a session whose client numbers the devices so."""
@@ -629,6 +627,10 @@ class Worker:
         with self._lock:
             follow = [served.follows and bool(served.id) for served in self._sessions.values()]
             follow += [holder.follows for holder in self._holders.values()]
+            others = [s.session for s in self._sessions.values() if isinstance(s.session, OtherSession)]
+        for other in others:
+            if why := other.executes.objection():
+                raise CannotMove(why)
         if not all(follow):
             raise CannotMove("a client of it is of an earlier version, which does not follow its lease")
         if not self.secret:
@@ -762,10 +764,17 @@ class Worker:
             "sessions": len(self._sessions),
             "held_at": self._held_at,
             "reconnects": self._reconnects,
+            "frameworks": self._frameworks_in_use(),
         }
         if state != self._reported:
             self._reported = state
             self._report(state)
+
+    def _frameworks_in_use(self) -> list[str]:
+        with self._lock:
+            sessions = [served.session for served in self._sessions.values()]
+        names = (s.framework if isinstance(s, OtherSession) else "torch" for s in sessions if s is not None)
+        return sorted(set(names))
 
     def _say_goodbye(self) -> None:
         reason = {

@@ -307,7 +307,7 @@ def test_a_stream_that_is_damaged_is_refused_before_it_is_trusted() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 1}, "version 1"),
         ({"torch": "1.0"}, "PyTorch 1.0"),
         ({"generators": []}, "0 devices"),
         ({"sessions": [["a", [[0, 7]], [], [], [], [], [], None]]}, "device 7 of 2"),
@@ -316,6 +316,8 @@ def test_a_stream_that_is_damaged_is_refused_before_it_is_trusted() -> None:
         ({"sessions": [["a", [[0, 0]], [[1, 0, 1 << 40, None, None, {}, None]], [], [], [], [], None]]},
          "out of memory"),
         ({"sessions": [["a", [[0, 0]], [], [[0, False, {"op": "aten::add"}]], [], [], [], None]]}, "definition"),
+        ({"others": [["a", "jax", [[0, 0]], [], None]]}, "session of jax, which is not served"),
+        ({"others": [["a", "jax", [[0, 7]], [], None]]}, "not served|device 7 of 2"),
     ],
 )  # fmt: skip
 def test_a_description_is_checked(change: dict[str, Any], why: str) -> None:
@@ -332,7 +334,7 @@ def test_a_layout_outside_of_its_memory_is_refused() -> None:
     place.run("a", codes.ALLOCATE, 1, 24, 0)
     state, memories = take(place.devices, [("a", place.sessions["a"])], place.shared)
     fields = msgpack.unpackb(msgpack.packb(plain(state)))
-    fields[-1][0][2][0][4] = [[7], [4], 0, "uint8"]
+    fields[[*LeaseState.__dataclass_fields__].index("sessions")][0][2][0][4] = [[7], [4], 0, "uint8"]
     there = Workplace()
     with pytest.raises(BadState, match="on 24 bytes"):
         put(fields, memories, there.devices, there.shared, there.new_session)

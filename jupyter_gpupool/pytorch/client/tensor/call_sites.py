@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import os
 import sys
 from collections import deque
@@ -12,23 +11,15 @@ from typing import Any
 
 import torch
 
+from jupyter_gpupool.core.source_lines import Inner, shown
+
 #: How many of the last calls are kept: many more than can be on their way to a worker.
 KEPT = 1 << 14
 
 _OURS = (os.path.dirname(torch.__file__) + os.sep, str(Path(__file__).resolve().parents[2]) + os.sep)
 
 
-class _Inner(dict[str, bool]):
-    """File name → whether it belongs to PyTorch or to this package, not to the program."""
-
-    def __missing__(self, name: str) -> bool:
-        if len(self) > 10_000:  # a notebook's cells have a name each
-            self.clear()
-        found = self[name] = name.startswith(_OURS)
-        return found
-
-
-_inner = _Inner()
+_inner = Inner(*_OURS)
 _getframe = sys._getframe
 
 
@@ -60,30 +51,13 @@ class Sites:
         made = report.get("made")
         if isinstance(made, int):
             found = self._made[made & (KEPT - 1)]
-            return _shown(found[1], found[2]) if found is not None and found[0] == made else ""
+            return shown(found[1], found[2]) if found is not None and found[0] == made else ""
         changed = report.get("changed")
         if not isinstance(changed, list):
             return ""
         lines = {
-            _shown(code, at)
+            shown(code, at)
             for storage, func, code, at in list(self._changed)
             if storage in changed and f"{func._schema.name}.{func._overloadname}" == report.get("operator")
         }
         return lines.pop() if len(lines) == 1 else ""  # no line is better than the wrong one
-
-
-def _shown(code: CodeType, at: int) -> str:
-    line = next((n for start, end, n in code.co_lines() if start <= at < end and n), code.co_firstlineno)
-    text = linecache.getline(code.co_filename, line).strip()
-    cell = _cell(code.co_filename)
-    where = f"  {cell}" if cell else f'  File "{code.co_filename}"'
-    where += f", line {line}, in {code.co_name}"
-    return f"{where}\n    {text}" if text else where
-
-
-def _cell(file: str) -> str:
-    """``Cell In[3]`` for the file name of a notebook's cell, as in IPython's own tracebacks."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    number = getattr(getattr(shell, "compile", None), "_filename_map", {}).get(file)
-    return f"Cell In[{number}]" if number is not None else ""

@@ -1,0 +1,64 @@
+"""Arrays of other frameworks than PyTorch, as parking and moving see them: bytes on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from .device import Device
+
+if TYPE_CHECKING:
+    from .residence import Copy
+
+#: How long an array may take to be computed, in seconds.
+_COMPUTE_TIMEOUT_S = 10.0
+
+
+class Array(Protocol):
+    """An array of a session. Nothing changes its elements once they are there."""
+
+    device: int
+    nbytes: int
+
+    def content(self, timeout_s: float) -> Any:
+        """Return its bytes in place, as NumPy's array, once they are computed; None where there are none, or not here.
+
+        Raises TimeoutError.
+        """
+
+    def let_go(self, fetch: Callable[[], None]) -> None:
+        """Drop the elements. ``fetch`` brings them back; it is called before they are used."""
+
+    def bring(self, content: Any) -> None:
+        """Have the elements again, on bytes that nothing changes any more."""
+
+
+class HeldArray:
+    """An array, with what a storage has for parking."""
+
+    __slots__ = ("array", "copy", "device")
+
+    def __init__(self, array: Array, device: Device) -> None:
+        self.array = array
+        self.device = device
+        #: a copy of it in host memory, which stays valid
+        self.copy: Copy | None = None
+
+    @property
+    def base(self) -> torch.Tensor | None:
+        """Its bytes, once they are computed; None where there are none, or only the copy. Raises TimeoutError."""
+        content = self.array.content(_COMPUTE_TIMEOUT_S)
+        return None if content is None else torch.from_numpy(content)
+
+    @base.setter
+    def base(self, memory: torch.Tensor | None) -> None:
+        if memory is None:
+            self.array.let_go(self._fetch)
+        else:
+            self.array.bring(memory.numpy())
+
+    def _fetch(self) -> None:
+        if self.copy is not None:
+            self.copy.fetch()
