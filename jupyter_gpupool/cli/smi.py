@@ -65,6 +65,8 @@ def picture(pool: dict[str, Any], where: str, when: str) -> Iterator[str]:
     slices = [(gpu, piece) for _, gpu in gpus for piece in gpu["slices"]]
     for gpu, piece in slices:
         holder = " ".join(x for x in (piece["owner"] or "somebody else", piece.get("label") or "") if x)
+        if piece.get("frameworks"):
+            holder = f"{holder} ({', '.join(piece['frameworks'])})"
         used = f"{piece.get('used_mib', 0)} / {piece['memory_mib']}"
         yield _cells([str(gpu["index"]), piece["lease"] or "", holder, used], _SLICE, "><<>")
     if not slices:

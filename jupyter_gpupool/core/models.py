@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -287,7 +287,7 @@ class WorkerUsage:
     """A worker's report of its usage, by GPU uuid: bytes allocated, and the recent fraction of time busy (0 to 1).
 
     ``held_at``: since when it has had a holder, in seconds since the epoch. ``reconnects``: how often a program that
-    had lost its connection has come back to it.
+    had lost its connection has come back to it. ``frameworks``: those that programs use it by now, such as ``torch``.
     """
 
     allocated_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -295,6 +295,7 @@ class WorkerUsage:
     sessions: int = 0
     held_at: float | None = None
     reconnects: int = 0
+    frameworks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,16 @@ def status(magics: GPUPoolMagics, line: str) -> None:
             )
         )
         return
-    used = {
-        gpu["uuid"]: piece.get("used_mib", 0) * 2**20
+    mine = {
+        gpu["uuid"]: piece
         for server in pool["servers"]
         for gpu in server["gpus"]
         for piece in gpu["slices"]
         if piece["lease"] == lease.id
     }
-    display(tables.of_lease(lease, used or magics.allocated(lease)))
+    used = {uuid: piece.get("used_mib", 0) * 2**20 for uuid, piece in mine.items()}
+    frameworks = sorted({name for piece in mine.values() for name in piece.get("frameworks", ())})
+    display(tables.of_lease(lease, used or magics.allocated(lease), frameworks))
 
 
 @magic_arguments("gpupool gpus")

@@ -60,8 +60,8 @@ def of_pool(pool: dict[str, Any], mine: str | None) -> Table:
     return Table(f"{count}{waiting}", ["server", "GPU", "model", "MiB", "free MiB", "slices"], rows)
 
 
-def of_lease(lease: Lease, used: dict[str, int]) -> Table:
-    """Return this notebook's lease. ``used`` is in bytes, by GPU UUID."""
+def of_lease(lease: Lease, used: dict[str, int], frameworks: Sequence[str] = ()) -> Table:
+    """Return this notebook's lease. ``used`` is in bytes, by GPU UUID; ``frameworks``: what programs use it by."""
     if not lease.slices:
         return Table(f"Waiting for {asked(lease)}: position {lease.position} in the queue")
     age = time.time() - (lease.granted_at or time.time())
@@ -69,7 +69,8 @@ def of_lease(lease: Lease, used: dict[str, int]) -> Table:
         [f"cuda:{k}", s.name, s.server, f"{used.get(s.gpu_uuid, 0) / 2**20:.0f}", s.memory_mib, s.total_mib]
         for k, s in enumerate(lease.slices)
     ]
-    heading = f"{lease.state.value.capitalize()} for {span(age)}, lease {lease.id}"
+    by = f", used by {', '.join(frameworks)}" if frameworks else ""
+    heading = f"{lease.state.value.capitalize()} for {span(age)}{by}, lease {lease.id}"
     if lease.parked is not None:
         heading = f"Asleep for {span(time.time() - lease.parked.since)}, wakes by itself, lease {lease.id}"
         if lease.position is not None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from jupyter_gpupool.cli import smi
 from jupyter_gpupool.client.http import PoolClient
+from jupyter_gpupool.notebook import tables
 
 from ..support.user_pool import UserPool
 
@@ -44,3 +46,29 @@ def test_a_lease_is_all_that_jax_needs(run_program: Callable[..., Any], pool: Po
     assert imported == "False", "a program that uses JAX alone need not import PyTorch"
     assert by_torch == "2.0 8127"
     assert last.startswith("UNAVAILABLE: the session with the worker") and "released" in last
+
+
+WATCHED = """
+import sys, jupyter_gpupool, jax.numpy as jnp
+with jupyter_gpupool.attach(partial=0.5):
+    x = jnp.ones(4 << 20).block_until_ready()
+    print("here", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_others_see_what_a_lease_that_runs_jax_uses(
+    prepare_program: Callable[..., Any], pool: PoolClient, eventually: Callable[..., Any]
+) -> None:
+    def seen() -> list[Any]:
+        gpus = [gpu for server in pool.pool()["servers"] for gpu in server["gpus"]]
+        return [(piece["used_mib"], piece["frameworks"]) for gpu in gpus for piece in gpu["slices"]]
+
+    program = prepare_program(WATCHED, None).start()
+    with program:
+        assert program.stdout.readline() == "here\n"
+        eventually(lambda: seen() == [(16, ["jax"])], "the worker reports it")
+        assert any("(jax)" in line for line in smi.picture(pool.pool(), "here", "now"))
+        (lease,) = pool.leases()
+        assert "used by jax" in tables.of_lease(lease, {}, ["jax"]).heading
+        program.stdin.write("\n")

@@ -43,6 +43,8 @@ _OWN, _REPORT, _ORDER = ".run", "report.json", "order"
 _PUT_ASIDE = ".old"
 #: A report is a few hundred bytes for each GPU.
 _MAX_REPORT_BYTES = 64 << 10
+#: The most frameworks that a worker reports.
+_MAX_FRAMEWORKS = 8
 
 
 def path(folder: str, lease_id: str) -> Path:
@@ -106,6 +108,15 @@ def _is_usage(given: Any) -> bool:
         and type(given.get("sessions")) is int
         and isinstance(given.get("held_at"), (int, float, type(None)))
         and type(given.get("reconnects")) is int
+        and _are_names(given.get("frameworks", []))
+    )
+
+
+def _are_names(given: Any) -> bool:
+    return (
+        isinstance(given, list)
+        and len(given) <= _MAX_FRAMEWORKS
+        and all(isinstance(name, str) and name.isidentifier() and len(name) <= 20 for name in given)
     )
 
 

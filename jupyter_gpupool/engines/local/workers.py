@@ -64,6 +64,7 @@ class LocalWorkers:
                     use["sessions"],
                     use.get("held_at"),
                     use.get("reconnects", 0),
+                    use.get("frameworks", ()),
                 )
         return found
 

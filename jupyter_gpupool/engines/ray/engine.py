@@ -315,6 +315,7 @@ class RayEngine(
                     max(known.sessions, usage.sessions),
                     usage.held_at or known.held_at,
                     known.reconnects + usage.reconnects,
+                    sorted({*known.frameworks, *usage.frameworks}),
                 )
         return found
 

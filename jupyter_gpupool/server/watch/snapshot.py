@@ -41,6 +41,7 @@ def pool_snapshot(
                     "memory_mib": piece.memory_mib,
                     "used_mib": allocated >> 20,
                     "busy": round(share, 2),
+                    "frameworks": list(account.frameworks) if account else [],
                     "state": lease.state.value,
                 }
             )

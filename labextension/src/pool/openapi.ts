@@ -158,6 +158,8 @@ export type components = {
     GPUSlice: {
       /** @description Fraction of the last seconds in which the GPU computed. */
       busy: number;
+      /** @description What programs use it by now: `torch`, `jax`. */
+      frameworks?: string[];
       label: string;
       /** @description Null where the caller may not see the holder. */
       lease: string | null;

@@ -132,6 +132,9 @@ const GPU = React.memo(
       a.gpu.slices.every(({ lease }) => lease === null || a.leases[lease] === b.leases[lease]))
 );
 
+/** The frameworks' own spellings of their names. */
+const FRAMEWORKS: { [name: string]: string } = { torch: 'PyTorch', jax: 'JAX' };
+
 interface IPieceProps extends ITranslated {
   slice: ISlice;
   isMine: boolean;
@@ -172,6 +175,10 @@ function story(slice: ISlice, lease: ILease | undefined, trans: TranslationBundl
       share(slice.busy)
     )
   );
+  if (slice.frameworks?.length) {
+    const names = slice.frameworks.map(name => FRAMEWORKS[name] ?? name);
+    lines.push(trans.__('used by %1', names.join(', ')));
+  }
   if (lease?.granted_at) {
     lines.push(trans.__('for %1', age(Date.now() / 1000 - lease.granted_at, trans)));
   }

@@ -40,6 +40,11 @@ _GPU_SLICE: dict[str, Any] = {
     "memory_mib": _COUNT,
     "used_mib": _COUNT,
     "busy": _BUSY,
+    "frameworks": {
+        "type": "array",
+        "items": _TEXT,
+        "description": "What programs use it by now: `torch`, `jax`.",
+    },
     "state": _ref("LeaseState"),
 }
 
@@ -77,7 +82,10 @@ _SEQ = {**_COUNT, "description": "The message's number in its feed."}
 _FEED = {**_TEXT, "description": "The feed's id."}
 
 SCHEMAS: dict[str, Any] = {
-    "GPUSlice": _shape("A lease's part of one GPU, with the fields that every user may see.", _GPU_SLICE),
+    "GPUSlice": {
+        **_shape("A lease's part of one GPU, with the fields that every user may see.", _GPU_SLICE),
+        "required": [name for name in _GPU_SLICE if name != "frameworks"],  # an older pool has none
+    },
     "GPU": _shape("A GPU and its slices.", _GPU),
     "GPUChange": _shape("The changed fields of a GPU; all fields of a new GPU.", _GPU, optional=True),
     "Pool": _shape(
