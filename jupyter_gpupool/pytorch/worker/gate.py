@@ -56,15 +56,20 @@ class Gate:
                 self.uses += 1
                 self.used_at = time.monotonic()
                 return
-            needs = commands is None or not self.parked or needs_memory(commands)
+            needs: bool | None = True if commands is None else None  # None: it was not looked at yet
             asked = 0
-            while self._closed or (self.parked and needs):
-                if self.parked and asked != self._parks:  # also if it was here, and has gone again, meanwhile
+            while True:
+                if self.parked and needs is None:
+                    needs = needs_memory(commands)
+                waits = self.parked and needs
+                if not self._closed and not waits:
+                    break
+                if waits and asked != self._parks:  # also if it was here, and has gone again, meanwhile
                     asked = self._parks
                     self.on_wanted()
                 self._changed.wait()
             self._inside += 1
-            if needs:
+            if needs or not self.parked:
                 self.uses += 1
                 self.used_at = time.monotonic()
 

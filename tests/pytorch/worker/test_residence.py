@@ -109,6 +109,18 @@ def test_a_frame_that_waits_asks_again_if_its_memory_has_gone_again() -> None:
     frame.join()
 
 
+def test_a_question_that_comes_while_memory_is_let_go_wakes_nothing(eventually: Callable[..., Any]) -> None:
+    gate = Gate()
+    gate.on_wanted = lambda: pytest.fail("it needs no memory")
+    assert gate.close(60)
+    question = threading.Thread(target=gate.enter, args=([codes.FREE, 1],))
+    question.start()
+    eventually(lambda: gate._changed._waiters, "it waits")  # type: ignore[attr-defined]
+    gate.open(parked=True)
+    question.join()
+    assert not gate.uses
+
+
 def test_questions_do_not_wake_what_is_parked() -> None:
     place = parkable()
     place.new_session("a")
