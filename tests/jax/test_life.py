@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -217,6 +218,27 @@ print(jax.devices(), "jupyter_gpupool.jax.client.registration" in sys.modules, "
 def test_without_a_lease_nothing_happens(run_program: Callable[..., Any]) -> None:
     done = run_program(WITHOUT, None)
     assert done.stdout == "[CpuDevice(id=0)] False False\n", done.stderr
+
+
+DEVICES = """
+import jax
+print(jax.devices(), (jax.numpy.arange(3) + 1).tolist())
+"""
+
+
+def test_a_lease_that_spans_servers_is_refused_in_one_line_but_for_the_slices_of_one(
+    prepare_program: Callable[..., Any], start_worker: Callable[..., Any]
+) -> None:
+    spec = start_worker(num_gpus=2).spec
+    here = (spec.host, spec.port)
+    elsewhere = replace(spec.devices[1], index=2, uuid="GPU-elsewhere")
+    spread = replace(spec, devices=(*spec.devices, elsewhere), addresses=(here, here, ("127.0.0.2", 9)))
+    done = prepare_program(DEVICES, spread).run()
+    assert done.stdout == "[CpuDevice(id=0)] [1, 2, 3]\n", done.stderr
+    said = [line for line in done.stderr.splitlines() if "NotRegistered" in line]
+    assert len(said) == 1 and "spans several GPU servers" in said[0]
+    done = prepare_program(DEVICES, spread, CUDA_VISIBLE_DEVICES="1,0").run()
+    assert done.stdout == "[CudaDevice(id=0), CudaDevice(id=1)] [1, 2, 3]\n", done.stderr
 
 
 MISSING = """

@@ -27,14 +27,18 @@ def register(path: str) -> None:
         reason = "the lease has been released"
     elif spec.mode == "direct":
         return  # the GPUs are here, and JAX finds them by itself
-    elif spec.addresses and len(spec.parts()) > 1:
-        reason = "the lease spans several GPU servers, and JAX uses slices of one"
-    elif not all(device.emulated for device in spec.devices):
-        reason = "JAX runs on emulated GPUs only so far"
     else:
         spec = spec.visible(os.environ.get("CUDA_VISIBLE_DEVICES"))
         if not spec.devices:
             return
+        if len(spec.parts()) > 1:
+            reason = (
+                "the lease spans several GPU servers, and JAX uses slices of one; choose those of one server by "
+                "CUDA_VISIBLE_DEVICES"
+            )
+        elif not all(device.emulated for device in spec.devices):
+            reason = "JAX runs on emulated GPUs only so far"
+        (spec, *_) = spec.parts()
     if spec is None or reason:
         _warn(reason)
         return
