@@ -10,6 +10,7 @@ async function asked(wish: IGPURequest): Promise<string[][]> {
       path = called;
       return Promise.resolve(new Response('{}'));
     },
+    base: 'https://pool/gpupool/api/v1/',
     socket: () => {
       throw new Error('no socket is needed');
     }
