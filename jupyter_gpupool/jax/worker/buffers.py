@@ -99,13 +99,17 @@ def array_of(
     return internals.put(raw.view(kind).reshape(dims), device)
 
 
+class _Owner:
+    """Bytes without NumPy's mark that they are not to be written to. One class for all: each class is a cycle, and
+    would keep what it refers to until the collector comes by."""
+
+    __slots__ = ("__array_interface__", "owned")
+
+    def __init__(self, content: np.ndarray[Any, Any]) -> None:
+        self.owned = content
+        self.__array_interface__ = {**content.__array_interface__, "data": (content.ctypes.data, False)}
+
+
 def _writable(content: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The same bytes without NumPy's mark that they are not to be written to, at which PyTorch warns."""
-    if not content.size:
-        return np.empty(0, np.uint8)
-
-    class Owner:
-        owned = content
-        __array_interface__ = {**content.__array_interface__, "data": (content.ctypes.data, False)}
-
-    return np.asarray(Owner())
+    """The same bytes without that mark, at which PyTorch warns. Whoever has them keeps the array."""
+    return np.asarray(_Owner(content)) if content.size else np.empty(0, np.uint8)
