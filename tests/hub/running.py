@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -274,6 +275,7 @@ class Hub:
                 ) == str(self.folder / "built"):
                     mine.append(process)
             for process in mine:
-                process.kill()
-            psutil.wait_procs(mine, timeout=10)
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
+                    process.kill()
+            psutil.wait_procs(mine, timeout=60)
             self.http.close()

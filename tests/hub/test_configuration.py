@@ -17,7 +17,7 @@ from traitlets.config import Config
 from jupyter_gpupool.core.errors import ImpossibleRequest, InvalidRequest
 from jupyter_gpupool.hub import Limits, configure
 from jupyter_gpupool.hub.options import GPUOptions, ServerStart, from_form, parse
-from jupyter_gpupool.hub.service.identity import HubTokens, mark, marked
+from jupyter_gpupool.hub.service.identity import FRESH_S, HubTokens, mark, marked
 from jupyter_gpupool.hub.service.pool import mark_of
 from jupyter_gpupool.hub.spawn_form import ours
 from jupyter_gpupool.hub.spawner_hooks import Hooks
@@ -271,6 +271,35 @@ def test_rights_follow_from_scopes(scopes: list[str], admin: bool, trusted: bool
     if caller:
         assert (caller.owner, caller.namespace) == ("alice", "a")
     assert tokens.of_model({**model, "kind": "service"}) is None
+
+
+def test_an_event_stream_ends_when_the_hub_takes_its_users_rights() -> None:
+    model = {"kind": "user", "name": "alice", "scopes": ["custom:gpupool:admin"], "groups": ["a"]}
+    noted = []
+
+    async def who(token: str) -> dict[str, Any]:
+        return model
+
+    async def belongs(user: str, namespace: str) -> None:
+        noted.append((user, namespace))
+
+    async def watch() -> None:
+        tokens = HubTokens("service", who, None, belongs)
+        before = await tokens.authenticate("Bearer secret", "127.0.0.1")
+        assert before.scope is None and before.presented is not None, "she sees everybody's"
+        assert "secret" not in repr(before)
+        model.update(scopes=["custom:gpupool:use"], groups=["b"])
+        assert tokens.is_still_valid(before), "the hub is asked no more often than every few seconds"
+        before.presented.checked_at -= FRESH_S
+        tokens.is_still_valid(before)
+        assert before.presented.asking is not None
+        await before.presented.asking
+        assert not tokens.is_still_valid(before)
+        after = await tokens.authenticate("Bearer secret", "127.0.0.1")
+        assert after.scope == "alice" and tokens.is_still_valid(after)
+
+    asyncio.run(watch())
+    assert noted == [("alice", "a"), ("alice", "b"), ("alice", "b")]
 
 
 def test_the_former_module_path_gives_the_same_configure_and_warns_once() -> None:

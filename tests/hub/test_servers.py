@@ -271,7 +271,8 @@ def test_an_event_stream_ends_with_its_token(hub: Hub, eventually: Eventually) -
             pass  # the pool's changes, until the hub is asked again
         return stream.close_code, stream.close_reason
 
-    assert asyncio.run(until_its_end()) == (1008, "the token is not valid any more")
+    ended = asyncio.run(asyncio.wait_for(until_its_end(), PATIENCE_S))
+    assert ended == (1008, "the token is not valid any more")
 
 
 def test_who_leaves_a_group_leaves_its_namespace(hub: Hub, eventually: Eventually) -> None:

@@ -171,7 +171,9 @@ async def browser(handler: Any, tokens: HubTokens) -> HubCaller:
         handler.hub_auth.check_xsrf_cookie(handler)
     await tokens.note(caller)
     token = handler.hub_auth.get_token(handler)
-    return replace(caller, server=None, presented=Presented(token, trusted=True) if token else None)
+    return replace(
+        caller, server=None, presented=Presented(token, caller.scope, trusted=True) if token else None
+    )
 
 
 def hub_handlers(prefix: str, service: HubPool, tokens: HubTokens, servers: Servers) -> list[tuple[Any, ...]]:

@@ -34,10 +34,12 @@ MARK = " hub-server:"
 class Presented:
     """A token of the hub that somebody presented, while an event stream may depend on it.
 
-    ``trusted``: as for :meth:`HubTokens.of_model`. ``checked_at``: when the hub last said whether it ``counts``.
+    ``scope``: whose leases the stream tells of, see :class:`Caller`. ``trusted``: as for :meth:`HubTokens.of_model`.
+    ``checked_at``: when the hub last said whether it ``counts``.
     """
 
     token: str = field(repr=False)
+    scope: str | None
     trusted: bool = False
     checked_at: float = field(default_factory=time.monotonic)
     counts: bool = True
@@ -86,7 +88,7 @@ class HubTokens:
         namespaces: Mapping[str, str] | None,
         belongs: Callable[[str, str], Awaitable[None]],
     ) -> None:
-        self._service_token = hashlib.sha256(service_token.encode()).digest()
+        self._service_token = _digest(service_token)
         self._who = who
         self._namespaces = namespaces
         self._belongs = belongs
@@ -96,7 +98,7 @@ class HubTokens:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() not in ("bearer", "token") or not token.strip() or not token.isascii():
             raise Unauthenticated("this pool requires a JupyterHub token: Authorization: Bearer <token>")
-        shown = hashlib.sha256(token.strip().encode()).digest()
+        shown = _digest(token.strip())
         if hmac.compare_digest(shown, self._service_token):
             return HubCaller("jupyterhub", administers=True, token="hub", hub=True)
         caller = await self._asked(shown, token.strip())
@@ -126,7 +128,7 @@ class HubTokens:
         caller = self.of_model(model) if model else None
         if caller is not None:
             await self.note(caller)
-            caller = replace(caller, presented=Presented(token))
+            caller = replace(caller, presented=Presented(token, caller.scope))
         self._known.pop(shown, None)
         self._known[shown] = now, caller
         if len(self._known) > _MAX_CACHED_TOKENS:
@@ -182,7 +184,9 @@ class HubTokens:
         try:
             model = await self._who(presented.token)
             caller = self.of_model(model, presented.trusted) if model else None
-            presented.counts = caller is not None
+            presented.counts = caller is not None and caller.scope == presented.scope
+            if not presented.counts:
+                self._known.pop(_digest(presented.token), None)
             if caller is not None:
                 await self.note(caller)
         except HTTPError:  # the hub may be restarting; a later message asks again
@@ -195,3 +199,7 @@ class HubTokens:
 
     def record_lease(self, caller: Caller, lease_id: str) -> None:
         pass  # the request's mark names its server
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
