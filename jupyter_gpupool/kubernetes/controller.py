@@ -52,6 +52,8 @@ TOKEN_LIFE_S = 30 * 86400.0
 _SPACING_S = 0.2
 #: How soon, in seconds, what failed is tried again.
 _RETRY_S = 2.0
+#: How long a Pod that is not watched counts as alive once it was seen: all Pods of the cluster are listed for it.
+_ALIVE_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,9 @@ class Controller:
         self._complaints: set[Complain] = set()
         self._leases: dict[str, Lease] = {}  # of Pods, that lived in the round before
         self._told: dict[str, str] = {}  # Event → its message
+        self._seen_alive: dict[
+            str, float
+        ] = {}  # uids of Pods that are not watched → until when they count as alive
         self._examined: set[str] = set()  # uids of Pods that are over, whose ended leases were looked for
         self._cluster_id = ""
         self._failed = False
@@ -242,9 +247,15 @@ class Controller:
             self._api.delete(action.path)
             return
         elif isinstance(action, ReleaseLease):
-            pods = self._api.list(f"/api/v1/namespaces/{action.namespace}/pods")
+            if self._seen_alive.get(action.pod_uid, 0.0) > time.monotonic():
+                return
+            where = f"namespaces/{action.namespace}/" if action.namespace else ""
+            pods = self._api.list(f"/api/v1/{where}pods")
             if any(str(pod["metadata"]["uid"]) == action.pod_uid and not is_over(pod) for pod in pods):
+                if not action.namespace:  # it may have no label, and is not watched then
+                    self._seen_alive[action.pod_uid] = time.monotonic() + _ALIVE_S
                 return  # it is there: what is watched lags behind
+            self._seen_alive.pop(action.pod_uid, None)
             self._pool.release(action.id)
         logger.info("%s", action)
 

@@ -176,14 +176,17 @@ def _copying(image: str) -> dict[str, Any]:
 
 
 def _prepend_path(container: dict[str, Any], folder: str) -> None:
-    variables = listed(container, "env")
-    present = [variable for variable in variables if variable.get("name") == _PATH]
-    if any(variable.get("valueFrom") is not None for variable in present):
+    variables = list(listed(container, "env"))
+    present = [n for n, variable in enumerate(variables) if variable.get("name") == _PATH]
+    if any(variables[n].get("valueFrom") is not None for n in present):
         raise InvalidRequest(f"{_PATH} must have a value, to which the copied client can be added")
-    former = str(present[-1].get("value") or "") if present else ""  # the last one counts
-    value = f"{folder}:{former}" if former else folder
-    kept = [variable for variable in variables if variable.get("name") != _PATH]
-    container["env"] = [*kept, {"name": _PATH, "value": value}]
+    if not present:
+        container["env"] = [*variables, {"name": _PATH, "value": folder}]
+        return
+    for n in present:  # where they stand: $(PYTHONPATH) in a later variable means what stands before it
+        former = str(variables[n].get("value") or "")
+        variables[n] = {"name": _PATH, "value": f"{folder}:{former}" if former else folder}
+    container["env"] = variables
 
 
 def _put_environment(container: dict[str, Any], request: PodRequest) -> None:

@@ -29,7 +29,8 @@ class TellPod:
 
 @dataclass(frozen=True)
 class ReleaseLease:
-    """Release a lease whose Pod is gone. The Pods of the namespace are looked at once more before that."""
+    """Release a lease whose Pod is gone. The Pods of the namespace are looked at once more before that, of all namespaces
+    if it is empty."""
 
     id: str
     namespace: str
@@ -95,8 +96,8 @@ def plan_pods(
             continue
         if is_own and is_of_cluster(lease, cluster):
             actions.append(ReleaseLease(lease.id, lease.request.namespace, uid))
-        elif account := account_namespace(lease, user_prefix):
-            actions.append(ReleaseLease(lease.id, account, uid))
+        elif is_of_account(lease, user_prefix):  # whose token a Pod of another namespace may have
+            actions.append(ReleaseLease(lease.id, "", uid))
     return actions
 
 
@@ -177,13 +178,13 @@ def is_of_cluster(lease: Lease, cluster: str) -> bool:
     return lease.request.owner == f"{lease.request.namespace}@{cluster}"
 
 
-def account_namespace(lease: Lease, user_prefix: str | None) -> str:
-    """Return the cluster's namespace whose ServiceAccount requested the lease; empty where none of the cluster did.
+def is_of_account(lease: Lease, user_prefix: str | None) -> bool:
+    """Return whether a ServiceAccount of the cluster requested the lease.
 
-    The pool's namespace may be another one. ``user_prefix``: as :func:`plan_pods` has it.
+    ``user_prefix``: as :func:`plan_pods` has it.
     """
     start = f"{user_prefix}{_ACCOUNT}"
     if user_prefix is None or not lease.request.owner.startswith(start):
-        return ""
+        return False
     namespace, _, account = lease.request.owner.removeprefix(start).partition(":")
-    return namespace if account else ""
+    return bool(namespace and account)

@@ -15,6 +15,10 @@ from jupyter_gpupool.kubernetes.client_copy import copy_client
 
 from ..server.daemon.conftest import Server, gpupool, initialised
 
+pytestmark = pytest.mark.skipif(
+    sys.prefix == sys.base_prefix, reason="needs a virtual environment: the Python beneath it is the image's"
+)
+
 #: The Python beneath this environment: it sees none of its packages.
 PYTHON = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
 #: What the image of the tests has no package of, by the beginnings of their names.

@@ -30,6 +30,7 @@ class Cluster:
         self.slices: dict[str, dict[str, Any]] = {}
         self.refuses = False
         self.pods: list[dict[str, Any]] = []
+        self.listed: list[str] = []
         self.lagging: dict[str, list[dict[str, Any]]] = {}  # what is still seen of a kind
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
@@ -42,6 +43,7 @@ class Cluster:
         del self.slices[path.rpartition("/")[2]]
 
     def list(self, path: str, **query: str) -> Any:
+        self.listed.append(path)
         return self.pods
 
     def find(self, path: str) -> dict[str, Any] | None:
@@ -326,6 +328,21 @@ def test_the_lease_of_an_account_is_released_with_its_pod_if_it_is_of_this_clust
     cluster.pods = []
     rounds.reconcile()
     assert pool.released == ([one.id] if released else [])
+
+
+def test_the_lease_of_an_account_is_kept_while_its_pod_runs_unwatched_in_another_namespace() -> None:
+    cluster, pool = with_pod()
+    one = held()
+    one = replace(
+        one, request=replace(one.request, owner="system:serviceaccount:ci:default", namespace="shared")
+    )
+    pool.held = {one.id: one}
+    cluster.lagging["pods"] = []  # it has no label
+    rounds = Controller(cast(APIServer, cluster), cast(PoolClient, pool), cluster, user_prefix="")
+    for _ in range(3):
+        rounds.reconcile()
+    assert pool.released == []
+    assert cluster.listed.count("/api/v1/pods") == 1, "all Pods are not listed each time"
 
 
 def test_a_secret_that_is_not_seen_yet_is_not_made_twice() -> None:

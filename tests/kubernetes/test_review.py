@@ -166,6 +166,11 @@ def test_an_init_container_copies_the_client_where_the_image_lacks_it() -> None:
     for written, value in (([], "/opt/gpupool/lib"), (env("PYTHONPATH", "/own"), "/opt/gpupool/lib:/own")):
         attaching = admitted(pod({names.GPU: "1"}, annotations=copies, env=written))
         assert environment(attaching["spec"]["containers"][0])["PYTHONPATH"] == value
+    # A later variable may mean what stands before it.
+    written = [*env("PYTHONPATH", "/own"), *env("SEARCHED", "$(PYTHONPATH)")]
+    attaching = admitted(pod({names.GPU: "1"}, annotations=copies, env=written))
+    order = [one["name"] for one in attaching["spec"]["containers"][0]["env"]]
+    assert order.index("PYTHONPATH") < order.index("SEARCHED")
 
 
 def test_without_an_image_to_copy_from_such_a_pod_is_refused() -> None:
