@@ -29,8 +29,8 @@ class TellPod:
 
 @dataclass(frozen=True)
 class ReleaseLease:
-    """Release a lease whose Pod is gone. The Pods of the namespace are looked at once more before that, of all namespaces
-    if it is empty."""
+    """Release a lease whose Pod is gone. Before that, the Pods of the namespace are looked at once more, or of all
+    namespaces if it is empty."""
 
     id: str
     namespace: str

@@ -61,10 +61,11 @@ async def until(condition: Callable[[], Any], what: str) -> Any:
 
 async def leased(jp_fetch: Callable[..., Any], wish: dict[str, Any]) -> None:
     """Return when the lease's worker runs."""
-    state = ""
-    while state != "ACTIVE":  # asking again is harmless
+    state = "QUEUED"
+    while state in ("QUEUED", "GRANTED"):  # asking again is harmless
         answer = await jp_fetch(*API, "leases", method="POST", body=json.dumps(wish), params={"wait": "30"})
         state = json.loads(answer.body)["state"]
+    assert state == "ACTIVE"
 
 
 async def put(jp_fetch: Callable[..., Any], kernel_id: str, wish: Any, **how: Any) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class Notebooks:
             self.http.delete(f"/api/kernels/{kernel_id}")
         elif what == "kill":
             for process in processes_of(kernel_id):
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         else:
             self.http.post(f"/api/kernels/{kernel_id}/{what}", json={})
 
@@ -82,8 +83,10 @@ def workers(leases: list[dict[str, Any]]) -> list[psutil.Process]:
 def warm(api: httpx.Client) -> None:
     """Return when a worker has been up: a kernel's start does not wait for PyTorch's import on a busy machine."""
     wish = {"id": str(uuid.uuid4()), "memory_mib": 100, "secret_sha256": "0" * 64}
-    while api.post("/leases", params={"wait": 30}, json=wish).raise_for_status().json()["state"] != "ACTIVE":
-        pass  # asking again is harmless
+    state = "QUEUED"
+    while state in ("QUEUED", "GRANTED"):  # asking again is harmless
+        state = api.post("/leases", params={"wait": 30}, json=wish).raise_for_status().json()["state"]
+    assert state == "ACTIVE"
     api.delete(f"/leases/{wish['id']}").raise_for_status()
 
 

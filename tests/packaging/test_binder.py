@@ -65,24 +65,30 @@ def open_notebook(
     monkeypatch.setattr("jupyter_gpupool.jupyter.kernel_lease._OPTIONAL_WAIT_S", 300.0)
     with open(os.devnull, "w") as quiet:
         pool = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"], stderr=quiet
+            [
+                *(sys.executable, "-m", "jupyter_gpupool", "server", "--port=0", "--emulate"),
+                "--LocalEngine.attach_timeout_s=60",
+            ],
+            stderr=quiet,
         )
-    eventually(discovery.find, "a pool runs, as JupyterLab's does")
     opened: list[Notebook] = []
 
     def start(name: str) -> Notebook:
         opened.append(Notebook(project_root / "binder" / f"{name}.ipynb", tmp_path))
         return opened[-1]
 
-    yield start
-    for notebook in opened:
-        notebook.close()
-    address = discovery.find()
-    assert address is not None
-    with PoolClient(address.url, address.token) as client:
-        eventually(lambda: not client.leases(), "a notebook that is closed leaves no lease")
-    pool.terminate()
-    pool.wait(300)
+    try:
+        eventually(discovery.find, "a pool runs, as JupyterLab's does")
+        yield start
+        for notebook in opened:
+            notebook.close()
+        address = discovery.find()
+        assert address is not None
+        with PoolClient(address.url, address.token, timeout_s=300) as client:
+            eventually(lambda: not client.leases(), "a notebook that is closed leaves no lease")
+    finally:
+        pool.terminate()
+        pool.wait(300)
 
 
 def test_attach(open_notebook: Open) -> None:

@@ -317,7 +317,6 @@ def test_a_stream_that_is_damaged_is_refused_before_it_is_trusted() -> None:
          "out of memory"),
         ({"sessions": [["a", [[0, 0]], [], [[0, False, {"op": "aten::add"}]], [], [], [], None]]}, "definition"),
         ({"others": [["a", "jax", [[0, 0]], [], None]]}, "session of jax, which is not served"),
-        ({"others": [["a", "jax", [[0, 7]], [], None]]}, "not served|device 7 of 2"),
     ],
 )  # fmt: skip
 def test_a_description_is_checked(change: dict[str, Any], why: str) -> None:
@@ -326,6 +325,17 @@ def test_a_description_is_checked(change: dict[str, Any], why: str) -> None:
     fields = dict(zip(LeaseState.__dataclass_fields__, plain(state)), **change)
     with pytest.raises(BadState, match=f"(?i){why}"):
         put(list(fields.values()), {}, place.devices, place.shared, place.new_session)
+
+
+def test_another_frameworks_session_is_on_devices_that_there_are() -> None:
+    place = Workplace()
+    state, _ = take(place.devices, [], place.shared)
+    others = [["a", "jax", [[0, 7]], [], None]]
+    fields = dict(zip(LeaseState.__dataclass_fields__, plain(state)), others=others)
+    made: list[object] = []
+    with pytest.raises(BadState, match="device 7 of 2"):
+        put(list(fields.values()), {}, place.devices, place.shared, place.new_session, made.append)
+    assert not made
 
 
 def test_a_layout_outside_of_its_memory_is_refused() -> None:

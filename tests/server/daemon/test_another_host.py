@@ -75,7 +75,7 @@ def test_a_fresh_machine(
     log = tmp_path / "log"
     with log.open("wb") as out:
         server = subprocess.Popen(
-            here.command(*COMMAND, "server", directory, "--emulate"),
+            here.command(*COMMAND, "server", directory, "--emulate", "--LocalEngine.attach_timeout_s=60"),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
