@@ -68,7 +68,7 @@ class Buffer:
         if array is None or self.is_token:
             return None
         while not array.is_ready():
-            if time.monotonic() > until:
+            if time.monotonic() >= until:
                 raise TimeoutError
             time.sleep(_LOOK_S)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,8 +13,8 @@ from .device import Device
 if TYPE_CHECKING:
     from .residence import Copy
 
-#: How long an array may take to be computed, in seconds.
-_COMPUTE_TIMEOUT_S = 10.0
+#: How long the arrays of a worker at rest may take together to be computed, in seconds.
+COMPUTE_TIMEOUT_S = 10.0
 
 
 class Array(Protocol):
@@ -46,10 +47,14 @@ class HeldArray:
         #: a copy of it in host memory, which stays valid
         self.copy: Copy | None = None
 
+    def wait(self, until: float) -> None:
+        """Wait for its bytes until that time of a monotonic clock. Raises TimeoutError."""
+        self.array.content(max(0.0, until - time.monotonic()))
+
     @property
     def base(self) -> torch.Tensor | None:
-        """Its bytes, once they are computed; None where there are none, or only the copy. Raises TimeoutError."""
-        content = self.array.content(_COMPUTE_TIMEOUT_S)
+        """Its bytes; None where there are none, or only the copy. Raises TimeoutError if they are being computed."""
+        content = self.array.content(0.0)
         return None if content is None else torch.from_numpy(content)
 
     @base.setter

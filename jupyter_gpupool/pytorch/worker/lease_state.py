@@ -17,7 +17,7 @@ from jupyter_gpupool.pytorch.protocol.sizes import needed_bytes, rounded
 
 from .device import Device, Event
 from .executor import WorkerSession
-from .held_arrays import HeldArray
+from .held_arrays import COMPUTE_TIMEOUT_S, HeldArray
 from .other_frameworks import OtherSession
 from .plain_form import checked
 from .residence import key_of as key_of_held
@@ -220,6 +220,7 @@ class _Taking:
         self.memories: dict[int, Memory | AwayMemory] = {}
         self.blocks: dict[SharedBlock, int] = {}
         self._key_of = key_of
+        self._until = time.monotonic() + COMPUTE_TIMEOUT_S
 
     def tensor(self, user: Slot | SharedBlock) -> tuple[int, Layout]:
         """The key of the memory that a storage is on, and the tensor on it."""
@@ -247,6 +248,7 @@ class _Taking:
 
     def array(self, id: int, held: HeldArray) -> ArrayState | None:
         try:
+            held.wait(self._until)
             base = held.base
         except TimeoutError:
             raise Unparkable("it computes") from None

@@ -8,6 +8,7 @@ again, each piece comes when it is first used, the others in the background.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -16,7 +17,7 @@ import torch
 from .arena_memory import ArenaFull, ArenaMemory, Extent
 from .device import Device
 from .gate import Gate
-from .held_arrays import HeldArray
+from .held_arrays import COMPUTE_TIMEOUT_S, HeldArray
 from .shared_storages import SharedBlock, SharedStorages
 from .storages import Slot, whole
 
@@ -169,7 +170,7 @@ class Residence:
             for device in self._devices():
                 device.synchronize()
             self._drop_unused()  # first: what was written needs the room of its former copy
-            pieces = list(self.pieces().values())
+            pieces = list(self.pieces(COMPUTE_TIMEOUT_S).values())
             for piece in pieces:
                 if piece.copy is None:
                     copy = self._new_copy(piece)
@@ -294,9 +295,8 @@ class Residence:
         if not self.alone():
             raise CannotPark("it is parked, or computes")
         try:
-            for piece in self.pieces().values():
-                for user in piece.users:
-                    user.copy = None
+            for user in self._users():
+                user.copy = None
             self._copies.clear()
             self._clean_at = -1
             self.arena.give_back()
@@ -364,16 +364,19 @@ class Residence:
             yield from list(session.storages.values())
         yield from self._shared.blocks()
 
-    def pieces(self) -> dict[int, Piece]:
+    def pieces(self, timeout_s: float = 0.0) -> dict[int, Piece]:
         """All memory that is on the devices, by its keys in a :class:`.lease_state.LeaseState`.
 
-        Raises :class:`CannotPark` if some of it is no storage's.
+        Raises :class:`CannotPark` if some of it is no storage's, or is being computed for longer than ``timeout_s``.
         """
         found: dict[int, Piece] = {}
+        until = time.monotonic() + timeout_s
         for user in self._users():
             if isinstance(user, Slot) and user.saved is not None:
                 raise CannotPark("a recurrent network waits for its backward pass")
             try:
+                if isinstance(user, HeldArray):
+                    user.wait(until)
                 base = user.base
             except TimeoutError:
                 raise CannotPark("it computes") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+numpy = pytest.importorskip("numpy", reason="the data plane needs PyTorch")
 torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 
 from jupyter_gpupool.pytorch.protocol import commands as codes  # noqa: E402
+from jupyter_gpupool.pytorch.worker import lease_state  # noqa: E402
 from jupyter_gpupool.pytorch.worker.arena_memory import ArenaFull, ArenaMemory, Extents  # noqa: E402
 from jupyter_gpupool.pytorch.worker.gate import Gate, needs_memory  # noqa: E402
+from jupyter_gpupool.pytorch.worker.other_frameworks import OtherSession  # noqa: E402
 from jupyter_gpupool.pytorch.worker.residence import CannotPark, Residence  # noqa: E402
+from jupyter_gpupool.pytorch.worker.sent_ahead import SentAhead  # noqa: E402
+from jupyter_gpupool.pytorch.worker.state_stream import StateWriter  # noqa: E402
 from jupyter_gpupool.pytorch.worker.templates import Template  # noqa: E402
 
 from .test_lease_state import Workplace, definition, program  # noqa: E402
@@ -207,6 +213,84 @@ def test_chunks_are_given_back_and_others_used_later() -> None:
     place.residence.resume()
     place.residence.until_resident()
     assert torch.equal(place.sessions["a"].storages[1].base, content)
+
+
+class Computing:
+    """An array that is being computed until it is ``done``; it keeps how long each caller would wait."""
+
+    device, nbytes = 0, 3
+
+    def __init__(self) -> None:
+        self.done = False
+        self.waits: list[float] = []
+        self.elements: Any = numpy.arange(3, dtype=numpy.uint8)
+
+    def content(self, timeout_s: float) -> Any:
+        now = time.monotonic()
+        self.waits.append(timeout_s)
+        while time.monotonic() == now:
+            pass
+        if not self.done:
+            raise TimeoutError
+        return self.elements
+
+    def let_go(self, fetch: Callable[[], None]) -> None:
+        self.elements = None
+
+    def bring(self, content: Any) -> None:
+        self.elements = content
+
+
+class Arrays:
+    """What executes a session of another framework that only has arrays."""
+
+    def __init__(self, *arrays: Computing) -> None:
+        self.arrays = dict(enumerate(arrays))
+
+    def buffers(self) -> dict[int, Computing]:
+        return self.arrays
+
+    def describe(self) -> Any:
+        return None
+
+
+def test_only_parking_waits_for_what_is_being_computed() -> None:
+    place, array = parkable(), Computing()
+    OtherSession("jax", Arrays(array), place.residence, {0: place.devices[0]})  # type: ignore[arg-type]
+    with pytest.raises(CannotPark, match="it computes"):
+        place.residence.clean()
+    with pytest.raises(CannotPark, match="it computes"):
+        SentAhead(place.residence).send(StateWriter(place.devices, lambda view: None))
+    place.residence.forget()  # needs no elements
+    assert array.waits and not any(array.waits)
+    with pytest.raises(CannotPark, match="it computes"):
+        place.residence.park()
+    assert array.waits[-1] > 0
+    array.done = True
+    place.residence.arena.add_chunk(chunk(1 << 20))
+    assert place.residence.clean()
+    place.residence.park()
+    assert array.elements is None
+    place.residence.resume()
+    place.residence.until_resident()
+    assert array.elements.tolist() == [0, 1, 2]
+
+
+def test_arrays_that_are_being_computed_share_one_deadline() -> None:
+    place, arrays = parkable(), [Computing() for _ in range(3)]
+    session = OtherSession("jax", Arrays(*arrays), place.residence, {0: place.devices[0]})  # type: ignore[arg-type]
+    for array in arrays:
+        array.done = True
+    place.residence.park()
+    first, second, third = [max(array.waits) for array in arrays]
+    assert first > second > third
+    place.residence.resume()
+    place.residence.until_resident()
+    for array in arrays:
+        array.waits.clear()
+    lease_state.take(place.devices, [], place.shared, others=[("a", session)])
+    first, second, third = [max(array.waits) for array in arrays]
+    assert first > second > third
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5000)), max_size=60))
