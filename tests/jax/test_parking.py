@@ -213,6 +213,49 @@ def test_a_program_that_calls_functions_is_parked_between_its_calls_and_does_not
     assert go_on(program) == "[4.0, 6.0, 8.0]"
 
 
+FREED = """
+import gc, sys, jax, jax.numpy as jnp
+def told(x):
+    @jax.jit
+    def f(x):
+        jax.debug.callback(lambda y: print("told", y, flush=True), x)
+        return x + 1
+    x = f(x)
+    jax.effects_barrier()
+    return x
+def freed():
+    jax.clear_caches()
+    gc.collect()
+    print("freed", flush=True)
+    sys.stdin.readline()
+x = told(jnp.arange(2.0))
+freed()
+x = told(x + 1)
+freed()
+print(x.tolist(), flush=True)
+"""
+
+
+def test_a_lease_moves_once_the_programs_that_called_functions_are_freed(
+    start_program: Callable[..., Any], pair: Pair, eventually: Callable[..., Any]
+) -> None:
+    def moves() -> bool:
+        try:
+            at_rest(pair.move)
+        except EngineError as e:
+            assert "a JAX program of a process calls functions" in str(e)
+            return False
+        return True
+
+    program = start_program(FREED)
+    assert program.stdout.readline() == "told [0. 1.]\n"
+    assert program.stdout.readline() == "freed\n"
+    eventually(moves, "nothing calls functions any more")
+    assert go_on(program) == "told [2. 3.]", "and a program calls them at the other server"
+    assert program.stdout.readline() == "freed\n"
+    assert go_on(program) == "[3.0, 4.0]"
+
+
 ENDLESS = """
 import sys, jax, jax.numpy as jnp
 x = jax.jit(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 2, lambda x: jnp.sin(x @ x), x))(jnp.zeros((300, 300)))

@@ -101,6 +101,8 @@ class Functions:
                 number, program, function, facts = answer
                 failed, reason = 0, ""
                 if not number:
+                    if self._end_if_unused(session):
+                        return
                     continue
                 try:
                     results = packed(self._call(program, function, unpacked(facts, data)))
@@ -108,6 +110,15 @@ class Functions:
                     failed, reason = number, traceback.format_exc()
                 else:
                     session.send_results(number, *results)
+
+    def _end_if_unused(self, session: SliceSession) -> bool:
+        """Take no more calls if no program is left that calls: the lease may move then. Return whether that is so."""
+        with self._starting:
+            if self._of_programs:
+                return False
+            self._session = None
+            session.close()
+            return True
 
     def _call(self, program: int, function: int, operands: list[Any]) -> Sequence[Any]:
         group = self._of_programs.get(program)

@@ -44,7 +44,7 @@ class Plugin:
         self._native = native = Native()
         texts = Texts()
         self._devices = Devices(spec, native, texts, __version__)
-        self.functions = Functions(lambda: SliceSession(spec, jax_version, None))
+        self.functions = Functions(self._connect_again)
         self.programs = Programs(self._devices, native, texts, self.functions)
         buffers = Buffers(self._devices, native, self.functions)
         self.api = Api(struct_size=ctypes.sizeof(Api), version_size=24, major=MAJOR, minor=MINOR)
@@ -88,6 +88,10 @@ class Plugin:
             self._devices.session = SliceSession(self._spec, self._jax_version, self._native)
             self._devices.session.on_destroyed = self.programs.forget
         a.client = self._devices.client
+
+    def _connect_again(self) -> SliceSession:
+        first = self._devices.session  # which knows where the lease is
+        return SliceSession(self._spec if first is None else first.spec, self._jax_version, None)
 
     def _context(self, a: Any) -> None:
         a.context = self._native.handle(0)

@@ -30,7 +30,8 @@ COPY = 5
 FREE = 6
 #: ``[device]`` → ``[.., bytes in use, limit in bytes]``
 MEMORY = 7
-#: ``[seconds that a call may take]`` → ``[.., token]``: let the client's functions be called
+#: ``[seconds that a call may take]`` → ``[.., token]``: let the client's functions be called, from now on
+#: by what takes calls with that token
 SERVE = 8
 #: ``[token, number of the call that has failed or 0, the reason]`` → ``[.., number, program id, function, operands]``
 #: with the operands' elements as payload, or number 0 if there was no call for a while. A session that takes calls does

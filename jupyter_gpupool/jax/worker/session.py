@@ -32,6 +32,8 @@ from .running import Running
 _NEEDLESS = (commands.FREE, commands.MEMORY, commands.SERVE)
 #: How long a client that takes calls waits for the next one before it asks again, in seconds.
 _TAKE_S = 10.0
+#: The most bytes of programs that move: the state of a lease has to fit into 1 GiB, apart from arrays' elements.
+_MAX_MOVED_BYTES = 1 << 30
 
 
 class Slice(Protocol):
@@ -71,9 +73,10 @@ class _Program:
 
     It is compiled when it is first used, where it comes from the worker before. ``given``: what is compiled, and its
     options; ``donated`` and ``nbytes``: as those of :class:`.programs.Program`, which are told to the client.
+    ``calls``: whether it calls functions of the client; such a program does not come from the worker before.
     """
 
-    __slots__ = ("_compile", "_compiled", "devices", "donated", "given", "nbytes", "replicas")
+    __slots__ = ("_compile", "_compiled", "calls", "devices", "donated", "given", "nbytes", "replicas")
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class _Program:
         self.devices = [number for replica in replicas for number in replica]
         self.donated = donated
         self.nbytes = nbytes
+        self.calls = False
         self._compile = compile
         self._compiled: Program | None = None
 
@@ -133,7 +137,6 @@ class JaxSession:
             commands.RAN: self._ran,
         }
         self._running = Running()
-        self._calls_functions = False
         #: what waits for the end of each run of a program that calls functions, or why there was none
         self._runs: dict[int, Any] = {}
         #: where the calls of this session's programs wait, and where this session takes another one's
@@ -163,10 +166,14 @@ class JaxSession:
 
     def objection(self) -> str:
         """Return why the lease cannot move now, empty if it can."""
-        if self._calls_functions or self._desk is not None:
+        programs = self._programs.values()
+        if self._runs or self._desk is not None or any(one.calls for one in programs):
             return (
                 "a JAX program of a process calls functions of that process, and does not move with its lease"
             )
+        nbytes = sum(len(part) for one in programs for part in one.given)
+        if nbytes >= _MAX_MOVED_BYTES:
+            return f"a process has JAX programs of {nbytes >> 20} MiB, of which {_MAX_MOVED_BYTES >> 20} MiB could move"
         return ""
 
     def buffers(self) -> dict[int, Buffer]:
@@ -318,8 +325,8 @@ class JaxSession:
 
         found = compiled(program, options, devices, num_functions, call)
         one = _Program((program, options), numbers, found.donated, found.nbytes, lambda: found)
+        one.calls = found.calls
         self._programs[id] = one
-        self._calls_functions = self._calls_functions or found.calls
         self._running.note([self._slices[number] for number in several], None, began)
         self._answer([0, "", {**found.facts, "devices": numbers}], None)
 
@@ -430,8 +437,9 @@ class JaxSession:
     # -- the client's functions
 
     def _serve(self, bound_s: float) -> None:
-        if self._own_desk is None:
-            self._own_desk = calls.open_desk(float(bound_s))
+        if self._own_desk is not None:
+            calls.close_desk(self._own_desk)
+        self._own_desk = calls.open_desk(float(bound_s))
         self._answer([0, "", self._own_desk.token], None)
 
     def _take_call(self, token: str, number: int, reason: str) -> None:

@@ -16,7 +16,7 @@ import msgpack
 import torch
 
 from .device import Device
-from .lease_state import AwayMemory, BadState, LeaseState, Memory
+from .lease_state import AwayMemory, BadState, LeaseState, Memory, Unparkable
 from .plain_form import plain
 
 _MAGIC = b"gpupool-state\x00\x00\x01"
@@ -73,8 +73,12 @@ class StateWriter:
         self._record(_Kind.FREED, key, 0, 0)
 
     def state(self, state: LeaseState) -> None:
-        """Write the description, which ends the stream."""
+        """Write the description, which ends the stream. Raises Unparkable where it is too long to be accepted."""
         packed = memoryview(msgpack.packb(plain(state)))
+        if len(packed) > MAX_DESCRIPTION_BYTES:
+            raise Unparkable(
+                f"its programs and tables take {len(packed)} bytes, of which {MAX_DESCRIPTION_BYTES} could move"
+            )
         self._record(_Kind.STATE, 0, 0, len(packed))
         for offset in range(0, len(packed), PIECE_BYTES):
             self._write(packed[offset : offset + PIECE_BYTES])

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 
 from jupyter_gpupool.pytorch.protocol import commands as codes  # noqa: E402
+from jupyter_gpupool.pytorch.worker import state_stream  # noqa: E402
 from jupyter_gpupool.pytorch.worker.devices import create_devices  # noqa: E402
 from jupyter_gpupool.pytorch.worker.executor import WorkerSession  # noqa: E402
-from jupyter_gpupool.pytorch.worker.lease_state import BadState, LeaseState, put, take  # noqa: E402
+from jupyter_gpupool.pytorch.worker.lease_state import BadState, LeaseState, Unparkable, put, take  # noqa: E402
 from jupyter_gpupool.pytorch.worker.plain_form import checked, plain  # noqa: E402
 from jupyter_gpupool.pytorch.worker.shared_storages import SharedStorages  # noqa: E402
 from jupyter_gpupool.pytorch.worker.state_stream import read_state, write_state  # noqa: E402
@@ -253,6 +254,14 @@ def test_what_a_session_sent_before_it_ended_is_kept() -> None:
     assert [d.allocated for d in there.devices] == [0, 512]
     assert there.shared.reclaim(there.devices[1]), "nobody is left who could want it"
     assert [d.allocated for d in there.devices] == [0, 0]
+
+
+def test_a_state_that_is_too_long_to_be_accepted_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Workplace()
+    place.new_session("a")
+    monkeypatch.setattr(state_stream, "MAX_DESCRIPTION_BYTES", 100)
+    with pytest.raises(Unparkable, match="of which 100 could move"):
+        place.stream()
 
 
 def test_events_keep_their_times() -> None:
