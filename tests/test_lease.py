@@ -26,7 +26,7 @@ from jupyter_gpupool.core.errors import (
     PoolUnreachable,
     SliceInUse,
 )
-from jupyter_gpupool.core.models import LeaseState
+from jupyter_gpupool.core.models import Lease, LeaseState
 from jupyter_gpupool.lease import AlreadyAttached
 
 from .support.processes import runs
@@ -109,6 +109,26 @@ def test_a_lease_that_somebody_else_resizes(pool: PoolClient, eventually: Callab
         pool.resize(lease.id, memory_mib=300)
         eventually(lambda: lease.slices[0].limit_mib == 300, "a heartbeat has brought the news")
         eventually(lambda: torch.cuda.mem_get_info()[1] == 300 << 20, "and PyTorch knows")
+
+
+def test_an_answer_from_before_a_resize_does_not_undo_it(
+    pool: PoolClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with jupyter_gpupool.attach(memory_mib=100) as lease:
+        holder = lease._holder
+        assert holder is not None
+        ask = holder._client.lease
+
+        def late(lease_id: str) -> Lease:
+            answer = ask(lease_id)
+            lease.resize(memory_mib=200)
+            return answer
+
+        monkeypatch.setattr(holder._client, "lease", late)
+        located = holder._locate()
+        assert located is not None and located.devices[0].limit_mib == 200
+        assert [device.limit_mib for device in lease.slices] == [200]
+        assert torch.cuda.mem_get_info()[1] == 200 << 20
 
 
 def test_a_pool_is_started_for_it_and_ends_with_it(eventually: Callable[..., Any]) -> None:

@@ -55,6 +55,7 @@ class LeaseHolder:
         self._position: int | None = None
         self._lock = threading.Lock()
         self._resizing = threading.Lock()
+        self._resizes = 0
         self._lost = ""
         self._over = threading.Event()
         self._released = False
@@ -103,6 +104,7 @@ class LeaseHolder:
         """Change the memory of every slice; the GPUs stay. Raises PoolError; then nothing has changed."""
         with self._resizing:
             lease = self._client.resize(self.lease.id, partial, memory_mib)
+            self._resizes += 1
             self.spec = current_spec(self.spec, lease)
             return self.spec
 
@@ -132,7 +134,7 @@ class LeaseHolder:
     def _send_heartbeats(self) -> None:
         while not self._over.wait(self.lease.ttl_s / 4):
             try:
-                self._apply(self._client.heartbeat(self.lease.id))
+                self._ask(self._client.heartbeat)
             except (LeaseEnded, UnknownLease) as e:
                 self._lose(str(e))
             except PoolError:
@@ -140,14 +142,17 @@ class LeaseHolder:
             except RuntimeError:
                 return  # the client is closed: the lease was released
 
-    def _apply(self, lease: Lease) -> None:
+    def _ask(self, call: Callable[[str], Lease]) -> None:
+        """Apply what the pool answers to a call. Raises PoolError, and RuntimeError if the client was closed."""
+        resizes = self._resizes
+        lease = call(self.lease.id)
         position = lease.position if lease.is_woken else None
         if position is not None and position != self._position and self._on_waiting is not None:
             self._on_waiting(position)
         self._position = position
         with self._resizing:
             spec = current_spec(self.spec, lease)
-            if spec == self.spec:
+            if spec == self.spec or resizes != self._resizes:  # the answer may be from before a resize
                 return
             self.spec = spec
         if self._on_resized is not None:
@@ -156,7 +161,7 @@ class LeaseHolder:
     def _locate(self) -> AttachSpec | None:
         """Ask the pool where the lease is, which may have moved."""
         try:
-            self._apply(self._client.lease(self.lease.id))
+            self._ask(self._client.lease)
         except (PoolError, RuntimeError):  # RuntimeError: the client was closed by release()
             return None
         return self.spec
