@@ -28,7 +28,7 @@ def markdown() -> str:
         )
         for row in found["table"]
     ]
-    head = ["tests", "ranks", "passed", "refused, with a reason", "failed", "PyTorch skips with NCCL"]
+    head = ["tests", "ranks", "passed", "refused, with a reason", "failed", "skipped by PyTorch"]
     refused: dict[str, set[str]] = {}
     for row in found["table"]:
         for why, tests in row["tests"]["refused"].items():
