@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -59,16 +60,24 @@ def test_nothing_is_left_of_ranks_that_have_ended(
     holder = Lifeline(worker.spec, lives=processes.vouched)
     session.activate(worker.spec)
 
-    #: Threads that the worker has after a round; the first one starts some that stay.
+    #: Threads that the worker has after the first round, which starts some that stay.
     settled: list[int] = []
+    #: How many there were when last looked at, and since when.
+    seen, since = 0, 0.0
 
     def nothing_is_left() -> bool:
+        nonlocal seen, since
         free = [torch.cuda.mem_get_info(k)[0] >> 10 for k in range(2)]
         if free != [64 << 10] * 2 or connections(worker.spec.port) > 2:
             return False
-        # Those of the first round may be counted while they end.
-        settled.append(threads(worker.process.pid))
-        return settled[-1] <= min(settled)
+        now = threads(worker.process.pid)
+        if settled:
+            return now <= settled[0]
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > 1:  # none of them is about to end
+            settled.append(now)
+        return bool(settled)
 
     try:
         torch.cuda.synchronize()
