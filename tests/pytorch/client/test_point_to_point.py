@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe  # noqa: E402
 
+from jupyter_gpupool.pytorch.client.dispatch import ranks  # noqa: E402
 from tests.conftest import PATIENCE_S  # noqa: E402
 
 from .two_ranks import DTYPES, SHAPES, compare, digits, elements, run  # noqa: E402
@@ -163,6 +165,163 @@ def batch_at_once(device: str, rank: int) -> dict[str, Any]:
 
 def test_ranks_of_two_servers_may_begin_everything_first(two_servers: Any, tmp_path: Path) -> None:
     compare(two_servers, tmp_path, {"at once": begun_at_once, "batch": batch_at_once})
+
+
+def sent_around(device: str, rank: int) -> dict[str, Any]:
+    """What ranks 0 and 2 of a server and 1 of another one get that send in a ring; rank 1 begins last."""
+    mine, got, host = torch.full((3,), rank, device=device), torch.zeros(3, device=device), torch.zeros(1)
+    if rank == 0:
+        work = dist.isend(mine.float(), 1)
+        dist.recv(got, 2)  # in the worker, which makes the operators after it wait
+        dist.send(host, 1, tag=7)
+        work.wait()
+    else:
+        if rank == 1:
+            dist.recv(host, 0, tag=7)
+        dist.recv(got, rank - 1)
+        dist.send(mine.float(), (rank + 1) % 3)
+    return {"got": got.tolist()}
+
+
+def received_around(device: str, rank: int) -> dict[str, Any]:
+    """As :func:`sent_around`, where rank 1 sends to both and rank 0 has begun to receive from it."""
+    mine, got, host = torch.full((3,), rank, device=device), torch.zeros(3, device=device), torch.zeros(1)
+    first = torch.zeros(3, device=device)
+    if rank == 0:
+        work = dist.irecv(first, 1)
+        dist.recv(got, 2)
+        dist.send(host, 1, tag=7)
+        work.wait()
+    elif rank == 1:
+        dist.recv(host, 0, tag=7)
+        dist.send(mine.float(), 0)
+        dist.send(mine.float(), 2)
+    else:
+        dist.recv(first, 1)
+        dist.send(mine.float(), 0)
+    return {"first": first.tolist(), "got": got.tolist()}
+
+
+def test_a_rank_may_wait_in_its_worker_for_what_depends_on_the_other_server(
+    start_worker: Callable, tmp_path: Path
+) -> None:
+    one, two = start_worker(2).spec, start_worker(1, first=2).spec
+    addresses = tuple((part.host, part.port) for part in (one, one, two))
+    spec = dataclasses.replace(one, devices=(*one.devices, *two.devices), addresses=addresses)
+    parts = {"sent": sent_around, "received": received_around}
+    found = run(spec, tmp_path / "store", parts, slices=(0, 2, 1))
+    assert [found[rank]["sent"]["got"] for rank in range(3)] == [[2.0] * 3, [0.0] * 3, [1.0] * 3]
+    assert found[0]["received"] == {"first": [1.0] * 3, "got": [2.0] * 3}
+    assert found[2]["received"]["first"] == [1.0] * 3
+
+
+def without_gradients(device: str, rank: int) -> dict[str, Any]:
+    """What is received in inference mode, and to a leaf that has gradients."""
+    found = {}
+    for name, mode in (("inference", torch.inference_mode), ("no_grad", torch.no_grad)):
+        leaf = torch.zeros(3, device=device, requires_grad=True)
+        with mode():
+            t = torch.zeros(3, device=device)
+            for got in (t, leaf):
+                if rank == 0:
+                    dist.send(torch.arange(3.0, device=device), 1)
+                else:
+                    dist.recv(got, 0)
+        found[name] = [t.tolist(), leaf.tolist()]
+    return found
+
+
+def test_between_two_servers_without_gradients(two_servers: Any, tmp_path: Path) -> None:
+    compare(two_servers, tmp_path, {"without": without_gradients})
+
+
+def sent_before_an_error(device: str, rank: int) -> dict[str, Any]:
+    """What becomes of a send when an operator after it fails, before the other rank exchanges anything."""
+    from jupyter_gpupool.pytorch.client.tensor.command_stream import stream_of
+
+    host, t = torch.zeros(1), torch.zeros(3, device=device)
+    if rank == 0:
+        work = dist.isend(torch.arange(3.0, device=device), 1)
+        torch.index_select(t, 0, torch.tensor([7], device=device))
+        stream = stream_of(t._storage)
+        deadline = time.monotonic() + PATIENCE_S
+        while not stream._trouble and time.monotonic() < deadline:
+            time.sleep(0.02)  # the worker's report is on its way
+        dist.send(host, 1, tag=7)
+        dist.recv(host, 1, tag=8)  # it has arrived
+        with pytest.raises(IndexError):
+            torch.cuda.synchronize()
+        work.wait()
+    else:
+        dist.recv(host, 0, tag=7)
+        dist.recv(t, 0)
+        dist.send(host, 0, tag=8)
+    return {"got": t.tolist()}
+
+
+def test_an_error_does_not_keep_what_was_sent_before_it(two_servers: Any, tmp_path: Path) -> None:
+    found = run(two_servers, tmp_path / "store", {"sent": sent_before_an_error})
+    assert found[1]["sent"]["got"] == [0, 1, 2]
+
+
+def sent_before_a_group(device: str, rank: int) -> dict[str, Any]:
+    """What arrives at a rank while the one that has sent it waits for it to make a group."""
+    t, host = torch.arange(3.0, device=device), torch.zeros(1)
+    if rank == 0:
+        work = dist.isend(t + 1, 1)
+        dist.send(host, 1, tag=7)
+        dist.new_group([0, 1])
+        work.wait()
+    else:
+        dist.recv(host, 0, tag=7)
+        dist.recv(t, 0)
+        dist.new_group([0, 1])
+    return {"got": t.tolist()}
+
+
+def test_what_is_sent_arrives_while_the_sender_waits_at_the_store(two_servers: Any, tmp_path: Path) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    found = run(two_servers, tmp_path / "store", {"sent": sent_before_a_group}, port=store.port)
+    assert found[1]["sent"]["got"] == [1, 2, 3]
+
+
+def test_who_sends_is_told_of_cards_after_an_error_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(ranks, "_places", [str])
+
+    class Store(dist.HashStore):
+        fails = False
+
+        def check(self, keys: list[str]) -> bool:
+            if self.fails and threading.current_thread() is not threading.main_thread():
+                raise dist.DistStoreError("reset by peer")
+            return super().check(keys)
+
+    @dataclasses.dataclass
+    class Group:
+        store: Store
+        of: int
+
+        def size(self) -> int:
+            return 2
+
+        def rank(self) -> int:
+            return self.of
+
+        def get_group_store(self) -> Store:
+            return self.store
+
+    store = Store()
+    one, two = (ranks.Ranks(Group(store, rank), 60.0, rank) for rank in range(2))
+    told: list[str] = []
+    store.fails = True
+    one.when_known(1, lambda: told.append("first"))
+    eventually(lambda: one._watcher is None, "the thread has ended")
+    store.fails = False
+    one.when_known(1, lambda: told.append("second"))
+    two.publish()
+    eventually(lambda: told == ["first", "second"], "both are told")
 
 
 def sent_ahead(device: str, rank: int) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Two processes of a lease that exchange tensors, beside two of the CPU with gloo."""
+"""Processes of a lease that exchange tensors, beside as many of the CPU with gloo. Two, where nothing is said."""
 
 from __future__ import annotations
 
 import itertools
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +29,42 @@ def digits(t: Any) -> Any:
     return str(t.dtype), list(t.shape), t.detach().cpu().reshape(-1).view(torch.uint8).tolist()
 
 
-def _rank(spec: Any, folder: str, rank: int, parts: Parts, answers: Any) -> None:
+def _rank(
+    spec: Any, folder: str, port: int, rank: int, slices: Sequence[int], parts: Parts, answers: Any
+) -> None:
     torch.set_num_threads(1)
-    device = "cpu" if spec is None else f"cuda:{rank}"
+    device = "cpu" if spec is None else f"cuda:{slices[rank]}"
     if spec is not None:
         from jupyter_gpupool.pytorch.client import session
 
         session.activate(spec)
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(slices[rank])
     backend = "gloo" if spec is None else "nccl"
     found = {}
     for name, part in parts.items():
-        dist.init_process_group(backend, init_method=f"file://{folder}/{name}", rank=rank, world_size=SIZE)
+        meeting: dict[str, Any] = {"init_method": f"file://{folder}/{name}"}
+        if port:
+            meeting = {"store": dist.PrefixStore(name, dist.TCPStore("127.0.0.1", port))}
+        dist.init_process_group(backend, rank=rank, world_size=len(slices), **meeting)
         assert dist.get_backend() == backend
         found[name] = part(device, rank)
         dist.destroy_process_group()
     answers.put((rank, found))
 
 
-def run(spec: Any, folder: Path, parts: Parts) -> dict[int, Any]:
-    """What each rank finds in each part. ``folder`` is made, for the ranks to meet."""
+def run(
+    spec: Any, folder: Path, parts: Parts, slices: Sequence[int] = range(SIZE), port: int = 0
+) -> dict[int, Any]:
+    """What each rank finds in each part.
+
+    ``folder`` is made, for the ranks to meet; ``slices``: each rank's; ``port``: a TCPStore's, to meet there instead.
+    """
     folder.mkdir()
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     processes = [
-        context.Process(target=_rank, args=(spec, str(folder), rank, parts, answers)) for rank in range(SIZE)
+        context.Process(target=_rank, args=(spec, str(folder), port, rank, slices, parts, answers))
+        for rank in range(len(slices))
     ]
     for process in processes:
         process.start()

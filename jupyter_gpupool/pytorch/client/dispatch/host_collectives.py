@@ -49,7 +49,7 @@ def handler(func: Any) -> Any:
         def exchange(dispatcher: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             found = in_worker(args, lambda: _between_two(func, args))
             if found is NotImplemented:
-                return point_to_point.noted(args, _between_two(func, args)).boxed()
+                return point_to_point.noted(args, _between_two(func, args)()).boxed()
             return found
 
         return exchange
@@ -86,30 +86,43 @@ def _refuse_any_source(*_: Any) -> NoReturn:
     raise NotImplementedError("a leased tensor is received from a rank that is named: give it as src")
 
 
-def _between_two(func: Any, args: tuple[Any, ...]) -> Any:
-    """Send or receive, and return at once: a rank may begin to receive before it sends what the other one waits for."""
+def _between_two(func: Any, args: tuple[Any, ...]) -> point_to_point.Host:
+    """What begins to send what the tensors are now, or to receive, without a question to the worker.
+
+    It returns at once: a rank may begin to receive before it sends what the other one waits for.
+    """
     here: dict[int, tuple[RemoteTensor, torch.Tensor]] = {}
-    work = func(*[_copied(a, here) for a in args])
-    done: Any = torch.futures.Future()
+    receives = func._schema.name == "c10d::recv_"
+    if receives:  # all of it will be written
+        here.update((id(t), (t, torch.empty_like(t.detach(), device="cpu"))) for t in args[0])
+    copied = [_copied(a, here) for a in args]
 
-    def finish() -> None:
-        try:
-            work.wait()
-            if func._schema.name == "c10d::recv_":
-                with torch.no_grad():
+    def begin() -> Any:
+        work = func(*copied)
+        done: Any = torch.futures.Future()
+
+        def finish() -> None:
+            try:
+                work.wait()
+                if receives:
                     for t, copy in here.values():
-                        t.copy_(copy)
-            done.set_result([t for t, _ in here.values()])
-        except Exception as e:
-            done.set_exception(e)
+                        with torch.inference_mode(t.is_inference()), torch.no_grad():
+                            t.copy_(copy)
+                done.set_result([t for t, _ in here.values()])
+            except Exception as e:
+                done.set_exception(e)
 
-    threading.Thread(target=finish, name="gpupool-p2p", daemon=True).start()
-    return work_from_future(done)
+        threading.Thread(target=finish, name="gpupool-p2p", daemon=True).start()
+        return work_from_future(done)
+
+    return begin
 
 
 def _copied(value: Any, here: dict[int, tuple[RemoteTensor, torch.Tensor]]) -> Any:
     if type(value) is RemoteTensor:
-        return here.setdefault(id(value), (value, value.detach().cpu()))[1]
+        if id(value) not in here:
+            here[id(value)] = value, value.detach().cpu()
+        return here[id(value)][1]
     if isinstance(value, (list, tuple)):
         return [_copied(v, here) for v in value]
     return torch.device("cpu") if isinstance(value, torch.device) else value

@@ -27,7 +27,7 @@ from .ranks import Ranks
 #: a build without torch.distributed has none
 Work: Any = getattr(torch.distributed, "Work", object)
 
-#: Sends or receives by the host; returns its work.
+#: Sends or receives by the host, and asks the worker nothing; returns its work.
 Host = Callable[[], Any]
 
 
@@ -96,21 +96,23 @@ class _Pending(Work):  # type: ignore[misc]
 
 
 class _BetweenTwo(_Pending):
-    """``by_host``: begins the same by the host."""
+    """``by_host``: begins the same by the host. Any thread may call it while the worker makes this rank wait."""
 
     def __init__(self, ranks: Ranks, other: int, tensor: Any, source: int, by_host: Host) -> None:
         super().__init__([tensor], source)
-        self._ranks, self._other, self._by_host = ranks, other, by_host
+        self._ranks, self._other = ranks, other
+        self._by_host: Host | None = by_host
         self._host: Any = None
         self._failure: Exception | None = None
         ranks.when_known(other, self._decide)
 
     def _decide(self) -> None:
         """The other one's card is known: begin by the host if it is far. Called once."""
+        by_host, self._by_host = self._by_host, None  # it may have a copy of the tensor
         try:
-            if not self._ranks.is_near(self._other):
+            if by_host is not None and not self._ranks.is_near(self._other):
                 self._leave_worker()
-                self._host = self._by_host()
+                self._host = by_host()
         except Exception as e:
             self._failure = e
 
@@ -150,7 +152,7 @@ class _Sending(_BetweenTwo):
         super().__init__(ranks, to, tensor, ranks.rank, by_host)
 
     def _leave_worker(self) -> None:
-        stream_of(self._tensors[0]._storage).push((WITHDRAW, self._ranks.own.box, self._name))
+        stream_of(self._tensors[0]._storage).append((WITHDRAW, self._ranks.own.box, self._name))
 
 
 class _Receiving(_BetweenTwo):
@@ -177,8 +179,12 @@ class _Receiving(_BetweenTwo):
         return bool(stream.ask((ARRIVED, *self._address())))
 
 
-def send(args: Sequence[Any], by_host: Host) -> Any:
-    """Run c10d's send of a leased tensor; NotImplemented where it goes by the host."""
+def send(args: Sequence[Any], by_host: Callable[[], Host]) -> Any:
+    """Run c10d's send of a leased tensor; NotImplemented where it goes by the host.
+
+    While it is not known which way it goes, it asks for ``by_host``, which copies the tensor to the host: when it is
+    known, the worker may make this rank wait for what the other one has to send before.
+    """
     found = _begun(args)
     if found is None:
         return NotImplemented
@@ -190,13 +196,13 @@ def send(args: Sequence[Any], by_host: Host) -> Any:
     stream.push((POST, ranks.own.box, name, *_wire(tensor)))
     stream.flush()  # the other one waits for it
     if ranks.known_card(to) is None or not ranks.is_near(to):
-        return noted(args, _Sending(ranks, to, name, tensor, by_host)).boxed()
+        return noted(args, _Sending(ranks, to, name, tensor, by_host())).boxed()
     done: Any = torch.futures.Future()
     done.set_result([tensor])
     return work_from_future(done).boxed()
 
 
-def receive(args: Sequence[Any], by_host: Host) -> Any:
+def receive(args: Sequence[Any], by_host: Callable[[], Host]) -> Any:
     """Begin c10d's recv to a leased tensor; NotImplemented where it goes by the host."""
     found = _begun(args)
     if found is None:
@@ -205,7 +211,8 @@ def receive(args: Sequence[Any], by_host: Host) -> Any:
     key = ("from", source, tag)
     number = ranks.counts[key]
     ranks.counts[key] += 1
-    return noted(args, _Receiving(ranks, source, (tag, number), tensor, by_host)).boxed()
+    begins = _Receiving(ranks, source, (tag, number), tensor, lambda: by_host()())
+    return noted(args, begins).boxed()
 
 
 def _begun(args: Sequence[Any]) -> tuple[Ranks, Any, int, int] | None:

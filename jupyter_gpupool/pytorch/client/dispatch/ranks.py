@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 #: how many worlds this process has begun: a store may have answers of the one before
 _worlds = 0
 #: The longest pause between two looks for a rank's card, in seconds.
@@ -99,12 +101,13 @@ class Ranks:
             self.settle(r)
         return [self._cards[r] for r in ranks]
 
-    def known_card(self, rank: int) -> Card | None:
-        """A rank's card, if it has one already."""
-        if rank not in self._cards and not self._store.check([f"{self._key}/{rank}"]):
+    def known_card(self, rank: int, store: Any = None) -> Card | None:
+        """A rank's card, if it has one already. ``store``: where to look, instead of the group's own connection."""
+        store = store or self._store
+        if rank not in self._cards and not store.check([f"{self._key}/{rank}"]):
             return None
         if rank not in self._cards:
-            self._cards[rank] = Card(*json.loads(self._store.get(f"{self._key}/{rank}")))
+            self._cards[rank] = Card(*json.loads(store.get(f"{self._key}/{rank}")))
         return self._cards[rank]
 
     def when_known(self, rank: int, act: Callable[[], None]) -> None:
@@ -134,7 +137,7 @@ class Ranks:
                 self._watcher.start()
 
     def _look(self) -> None:
-        pause_s = 0.001
+        pause_s, store = 0.001, None
         while True:
             with self._watching:
                 waited_for = [r for r, peer in list(self._peers.items()) if peer.acts]
@@ -142,10 +145,13 @@ class Ranks:
                     self._watcher = None
                     return
             try:
+                store = store or _own(self._store)
                 for rank in waited_for:
-                    if self.known_card(rank) is not None:
+                    if self.known_card(rank, store) is not None:
                         self.settle(rank)
             except Exception:  # the store is gone with its world; who waits in the program hears of it
+                with self._watching:
+                    self._watcher = None
                 return
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
@@ -163,3 +169,11 @@ class Ranks:
                     "before in this process group; choose slices of one server, or make another group"
                 )
             self._here.add(index)
+
+
+def _own(store: Any) -> Any:
+    """A connection to the store that nobody else waits on: one of a TCPStore serves one call at a time."""
+    ground = getattr(store, "_underlying_non_prefix_store", store)
+    return (
+        store.clone() if isinstance(ground, torch.distributed.TCPStore) and hasattr(store, "clone") else store
+    )

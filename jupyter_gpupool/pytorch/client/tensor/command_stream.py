@@ -136,6 +136,13 @@ class CommandStream:
             self._armed = True
             self._arm.set()
 
+    def append(self, record: tuple[Any, ...]) -> None:
+        """Queue a command and raise nothing, for threads in whose place the program hears of errors."""
+        self.buffer.extend(record)
+        if not self._armed:
+            self._armed = True
+            self._arm.set()
+
     def flush(self) -> None:
         """Send the queued commands, and raise the first error that the worker has reported meanwhile."""
         with self._lock:
