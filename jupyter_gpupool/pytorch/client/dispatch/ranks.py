@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import secrets
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,8 +19,19 @@ import torch
 _worlds = 0
 #: The longest pause between two looks for a rank's card, in seconds.
 _MAX_PAUSE_S = 0.1
+#: set when the process ends
+_over = threading.Event()
+_watchers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 #: what names the worker that has a slice, by the slice's number
 _places: list[Callable[[int], str]] = []
+
+
+@atexit.register
+def _end_watchers() -> None:
+    """Leave no thread in a store: one that comes back from it while the interpreter ends aborts the process."""
+    _over.set()
+    for watcher in list(_watchers):
+        watcher.join(5)
 
 
 def tell_workers_apart_by(place_of: Callable[[int], str]) -> None:
@@ -134,6 +147,7 @@ class Ranks:
         with self._watching:
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._look, name="gpupool-ranks", daemon=True)
+                _watchers.add(self._watcher)
                 self._watcher.start()
 
     def _look(self) -> None:
@@ -153,7 +167,8 @@ class Ranks:
                 with self._watching:
                     self._watcher = None
                 return
-            time.sleep(pause_s)
+            if _over.wait(pause_s):
+                return
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def is_near(self, rank: int) -> bool:
