@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -34,6 +35,10 @@ def together(rank: int, store: str) -> list[float]:
     model = torch.nn.parallel.DistributedDataParallel(training.network().to(device))
     training.train(model, device, rank)
     found = training.weights(model)
+    # The group has to go last: a reducer that holds the last reference waits, with the interpreter's lock, for a thread
+    # of gloo that may want it.
+    del model
+    gc.collect()
     dist.destroy_process_group()
     return found
 
