@@ -42,7 +42,7 @@ def test_smi_shows_what_is_granted_and_used(
         "its use is told",
     )
     (lease,) = pool.client.leases()
-    assert re.search(rf"\| +0 \| {lease.id} +\| .*python +\| +50 / 1000 \|", shown), shown
+    assert re.search(rf"\| +0 \| {lease.id} +\| .*python \(torch\) +\| +50 / 1000 \|", shown), shown
     assert "EMULATED: the CPU does its work" in shown
     widths = {len(line) for line in shown.splitlines()[1:] if line}
     assert len(widths) == 1, "every line of the tables is as wide as the others"

@@ -110,7 +110,7 @@ def test_the_console_is_used_by_the_keyboard_alone(page: Page, one_lab: Lab) -> 
         expect(release).to_be_focused()
     tab_to(page, console.get_by_role("tab", name="Leases"))
     page.keyboard.press("End")
-    expect(console.get_by_role("tab", name="Audit")).to_have_attribute("aria-selected", "true")
+    expect(console.get_by_role("tab", name="API")).to_have_attribute("aria-selected", "true")
 
 
 def test_axe_finds_what_is_wrong(page: Page) -> None:
