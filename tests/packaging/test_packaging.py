@@ -45,11 +45,16 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
+def build(kind: str, where: Path, sources: Path, **environment: str) -> None:
+    """Built as a user's pip does it, though with the build tools of this environment. ``kind``: wheel or sdist."""
+    words = (sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", where)
+    run(*words, cwd=sources, **environment)
+
+
 @pytest.fixture(scope="module")
 def wheel(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as a user's pip does it, though with the build tools of this environment."""
     where = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", where, cwd=project_root)
+    build("wheel", where, project_root)
     return next(where.glob("*.whl"))
 
 
@@ -62,7 +67,7 @@ def version(wheel: Path) -> str:
 def sources(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An sdist, unpacked."""
     where = tmp_path_factory.mktemp("sdist")
-    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", where, cwd=project_root)
+    build("sdist", where, project_root)
     with tarfile.open(next(where.glob("*.tar.gz"))) as tar:
         # Python 3.10 and 3.11 know the argument from some patch release on; the archive is our own.
         tar.extractall(where, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
@@ -133,17 +138,7 @@ def test_the_jax_plugin_is_compiled_into_the_wheel_where_a_compiler_is(
     project_root: Path, wheel: Path, sources: Path, python: Path, tmp_path: Path, version: str
 ) -> None:
     assert (sources / LIBRARY).with_name("handles.c").is_file() and not (sources / LIBRARY).exists()
-    run(
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        tmp_path,
-        cwd=sources,
-        CC="false",
-    )
+    build("wheel", tmp_path, sources, CC="false")
     (plain,) = tmp_path.glob("*.whl")
     assert plain.name == f"jupyter_gpupool-{version}-py3-none-any.whl"
     with zipfile.ZipFile(plain) as z:
@@ -188,17 +183,7 @@ def test_an_sdist_installs_without_node(sources: Path, tmp_path: Path, version: 
     (tools / "jlpm").write_text("#!/bin/sh\necho jlpm was called >&2\nexit 1\n")
     (tools / "jlpm").chmod(0o755)
     path = os.pathsep.join([str(tools), os.environ["PATH"]])
-    run(
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        tmp_path,
-        cwd=sources,
-        PATH=path,
-    )
+    build("wheel", tmp_path, sources, PATH=path)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.split("-")[1] == version
 
