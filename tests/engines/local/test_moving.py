@@ -31,7 +31,7 @@ from jupyter_gpupool.transport.specs import AttachSpec  # noqa: E402
 from ...conftest import often  # noqa: E402
 from ...support.certificates import Certificates  # noqa: E402
 from .test_engine import attach_spec, granted  # noqa: E402
-from .test_parking import Server, elsewhere, training  # noqa: E402
+from .test_parking import Server, elsewhere, training, trains_alike_beside  # noqa: E402
 
 
 class Pair:
@@ -167,15 +167,7 @@ def test_a_program_gets_the_same_numbers_while_it_is_moved_all_the_time(
         before = pair.moves
         eventually(lambda: pair.moves > before, "another move")
 
-    disturbing = threading.Thread(target=move_about)
-    disturbing.start()
-    try:
-        disturbed = training(steps, until_moved_again)
-    finally:
-        over.set()
-        disturbing.join()
-    assert disturbed[0] == undisturbed[0]
-    assert all(map(torch.equal, disturbed[1:], undisturbed[1:]))
+    trains_alike_beside(move_about, over, until_moved_again, undisturbed)
     assert pair.moves >= steps
     assert not refused
     assert not pair.servers[0].ended and not pair.servers[1].ended, "no worker's end is a lease's"
@@ -385,15 +377,7 @@ def test_moves_parks_cuts_and_deaths_together(
         before = sum(trouble.done.values())
         eventually(lambda: sum(trouble.done.values()) > before or trouble.wrong, "something happens")
 
-    disturbing = threading.Thread(target=trouble.run)
-    disturbing.start()
-    try:
-        disturbed = training(steps, until_something_has_happened)
-    finally:
-        trouble.over.set()
-        disturbing.join()
-    assert disturbed[0] == undisturbed[0]
-    assert all(map(torch.equal, disturbed[1:], undisturbed[1:]))
+    trains_alike_beside(trouble.run, trouble.over, until_something_has_happened, undisturbed)
     assert not trouble.wrong
     assert line.alive, "it is held all the while"
     x = counted()

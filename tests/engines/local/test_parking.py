@@ -105,6 +105,21 @@ def training(steps: int, between: Callable[[], object] = lambda: None) -> list[A
     return [losses, *(t.cpu() for t in model.state_dict().values())]
 
 
+def trains_alike_beside(
+    disturb: Callable[[], None], over: threading.Event, between: Callable[[], object], undisturbed: list[Any]
+) -> None:
+    """Train as before, while another thread disturbs until ``over`` is set: the numbers are the same to the bit."""
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
+    try:
+        disturbed = training(len(undisturbed[0]), between)
+    finally:
+        over.set()
+        disturbing.join()
+    assert disturbed[0] == undisturbed[0]
+    assert all(map(torch.equal, disturbed[1:], undisturbed[1:]))
+
+
 def test_a_program_gets_the_same_numbers_while_it_is_parked_all_the_time(
     server: Server, lease: Lease, eventually: Callable[..., Any]
 ) -> None:
@@ -124,15 +139,7 @@ def test_a_program_gets_the_same_numbers_while_it_is_parked_all_the_time(
         before = parks
         eventually(lambda: parks > before, "another park")
 
-    disturbing = threading.Thread(target=park_and_wake)
-    disturbing.start()
-    try:
-        disturbed = training(steps, until_parked_again)
-    finally:
-        over.set()
-        disturbing.join()
-    assert disturbed[0] == undisturbed[0]
-    assert all(map(torch.equal, disturbed[1:], undisturbed[1:]))
+    trains_alike_beside(park_and_wake, over, until_parked_again, undisturbed)
     assert parks >= steps
 
 
