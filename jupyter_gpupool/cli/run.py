@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import threading
+from typing import Any
 
 from .acquire_lease import AcquiredLease, LeaseAcquisition, interruptions, new_config, release
 from .command import Command, fail
@@ -13,6 +15,8 @@ from .process_supervisor import NOT_EXECUTABLE, ProcessSupervisor
 
 #: A shell's exit code for a command that does not exist.
 NOT_FOUND = 127
+#: How long the reason for which a lease ended may take to arrive, in seconds.
+_REASON_PATIENCE_S = 15.0
 
 
 class RunApp(Command):
@@ -30,6 +34,11 @@ class RunApp(Command):
     )
     runs_command = True
     _acquired: AcquiredLease | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        #: the user was told why the lease has ended
+        self._told = threading.Event()
 
     def add_options(self, parser: Parser) -> None:
         add_request_options(parser)
@@ -63,7 +72,10 @@ class RunApp(Command):
                 )
                 for line in acquired.servers():
                     self.tell.info(line)
-            return supervisor.run(acquired.environment())
+            code = supervisor.run(acquired.environment())
+            if code:
+                self._explain()
+            return code
         finally:
             supervisor.close()
             if self._acquired is not None:
@@ -80,6 +92,14 @@ class RunApp(Command):
         if self._acquired is not None:
             holder = self._acquired.holder
             self.tell.warning(f"Lease {holder.lease.id} has ended while the command runs: {holder.reason()}")
+        self._told.set()
+
+    def _explain(self) -> None:
+        """Say of a lease that has just ended that it has: the command may have failed for that, and been quicker."""
+        if self._acquired is not None:
+            self._acquired.holder.look()
+            if self._acquired.holder.lost:
+                self._told.wait(_REASON_PATIENCE_S)
 
 
 def label(command: list[str]) -> str:

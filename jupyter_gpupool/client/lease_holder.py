@@ -119,6 +119,14 @@ class LeaseHolder:
             return self._lost
         return lease.reason if lease.state.ended and lease.reason else self._lost
 
+    def look(self) -> None:
+        """Notice now what the next heartbeat would: that the pool has ended the lease."""
+        if not self._over.is_set():
+            with contextlib.suppress(PoolError):
+                lease = self._client.lease(self.lease.id)
+                if lease.state.ended:
+                    self._lose(lease.reason or f"lease {lease.id} has ended")
+
     def state(self) -> LeaseState:
         """Return the lease's state; LOST where it has ended and the pool does not answer."""
         if not self._over.is_set():
