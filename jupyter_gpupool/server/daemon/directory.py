@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 from jupyter_gpupool.client import bundle
 from jupyter_gpupool.core.errors import InvalidRequest, PoolError
@@ -22,6 +25,9 @@ CONFIGURATION = "gpupool_config.py"
 SERVER_CERTIFICATE, SERVER_KEY = "server.crt", "server.key"
 CA_CERTIFICATE, CA_KEY = "ca.crt", "ca.key"
 LEDGER = "ledger.sqlite"
+#: There while `gpupool server init` writes, so that what a killed one left is known. Locked meanwhile;
+#: becomes the configuration.
+UNFINISHED = ".unfinished"
 #: Where `gpupool server environment` keeps further interpreters.
 ENVIRONMENTS = "environments"
 #: The administrator's bundle, which GPUPOOL_CONFIG_DIR may name as it is.
@@ -111,41 +117,42 @@ class Listening:
 
 def initialise(folder: Path, addresses: Sequence[str], listening: Listening = Listening()) -> list[Path]:
     """Write a CA, a server's certificate, a ledger with an administrator's token, the administrator's bundle and a
-    commented configuration. Return the files. Raises InvalidRequest if the directory is not empty, and PoolError.
+    commented configuration. Return the files. Raises InvalidRequest if the directory is not empty or another call
+    writes there, and PoolError.
+
+    What a call left that was killed is removed first: nobody can have used it, because it has no configuration.
     """
     addresses = list(dict.fromkeys(addresses)) or certificates.own_addresses()
     _check(addresses)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        present = next(iter(sorted(folder.iterdir())), None)
-        if present is not None:
-            raise InvalidRequest(
-                f"{folder} is not empty (there is {present.name}); nothing was changed. Name another directory, or "
-                "move that one away"
+        with _marked(folder) as marker:
+            _remove_leftovers(folder)
+            (folder / ADMINISTRATOR).mkdir(mode=0o700)
+            ca = certificates.new_authority(addresses[0])
+            server = certificates.new_server(ca, [*addresses, *_LOOPBACK])
+            written = {
+                folder / CA_CERTIFICATE: ca.certificate,
+                folder / CA_KEY: ca.key,
+                folder / SERVER_CERTIFICATE: server.certificate,
+                folder / SERVER_KEY: server.key,
+            }
+            for path, content in written.items():
+                _write(path, content)
+            files = _administrator(
+                folder, ca.certificate.decode(), [f"{_host(a)}:{listening.port}" for a in addresses]
             )
-        (folder / ADMINISTRATOR).mkdir(mode=0o700)
-        ca = certificates.new_authority(addresses[0])
-        server = certificates.new_server(ca, [*addresses, *_LOOPBACK])
-        written = {
-            folder / CA_CERTIFICATE: ca.certificate,
-            folder / CA_KEY: ca.key,
-            folder / SERVER_CERTIFICATE: server.certificate,
-            folder / SERVER_KEY: server.key,
-        }
-        for path, content in written.items():
-            _write(path, content)
-        files = _administrator(
-            folder, ca.certificate.decode(), [f"{_host(a)}:{listening.port}" for a in addresses]
-        )
-        for name, text in files.items():
-            _write(folder / ADMINISTRATOR / name, text.encode())
-        configuration = _CONFIGURATION.format(
-            directory=folder,
-            addresses=repr(list(addresses)),
-            first=addresses[0],
-            **listening.settings(),
-        )
-        _write(folder / CONFIGURATION, configuration.encode())  # last: with it, the directory is whole
+            for name, text in files.items():
+                _write(folder / ADMINISTRATOR / name, text.encode())
+            configuration = _CONFIGURATION.format(
+                directory=folder,
+                addresses=repr(list(addresses)),
+                first=addresses[0],
+                **listening.settings(),
+            )
+            _replace_content(marker, configuration.encode())
+            # Last, and in one step: the directory is whole, and no longer unfinished.
+            os.replace(folder / UNFINISHED, folder / CONFIGURATION)
     except OSError as e:
         raise PoolError(f"cannot write {folder}: {e.strerror or e}") from None
     return [*written, *(folder / ADMINISTRATOR / name for name in files), folder / CONFIGURATION]
@@ -180,6 +187,71 @@ def _administrator(folder: Path, ca: str, addresses: Sequence[str]) -> dict[str,
     return bundle.files(ca, shown, f"Token {token.id}, the administrator's", addresses)
 
 
+@contextlib.contextmanager
+def _marked(folder: Path) -> Iterator[BinaryIO]:
+    """Mark the directory as unfinished while no other call writes there, and give the marker, which is open and locked.
+
+    It holds at most what a killed call has written. Raises InvalidRequest otherwise; then nothing was changed.
+    """
+    import fcntl  # servers run on Linux only, and this module is imported elsewhere too
+
+    marker, configuration = folder / UNFINISHED, folder / CONFIGURATION
+    present = sorted(folder.iterdir())
+    if present and marker not in present:
+        raise _not_empty(folder, present[0])
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(marker, flags, 0o600), "r+b") as f:
+        another = InvalidRequest(f"another `gpupool server init` writes {folder} now; nothing was changed")
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise another from None
+        is_ours = marker.exists() and os.path.samestat(os.stat(marker), os.fstat(f.fileno()))
+        if configuration.exists():
+            # Another call has finished since, or one of an earlier version was killed before it took the marker away.
+            if is_ours:
+                marker.unlink()
+            raise _not_empty(folder, configuration)
+        if not is_ours:
+            raise another
+        _, others = _leftovers(folder)
+        if others:
+            if not present:
+                marker.unlink()
+            raise _not_empty(folder, others[0])
+        yield f
+
+
+def _not_empty(folder: Path, present: Path) -> InvalidRequest:
+    return InvalidRequest(
+        f"{folder} is not empty (there is {present.relative_to(folder)}); nothing was changed. Name another directory, "
+        "or move that one away"
+    )
+
+
+def _leftovers(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files that a killed call has written, and everything else but the marker."""
+    names = [CA_CERTIFICATE, CA_KEY, SERVER_CERTIFICATE, SERVER_KEY, f"{LEDGER}*"]
+    places, administrator = {folder: names}, folder / ADMINISTRATOR
+    if administrator.is_dir() and not administrator.is_symlink():
+        places[administrator] = [bundle.CA, bundle.CLIENT, bundle.SERVERS]
+    ours: list[Path] = []
+    others: list[Path] = []
+    for place, patterns in places.items():
+        for path in sorted(place.iterdir()):
+            if path not in places and path != folder / UNFINISHED:
+                is_ours = not path.is_dir() and any(fnmatch(path.name, pattern) for pattern in patterns)
+                (ours if is_ours else others).append(path)
+    return ours, others
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in _leftovers(folder)[0]:
+        path.unlink()
+    if (folder / ADMINISTRATOR).exists():
+        (folder / ADMINISTRATOR).rmdir()
+
+
 def _host(address: str) -> str:
     """Return the address as it is written before a port."""
     return f"[{address}]" if ":" in address else address
@@ -199,3 +271,12 @@ def _write(path: Path, content: bytes) -> None:
     """Write a new file that only its owner can read."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
         f.write(content)
+
+
+def _replace_content(file: BinaryIO, content: bytes) -> None:
+    """Write a file anew that is open, so that only its owner can read it."""
+    os.fchmod(file.fileno(), 0o600)
+    file.seek(0)
+    file.truncate()
+    file.write(content)
+    file.flush()

@@ -120,10 +120,11 @@ def trains_alike_beside(
     assert all(map(torch.equal, disturbed[1:], undisturbed[1:]))
 
 
+@pytest.mark.soak
 def test_a_program_gets_the_same_numbers_while_it_is_parked_all_the_time(
     server: Server, lease: Lease, eventually: Callable[..., Any]
 ) -> None:
-    steps = often(12, 600)
+    steps = often(12, 200)
     undisturbed = training(steps)
     over, parks = threading.Event(), 0
 

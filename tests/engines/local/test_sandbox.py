@@ -111,6 +111,7 @@ def test_a_report_is_believed_only_where_it_has_its_form(content: str, tmp_path:
         "sessions": 1,
         "held_at": None,
         "reconnects": 0,
+        "overhead_bytes": {"GPU-x": 1},
     }
     worker_files.report(file, {"usage": usage, "code": 3, "pid": 1})
     assert worker_files.read(file) == {**identity, "usage": usage, "code": 3}

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
@@ -171,9 +172,9 @@ class Tenants(Life):
 
 
 Tenants.TestCase.settings = settings(
-    max_examples=often(15, 1000),
+    max_examples=often(15, 300),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-TestLifeOfTenants = Tenants.TestCase
+TestLifeOfTenants = pytest.mark.soak(Tenants.TestCase)

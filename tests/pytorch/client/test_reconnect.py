@@ -277,6 +277,7 @@ def test_ctrl_c_ends_a_call_that_waits_for_a_connection_and_nothing_else(
     assert (y * 2).tolist() == [2, 4, 6]
 
 
+@pytest.mark.soak
 def test_interrupts_lose_no_command_and_mix_up_no_answers(proxied: Any) -> None:
     """Each number is written once, and each answer is the one to the question that was asked."""
     numbers = stream()

@@ -360,13 +360,15 @@ def is_in(text: str) -> bool:
         return False
 
 
-@settings(max_examples=often(300, 20000), deadline=None)
+@pytest.mark.soak
+@settings(max_examples=often(300, 5000), deadline=None)
 @given(st.text(alphabet=string.ascii_letters + string.digits + "-_.=", max_size=400))
 def test_fuzzed_text_is_never_let_in(text: str) -> None:
     assert not is_in(f"x{text}")
 
 
-@settings(max_examples=often(300, 20000), deadline=None)
+@pytest.mark.soak
+@settings(max_examples=often(300, 5000), deadline=None)
 @given(
     st.dictionaries(_HEADERS, _JSON),
     st.dictionaries(_NAMES, _JSON),
@@ -378,6 +380,7 @@ def test_fuzzed_parts_are_never_let_in(
     assert not is_in(forged({"alg": "RS256", "kid": "rsa", **header}, signature, **claims))
 
 
+@pytest.mark.soak
 @settings(max_examples=often(200, 10000), deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255))
 def test_a_token_with_one_byte_changed_is_never_let_in(at: int, by: int) -> None:
@@ -390,6 +393,7 @@ def test_a_token_with_one_byte_changed_is_never_let_in(at: int, by: int) -> None
     assert is_in(good) and not is_in(changed)
 
 
+@pytest.mark.soak
 @settings(max_examples=often(150, 5000), deadline=None)
 @given(st.dictionaries(_NAMES, _JSON, min_size=1), st.dictionaries(_HEADERS, _JSON, max_size=2))
 def test_claims_that_the_issuer_signed_and_that_make_no_sense_are_never_an_error(

@@ -47,6 +47,7 @@ CALLS = st.lists(
 )
 
 
+@pytest.mark.soak
 @settings(max_examples=often(200, 10_000))
 @given(CALLS, st.floats(0.3, 8), st.floats(0.3, 8), st.floats(0.3, 8))
 def test_no_group_makes_more_calls_than_allowed_in_any_stretch_of_time(

@@ -196,6 +196,7 @@ def test_a_role_that_a_person_gave_is_not_the_issuers_to_take(setup: Setup) -> N
 _numbers = itertools.count()
 
 
+@pytest.mark.soak
 @settings(max_examples=often(40, 5000), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(string.ascii_letters + string.digits + "-_.", max_size=200), st.sampled_from(["GET", "POST"]))
 def test_fuzzed_tokens_are_refused_and_never_an_error(setup: Setup, text: str, method: str) -> None:
