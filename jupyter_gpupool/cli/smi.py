@@ -69,6 +69,8 @@ def picture(pool: dict[str, Any], where: str, when: str) -> Iterator[str]:
             holder = f"{holder} ({', '.join(piece['frameworks'])})"
         used = f"{piece.get('used_mib', 0)} / {piece['memory_mib']}"
         yield _cells([str(gpu["index"]), piece["lease"] or "", holder, used], _SLICE, "><<>")
+        if piece.get("overhead_mib"):
+            yield _cells(["", "", "of it for CUDA itself", str(piece["overhead_mib"])], _SLICE, "><<>")
     if not slices:
         yield _across("No slices are granted", _SLICE)
     yield _rule(_SLICE, "-")

@@ -288,6 +288,7 @@ class WorkerUsage:
 
     ``held_at``: since when it has had a holder, in seconds since the epoch. ``reconnects``: how often a program that
     had lost its connection has come back to it. ``frameworks``: those that programs use it by now, such as ``torch``.
+    ``overhead_bytes``: what of the allocated bytes is for no tensor, but for CUDA itself, by GPU uuid.
     """
 
     allocated_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -296,6 +297,7 @@ class WorkerUsage:
     held_at: float | None = None
     reconnects: int = 0
     frameworks: Sequence[str] = ()
+    overhead_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

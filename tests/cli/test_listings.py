@@ -48,6 +48,34 @@ def test_smi_shows_what_is_granted_and_used(
     assert len(widths) == 1, "every line of the tables is as wide as the others"
 
 
+def test_smi_says_what_cuda_itself_takes() -> None:
+    from jupyter_gpupool.cli.smi import picture
+
+    piece = {
+        "lease": "a",
+        "owner": "ann",
+        "label": "",
+        "memory_mib": 4000,
+        "used_mib": 900,
+        "overhead_mib": 532,
+    }
+    gpu = {
+        **{
+            "index": 0,
+            "name": "H200",
+            "memory_mib": 143_771,
+            "granted_mib": 4000,
+            "used_mib": 900,
+            "busy": 0.5,
+        },
+        **{"emulated": False, "slices": [piece]},
+    }
+    pool = {"version": "1", "queue": [], "servers": [{"name": "gpu-1", "gpus": [gpu]}]}
+    shown = list(picture(pool, "here", "now"))
+    assert any(re.search(r"of it for CUDA itself +\| +532 \|", line) for line in shown), shown
+    assert len({len(line) for line in shown[1:] if line}) == 1
+
+
 def test_leases(gpupool: Callable[..., Any], start: Callable[..., Any], eventually: Any, pool: Any) -> None:
     holding = held(start, eventually, "-n", 2)
     waiting = start("run", "--", "true")

@@ -1,7 +1,8 @@
 """A stand-in for PyTorch's CUDA on one GPU: its allocator counts, its streams are written down, the CPU computes.
 
 What it does is what PyTorch and CUDA document: ``set_per_process_memory_fraction`` caps what is reserved, NVML's use of
-a process is the context and what is reserved, and a stream runs in order.
+a process is the context and what is reserved, and a stream runs in order. A graph is captured without computing, and
+replayed on the memory that was there at the capture, see simulated_graphs.py.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import pynvml
 import pytest
 import torch
 
-from jupyter_gpupool.pytorch.worker import cuda_device
+from jupyter_gpupool.pytorch.worker import cuda_device, cuda_graphs
 from jupyter_gpupool.transport.specs import DeviceSpec
+
+from .simulated_graphs import WORKSPACE, Graph, Pools, graph
 
 MIB = 1 << 20
 
@@ -25,6 +28,8 @@ class Stream:
     def __init__(self, gpu: SimulatedGpu, name: str) -> None:
         self.gpu, self.name = gpu, name
         self.working = False
+        self.workspace = 0
+        self.cuda_stream = id(self)
 
     def query(self) -> bool:
         return not self.working
@@ -63,6 +68,8 @@ class SimulatedGpu:
         self.log: list[str] = []
         self.compute, self.copies = Stream(self, "compute"), Stream(self, "copies")
         self.current = self.compute
+        self._streams = iter([self.copies])
+        self.pools = Pools()
         #: by the driver's numbers of processes
         self.processes: dict[int, int] = {}
         self.own_pid = 4242
@@ -84,14 +91,26 @@ class SimulatedGpu:
                 raise self.sticky
 
         def empty_cache() -> None:
+            assert not self.pools.underway, "captures_underway.empty() INTERNAL ASSERT FAILED"
             self.emptied += 1
             self.reserved_mib = self.allocated_mib
 
         @contextlib.contextmanager
         def stream(chosen: Stream) -> Iterator[None]:
             before, self.current = self.current, chosen
-            yield
-            self.current = before
+            if chosen.name == "aside":
+                chosen.workspace = WORKSPACE
+            try:
+                yield
+            finally:
+                self.current = before
+
+        def snapshot() -> list[dict[str, Any]]:
+            aside = self.pools.stream
+            if aside is None:
+                return []
+            of_stream = {"device": None, "stream": aside.cuda_stream}
+            return [{"total_size": size, **of_stream} for size in (self.pools.nbytes(), aside.workspace)]
 
         def processes(handle: Any) -> list[Any]:
             return [
@@ -115,9 +134,15 @@ class SimulatedGpu:
             return found
 
         for name, function in {
-            "Stream": lambda device: self.copies,
+            "Stream": lambda device: next(self._streams, None) or Stream(self, "aside"),
+            "set_stream": lambda chosen: setattr(self, "current", chosen),
+            "device": lambda device: contextlib.nullcontext(),
+            "CUDAGraph": lambda: Graph(self.pools),
+            "graph": lambda *args, **kwargs: graph(self, *args, **kwargs),
+            "graph_pool_handle": self.pools.handle,
+            "memory_snapshot": snapshot,
             "Event": lambda enable_timing=False: Event(self),
-            "current_stream": lambda device=None: self.compute,
+            "current_stream": lambda device=None: self.current,
             "stream": stream,
             "synchronize": synchronize,
             "empty_cache": empty_cache,
@@ -127,6 +152,9 @@ class SimulatedGpu:
             "set_per_process_memory_fraction": lambda share, device: setattr(self, "fraction", share),
         }.items():
             monkeypatch.setattr(torch.cuda, name, function)
+        monkeypatch.setattr(cuda_graphs, "end_allocate_to_pool", lambda device, pool: self.pools.end(pool))
+        monkeypatch.setattr(cuda_graphs, "release_pool", lambda device, pool: self.pools.release(pool))
+        monkeypatch.setattr(cuda_graphs, "MIN_RELEASE", (0, 0))  # it is not this PyTorch that captures
         monkeypatch.setattr(torch.cuda, "init", lambda: None)
         monkeypatch.setattr(torch.cuda, "default_generators", (torch.default_generator,))
         monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)

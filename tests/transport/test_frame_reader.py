@@ -40,6 +40,7 @@ def small_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_reader, "BUFFER_BYTES", 256)
 
 
+@pytest.mark.soak
 @settings(max_examples=often(300, 30_000), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(KINDS, SIZES, SIZES, st.integers(0, 2000)), max_size=12),
@@ -65,6 +66,7 @@ def test_frames_arrive_whole_in_pieces_of_any_size(
         reader.receive()
 
 
+@pytest.mark.soak
 @settings(max_examples=often(300, 30_000), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=600), st.lists(SIZES.filter(bool), min_size=1))
 def test_what_is_no_frame_ends_in_an_error_of_the_wire(data: bytes, sizes: list[int]) -> None:

@@ -109,6 +109,7 @@ def _is_usage(given: Any) -> bool:
         and isinstance(given.get("held_at"), (int, float, type(None)))
         and type(given.get("reconnects")) is int
         and _are_names(given.get("frameworks", []))
+        and _is_mapping_to(given.get("overhead_bytes", {}), int)
     )
 
 

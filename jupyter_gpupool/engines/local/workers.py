@@ -65,6 +65,7 @@ class LocalWorkers:
                     use.get("held_at"),
                     use.get("reconnects", 0),
                     use.get("frameworks", ()),
+                    use.get("overhead_bytes", {}),
                 )
         return found
 

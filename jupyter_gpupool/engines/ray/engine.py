@@ -316,6 +316,7 @@ class RayEngine(
                     usage.held_at or known.held_at,
                     known.reconnects + usage.reconnects,
                     sorted({*known.frameworks, *usage.frameworks}),
+                    {**known.overhead_bytes, **usage.overhead_bytes},
                 )
         return found
 

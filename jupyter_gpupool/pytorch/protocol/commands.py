@@ -75,8 +75,8 @@ TRACE = -25
 #: [code, {operator: digest of its schema}]: the answer has "operators", the worker's schema of each that differs and
 #: None for each that it lacks, see schemas.py, and "dtypes". Sent if the two ends have two releases of PyTorch.
 SCHEMAS = -26
-#: [code]: the answer has the state of each graph: "" (its operators run one by one), "compiling", "compiled", or why it
-#: could not be compiled
+#: [code]: the answer has the state of each graph: "" (its operators run one by one), "compiling", "compiled",
+#: "recorded" (the device replays it), or why it could not be compiled
 GRAPHS = -27
 #: [code, place, call, inputs, outputs, timeout in seconds]: take part in a collective of the worker's sessions.
 #: place: group of 16 bytes, its size, the rank, the number of the collective in its group; call: kind, operation and

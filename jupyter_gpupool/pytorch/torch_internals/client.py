@@ -119,9 +119,27 @@ SUPPORTS_RANDOM = tuple(
     )
     for _name in ("_random", "_dispatch")
 )
+
+REPLICATES_PLAIN = _later(
+    "torch.distributed.tensor.DTensor._op_dispatcher._allow_implicit_replication",
+    "let a program's own implicit_replication() go on after attention of sharded tensors",
+)
+
+
+def part_of_sharded(tensor: Any) -> Any:
+    """What this rank has of a DTensor, without a gradient's way back, which ``to_local()`` would add."""
+    return tensor._local_tensor
+
+
 describe_failed_call = _attribute(
     "torch.distributed.c10d_logger._get_msg_dict",
     "let a collective that fails raise its own error",
+    optional=True,
+)
+
+set_group_timeout = _attribute(
+    "torch.distributed.distributed_c10d._set_pg_timeout",
+    "let ranks wait as long for each other as a program says later",
     optional=True,
 )
 

@@ -28,6 +28,13 @@ architecture_flags = _value(
     "torch._C._cuda_getArchFlags", "list the architectures of a CUDA build", optional=True
 )
 nccl_version = _value("torch._C._nccl_version", "report the version of NCCL", optional=True)
+#: None in a build for the CPU; without them no CUDA graph is captured.
+end_allocate_to_pool = _value(
+    "torch._C._cuda_endAllocateToPool", "use a GPU's memory after a capture that failed", optional=True
+)
+release_pool = _value(
+    "torch._C._cuda_releasePool", "free a GPU's memory after a capture that failed", optional=True
+)
 inductor_settings = _later(
     "torch._inductor.config", "compile a graph without processes that outlive the worker"
 )

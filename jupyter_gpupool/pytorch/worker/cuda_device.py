@@ -1,4 +1,4 @@
-"""A real GPU, through PyTorch's CUDA. This is the only file of the worker that names it."""
+"""A real GPU, through PyTorch's CUDA. This file and cuda_graphs.py are the only ones of the worker that name it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from jupyter_gpupool.pytorch.protocol.sizes import CONTEXT_BYTES, host_bytes, ro
 from jupyter_gpupool.transport.specs import DeviceSpec
 
 from .busy_clock import BusyClock
+from .cuda_graphs import CudaRecorder, can_record, free_cache
 from .device import Device, HostCopy, OutOfSliceMemory
 from .device_errors import DeviceFailure, device_failure
 from .process_on_gpu import ProcessOnGpu
+from .recordings import Recordings
 from .staging import Staging, discard
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class CudaDevice(Device):
         self._workspaces = torch.cuda.memory_allocated(self.torch_device)
         #: what this process uses outside of the allocator: the context, and loaded kernels
         self._context = self._context_bytes()
+        if can_record():
+            self.recordings = Recordings(self, CudaRecorder(self.torch_device, self.failure))
         self.resize(spec)
 
     @staticmethod
@@ -89,7 +93,7 @@ class CudaDevice(Device):
                 torch.nn.functional.conv2d(x, x.expand(8, 8, 8, 8).contiguous(), padding=1)
                 (x[0, 0] @ x[0, 0]).sum().item()
         torch.cuda.synchronize(self.torch_device)
-        torch.cuda.empty_cache()
+        free_cache()
 
     def _context_bytes(self) -> int:
         """What this process uses on the GPU outside of PyTorch's allocator."""
@@ -106,7 +110,7 @@ class CudaDevice(Device):
         self.overhead = -(-(self._context + self._workspaces) >> 20) << 20
         super().resize(spec)
         # The allocator may reserve what the context leaves, its own workspaces and rounding included.
-        torch.cuda.empty_cache()
+        free_cache()
         total = torch.cuda.mem_get_info(self.torch_device)[1]
         share = max(0, (spec.limit_mib << 20) - self._context) / total
         torch.cuda.set_per_process_memory_fraction(min(1.0, share), self.torch_device)
@@ -117,10 +121,10 @@ class CudaDevice(Device):
         if function is None:
             raise self._explained(error)
         # The allocator has given back what it had cached, and failed again. What is left is what others hold.
-        self.reclaim()
+        self._make_room()
         gc.collect()
         torch.cuda.synchronize(self.torch_device)
-        torch.cuda.empty_cache()
+        free_cache()
         try:
             return function(*args, **kwargs)
         except torch.OutOfMemoryError as e:
@@ -141,8 +145,9 @@ class CudaDevice(Device):
         return spec.uuid == self.spec.uuid  # CUDA chooses its GPUs once for each process
 
     def release_memory(self) -> None:
+        self.recordings.forget()
         torch.cuda.synchronize(self.torch_device)
-        torch.cuda.empty_cache()
+        free_cache()
 
     def upload(self, target: torch.Tensor, receive: Callable[[memoryview], None]) -> None:
         nbytes = target.numel() * target.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import itertools
 import math
 import threading
@@ -15,7 +16,9 @@ from jupyter_gpupool.pytorch.protocol.commands import DEFAULT_SEED
 from jupyter_gpupool.pytorch.protocol.sizes import host_bytes, out_of_memory, rounded
 from jupyter_gpupool.transport.specs import DeviceSpec
 
+from .accounts import BLOCK_BYTES, Account
 from .device_errors import DeviceFailure
+from .recordings import Recordings
 
 
 class Event(Protocol):
@@ -92,13 +95,18 @@ class Device(abc.ABC):
         self.overhead = 0
         #: what tensors may take
         self.limit = spec.limit_mib << 20
-        self.allocated = 0
+        #: the bytes that are taken, and those that sessions have in advance
+        self._granted = 0
+        #: one for each session that uses it
+        self._accounts: list[Account] = []
         #: the time in calls of operators, on the host
         self.busy_s = 0.0
         self._busy_before_s = 0.0
         #: the share of the last second or so in which it computed, 0 to 1
         self.busy = 0.0
         self.lock = threading.Lock()
+        #: what it has recorded of graphs; nothing where subclasses do not record
+        self.recordings = Recordings(self)
         #: frees what nobody needs; returns whether there was any
         self.reclaim: Callable[[], bool] = lambda: False
         #: what operators draw from that are given no generator
@@ -119,19 +127,96 @@ class Device(abc.ABC):
         self.spec = spec
         self.limit = max(0, (spec.limit_mib << 20) - self.overhead)
 
+    def used(self) -> int:
+        """The bytes of the slice that are not free."""
+        return self.taken() + self.overhead
+
+    def taken(self) -> int:
+        """The bytes that tensors take, and what is kept for them."""
+        with self.lock:
+            return self.allocated
+
     @property
     def in_use(self) -> int:
-        """The bytes of the slice that are not free."""
+        """As :meth:`used`, for a caller that holds the lock."""
         return self.allocated + self.overhead
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether more than one session uses it."""
+        return len(self._accounts) > 1
+
+    @property
+    def allocated(self) -> int:
+        """As :meth:`taken`, for a caller that holds the lock.
+
+        Without it, it is wrong by as much as a session has in advance while one gets more of that or ends, and it may
+        be negative.
+        """
+        return self._granted - sum([account.left for account in self._accounts])
 
     def take(self, nbytes: int) -> None:
         """Account for an allocation. Raises OutOfSliceMemory if it does not fit."""
-        if self.allocated + nbytes > self.limit:
-            self.reclaim()
         with self.lock:
-            if self.allocated + nbytes > self.limit:
-                raise OutOfSliceMemory(self, nbytes, self.allocated)
-            self.allocated += nbytes
+            if self._has(nbytes):
+                self._granted += nbytes
+                return
+        self._make_room()
+        with self.lock:
+            if not self._has(nbytes):
+                raise OutOfSliceMemory(self, nbytes, self._granted)
+            self._granted += nbytes
+
+    def refill(self, account: Account, nbytes: int) -> None:
+        """Account for an allocation, and let the account have more in advance. Raises OutOfSliceMemory."""
+        with self.lock:
+            block = min(self.limit - self._granted, max(nbytes, BLOCK_BYTES))
+            if block >= nbytes and not account.closed:
+                self._granted += block
+                account.left += block - nbytes
+                return
+        self.take(nbytes)
+
+    def _has(self, nbytes: int) -> bool:
+        """Whether so many bytes are free, if need be after what sessions have in advance is called in."""
+        if self._granted + nbytes > self.limit:
+            self._call_in()
+        return self._granted + nbytes <= self.limit
+
+    def _call_in(self) -> None:
+        for account in self._accounts:
+            self._granted -= account.call_in()
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[None]:
+        """Let nothing be taken meanwhile."""
+        with self.lock:
+            self._call_in()
+            yield
+
+    def _make_room(self) -> None:
+        """Free what nobody needs, or what only makes something faster."""
+        self.reclaim()
+        self.recordings.forget()
+
+    def join(self) -> Account:
+        """A session begins to use it, with this account. It may use the device's own methods besides."""
+        account = Account(self)
+        with self.lock:
+            self._accounts.append(account)
+        return account
+
+    def leave(self, account: Account) -> None:
+        """The session of an account has ended."""
+        with self.lock:
+            self._accounts.remove(account)
+            self._granted -= account.call_in()
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[bool]:
+        """Let no other session begin meanwhile, and the memory not be resized; whether there is one session only."""
+        with self.lock:
+            yield len(self._accounts) == 1
 
     def call_again(
         self, error: torch.OutOfMemoryError, function: Callable[..., Any] | None, *args: Any, **kwargs: Any
@@ -146,7 +231,7 @@ class Device(abc.ABC):
     def give(self, nbytes: int) -> None:
         """Account for freed memory."""
         with self.lock:
-            self.allocated -= nbytes
+            self._granted -= nbytes
 
     def give_storage(self, nbytes: int) -> None:
         """Account for a freed storage of ``nbytes`` bytes."""

@@ -68,6 +68,7 @@ class WorkerSession:
         self.numbered = dict(numbers or {d.spec.index: d for d in devices})
         self.number = {d: index for index, d in self.numbered.items()}
         self.home = devices[0]
+        self._accounts = {device: device.join() for device in dict.fromkeys(devices)}
         self._answer = answer
         self._send_report = complain
         #: called when a device is lost: before the client hears of it, and afterwards
@@ -92,10 +93,15 @@ class WorkerSession:
         """Free every storage of the session."""
         if self._residence is not None:
             self._residence.leave(self)
-        for id in list(self.storages):
-            self._free(id)
-        self.shared.end(self.sender)
-        self._exchanges.leave()
+        try:
+            self.graphs.close()
+        finally:  # also where a device is lost
+            for id in list(self.storages):
+                self._free(id)
+            self.shared.end(self.sender)
+            self._exchanges.leave()
+            for device, account in self._accounts.items():
+                device.leave(account)
 
     # -- decoding
 
@@ -226,7 +232,11 @@ class WorkerSession:
         if slot is not None:
             slot.copy = None
             if slot.shared is None or self.shared.leave(slot):
-                slot.device.give_storage(slot.nbytes)
+                account = self._accounts.get(slot.device)
+                if account is not None:
+                    account.give(slot.nbytes)
+                else:  # another session of the lease, which sees more devices, has sent it
+                    slot.device.give_storage(slot.nbytes)
         else:
             self.handles.free(id)
 
@@ -358,7 +368,9 @@ class WorkerSession:
 
     def _template(self, definition: Any) -> Template:
         try:
-            return Template(self, definition)
+            template = Template(self, definition)
+            template.account = self._accounts[template.device]
+            return template
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
             raise BadRecord(f"an invalid definition: {e}") from None
 
@@ -377,7 +389,7 @@ class WorkerSession:
                 self.note_writes([fields[k] for k in t.writes])
             args, kwargs = t.fill(tensors, fields[n:m])
             if t.taken_bytes:
-                device.take(t.taken_bytes)
+                t.account.take(t.taken_bytes)
                 taken = t.taken_bytes
             try:
                 got = t.op(*args, **kwargs)
@@ -386,10 +398,10 @@ class WorkerSession:
             if t.new:
                 self._keep_results(t, fields[m:], got, tensors)
         except BadRecord:
-            device.give(taken)
+            t.account.give(taken)
             raise
         except Exception as e:
-            device.give(taken)
+            t.account.give(taken)
             report = e.report if isinstance(e, Poisoned) else report_call(t, fields, e, self.number)
             for id, geom in zip(fields[m:], t.new):
                 self.storages.pop(id, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from jupyter_gpupool.pytorch.protocol.sizes import rounded
 from .device import Device
 from .error_reports import report_of
 from .graph_fusion import FusedGraph
+from .graph_replay import ReplayedGraph
 from .graph_steps import GraphSteps, StepFailed
 from .storages import Poisoned, Slot
 from .templates import BadRecord, Geometry, Scope, nbytes_of
@@ -44,7 +46,7 @@ class Graphs:
     def __init__(self, storages: Storages, complain: Callable[[dict[str, Any], BaseException], None]) -> None:
         self._storages = storages
         self._complain = complain
-        self._graphs: dict[int, FusedGraph] = {}
+        self._graphs: dict[int, ReplayedGraph] = {}
         self.records: dict[int, Callable[..., None]] = {
             codes.DEFINE_GRAPH: self.define,
             codes.CALL_GRAPH: self.call,
@@ -55,16 +57,17 @@ class Graphs:
         """Execute DEFINE_GRAPH. Raises BadRecord."""
         if not isinstance(id, int) or id in self._graphs or len(self._graphs) >= MAX_GRAPHS:
             raise BadRecord(f"graph number {id!r}")
-        self._graphs[id] = FusedGraph(GraphSteps(self._storages, definition))
+        graph = GraphSteps(self._storages, definition)
+        self._graphs[id] = ReplayedGraph(FusedGraph(graph), graph.device.recordings)
 
     def defined(self) -> Iterable[tuple[int, FusedGraph]]:
         """The graphs by their numbers."""
-        return self._graphs.items()
+        return ((id, graph.fused) for id, graph in self._graphs.items())
 
     def define_again(self, id: int, definition: Any, calls_left: int, compiled: bool) -> None:
         """Define a graph as another session had it. Raises BadRecord."""
         self.define(id, definition)
-        self._graphs[id].resume(calls_left, compiled)
+        self._graphs[id].fused.resume(calls_left, compiled)
 
     def states(self) -> tuple[list[str], None]:
         """Answer GRAPHS."""
@@ -72,14 +75,22 @@ class Graphs:
 
     def free(self, id: Any) -> None:
         """Execute FREE_GRAPH."""
-        self._graphs.pop(id, None)
+        graph = self._graphs.pop(id, None)
+        if graph is not None:
+            graph.forget()
+
+    def close(self) -> None:
+        """Free what the graphs keep: the session has ended."""
+        with contextlib.ExitStack() as stack:  # each of them, also where one fails
+            for graph in self._graphs.values():
+                stack.callback(graph.forget)
 
     def call(self, id: Any, inputs: Any, new: Any) -> None:
         """Execute CALL_GRAPH. Raises BadRecord; errors of operators are reported to the client."""
-        fusing = self._graphs.get(id) if isinstance(id, int) else None
-        if fusing is None:
+        replayed = self._graphs.get(id) if isinstance(id, int) else None
+        if replayed is None:
             raise BadRecord(f"graph {id!r} is not defined")
-        graph = fusing.graph
+        graph = replayed.graph
         if len(inputs) != len(graph.inputs) or len(new) != len(graph.returned):
             raise BadRecord(f"a call of graph {id} with too few or too many storages")
         device = graph.device
@@ -92,12 +103,12 @@ class Graphs:
             device.take(graph.peak)
             taken = graph.peak
             try:
-                results = fusing.run(tensors)
+                results = replayed.run(tensors)
             except (torch.OutOfMemoryError, StepFailed) as e:
                 reason = e.reason if isinstance(e, StepFailed) else e
                 if not isinstance(reason, torch.OutOfMemoryError):
                     raise
-                results = device.call_again(reason, fusing.run if graph.is_repeatable else None, tensors)
+                results = device.call_again(reason, replayed.run if graph.is_repeatable else None, tensors)
             slots = [self._slot(graph, k, value) for k, value in enumerate(results)]
             device.give(taken)
             taken = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,17 @@ MIN_CALLS = 3
 
 #: One compilation at a time: the processor is needed for operators.
 _compiling = threading.Lock()
+
+
+@contextlib.contextmanager
+def while_nothing_is_compiled() -> Iterator[bool]:
+    """Let no compilation begin meanwhile, which measures and synchronizes. False if there is one, or one begins."""
+    free = _compiling.acquire(blocking=False)
+    try:
+        yield free
+    finally:
+        if free:
+            _compiling.release()
 
 
 class FusedGraph:
@@ -38,6 +50,11 @@ class FusedGraph:
     def compiled(self) -> bool:
         """Whether calls run compiled code, now or once it has been compiled again."""
         return self._fused is not None or self._compile_first
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the next call runs as the last one did."""
+        return not self._wanted and not self._compile_first and self.state != "compiling"
 
     @property
     def calls_left(self) -> int:

@@ -68,12 +68,17 @@ class GraphSteps:
             self._scope = scope
             self._storages: dict[int, int] = {}
             self.wants_inductor = definition["inductor"]
+            self.wants_recording = definition.get("record") is not False
             steps = definition["steps"]
             if len(steps) > MAX_STEPS:
                 raise BadRecord(f"a graph of {len(steps)} operators")
             self.refused = ""
             #: whether a call writes to its inputs, or may
             self.writes = False
+            #: the inputs that it writes to, or may
+            self.written: set[int] = set()
+            #: by position in the table of values: the inputs whose memory each value may be on
+            self._origins: list[set[int]] = [{k} for k in range(len(self.inputs))]
             self.steps = [self._step(k, step) for k, step in enumerate(steps, len(self.inputs))]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
             raise BadRecord(f"an invalid graph: {e}") from None
@@ -105,7 +110,23 @@ class GraphSteps:
                 and torch.Tag.nondeterministic_seeded not in kernel.tags
             )
         step.results = self._decode_results(results)
+        self._trace_memory(step)
         return step
+
+    def _trace_memory(self, step: _Step) -> None:
+        """Note which inputs a step writes to, and which its result may be on."""
+        schema = getattr(step.kernel, "_schema", None)
+        used: set[int] = set().union(*(self._origins[k] for k in step.uses))
+        if schema is not None and writes_undeclared(step.kernel):
+            self.written |= used
+        elif schema is not None and schema.is_mutable:
+            given = [*zip(schema.arguments, step.args)]
+            given += [(a, step.kwargs[a.name]) for a in schema.arguments if a.name in step.kwargs]
+            for argument, value in given:
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self.written |= set().union(*(self._origins[k] for k in _refs([value])))
+        on_inputs = any(number < self.held for number in _numbers(step.results))
+        self._origins.append(used if on_inputs else set())
 
     def _operator(self, name: str) -> tuple[Any, Any]:
         """The operator of that name, and what this device runs for it."""

@@ -123,7 +123,7 @@ class Handles:
 
     def memory(self, index: Any) -> tuple[int, None]:
         """Answer MEMORY: the bytes that all processes of the lease use on a device."""
-        return self._device(index).in_use, None
+        return self._device(index).used(), None
 
     def properties(self, index: Any) -> tuple[dict[str, int], None]:
         """Answer PROPERTIES. Raises ValueError for an emulated GPU, which has none."""

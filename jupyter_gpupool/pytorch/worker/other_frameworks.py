@@ -74,6 +74,7 @@ class OtherSession:
         self.has_copies = False
         self._residence = residence
         self._held: dict[int, HeldArray] = {}
+        self._accounts = {device: device.join() for device in set(numbered.values())}
         residence.join(self)
 
     @property
@@ -123,3 +124,5 @@ class OtherSession:
         """Free everything."""
         self.executes.close()
         self._residence.leave(self)
+        for device, account in self._accounts.items():
+            device.leave(account)

@@ -13,6 +13,7 @@ from jupyter_gpupool.pytorch.protocol.sizes import rounded
 from jupyter_gpupool.pytorch.torch_internals.worker import set_conj
 
 from . import recurrent
+from .accounts import Account
 from .allowed_operators import OperatorRefused, resolve
 from .device import Device
 
@@ -83,6 +84,8 @@ class Template:
         self._plan = None if self.kwargs else _plan_of(self.args, self.n_tensors)
         first = self.geometries.get(0) or (self.new[0] if self.new else None)
         self.device = scope.device(first[4]) if first else scope.home
+        #: where what it allocates is accounted for
+        self.account: Account
         self.op = self.device.kernel(op, _OWN_KERNELS.get(op, self.op))
         is_repeatable = (
             op is not None and not op._schema.is_mutable and torch.Tag.nondeterministic_seeded not in op.tags

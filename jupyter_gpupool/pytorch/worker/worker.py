@@ -84,9 +84,9 @@ def serve(
 
     ``listener`` listens on TCP, or is a datagram socket of the Unix domain that receives accepted connections
     (SCM_RIGHTS). ``report`` is called with what the lease uses, at most once a second and only when it has
-    changed: ``{"allocated_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1}, "sessions": n, "held_at": seconds
-    since the epoch, or None, "reconnects": n, "frameworks": their names}``. ``look`` is called a few times a second
-    with the function that resizes the lease.
+    changed: ``{"allocated_bytes": {uuid: bytes}, "overhead_bytes": {uuid: bytes}, "busy": {uuid: 0 to 1},
+    "sessions": n, "held_at": seconds since the epoch, or None, "reconnects": n, "frameworks": their names}``.
+    ``look`` is called a few times a second with the function that resizes the lease.
     ``asked_at``: the socket at which an engine asks for parking, see transport/control.py.
     ``frameworks``: what begins sessions of other frameworks than PyTorch, by their names.
     ``shut_in`` is called before a thread is started and before a client is read: from then on files and the network may
@@ -233,7 +233,8 @@ class Worker:
         with self._lock, contextlib.ExitStack() as locked:
             created = self._devices or []
             for d in created:
-                locked.enter_context(d.lock)
+                locked.enter_context(d.recordings.resting())
+                locked.enter_context(d.settled())
             in_use = {
                 d.spec.uuid: -(-d.in_use >> 20)
                 for d in created
@@ -255,7 +256,8 @@ class Worker:
             raise ValueError(f"{len(specs)} slices for a lease of {len(placed)}")
         with self._lock, contextlib.ExitStack() as locked:
             for device, spec in zip(placed, specs):
-                locked.enter_context(device.lock)
+                locked.enter_context(device.recordings.resting())
+                locked.enter_context(device.settled())
                 if not devices.can_become(device, spec):
                     raise ValueError(f"this process cannot go on with another GPU than {device.spec.uuid}")
                 if device.allocated > spec.limit_mib << 20:
@@ -759,7 +761,8 @@ class Worker:
         for d in created:
             busy[d.spec.uuid] = d.measure_busy(elapsed)
         state = {
-            "allocated_bytes": {d.spec.uuid: d.in_use for d in created},
+            "allocated_bytes": {d.spec.uuid: d.used() for d in created},
+            "overhead_bytes": {d.spec.uuid: d.overhead for d in created},
             "busy": busy,
             "sessions": len(self._sessions),
             "held_at": self._held_at,

@@ -40,6 +40,7 @@ def pool_snapshot(
                     "label": lease.request.label,
                     "memory_mib": piece.memory_mib,
                     "used_mib": allocated >> 20,
+                    "overhead_mib": account.overhead_bytes.get(piece.gpu_uuid, 0) >> 20 if account else 0,
                     "busy": round(share, 2),
                     "frameworks": list(account.frameworks) if account else [],
                     "state": lease.state.value,

@@ -164,6 +164,8 @@ export type components = {
       /** @description Null where the caller may not see the holder. */
       lease: string | null;
       memory_mib: number;
+      /** @description What of the used memory is for no tensor, but for CUDA itself. */
+      overhead_mib?: number;
       /** @description Null where the caller may not see the holder. */
       owner: string | null;
       state: components['schemas']['LeaseState'];

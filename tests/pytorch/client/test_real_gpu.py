@@ -19,6 +19,8 @@ torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 from jupyter_gpupool.gpus.mps import mps_runs  # noqa: E402
 from jupyter_gpupool.gpus.nvml import nvml_gpus  # noqa: E402
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
+from jupyter_gpupool.pytorch.client.dispatch import attachment  # noqa: E402
+from jupyter_gpupool.pytorch.protocol.commands import MEMORY  # noqa: E402
 from jupyter_gpupool.pytorch.worker.devices import create_devices  # noqa: E402
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec  # noqa: E402
 
@@ -31,6 +33,8 @@ MIB = 1 << 20
 #: What a slice here has: room for a context and some tensors.
 SLICE_MIB = 512 if REHEARSE else 4096
 BLOCK_MIB = 16 if REHEARSE else 128
+#: More than cuBLAS and others keep for the stream on which graphs are captured.
+MAX_WORKSPACES_MIB = 64
 
 
 def a_slice(memory_mib: int = SLICE_MIB) -> DeviceSpec:
@@ -61,6 +65,11 @@ def fill() -> list[Any]:
             torch.gpupool.synchronize()
     except torch.OutOfMemoryError:
         return blocks
+
+
+def in_use() -> int:
+    """The bytes of the slice that ``torch.cuda.mem_get_info()`` counts as used."""
+    return int(attachment.stream(0).ask((MEMORY, 0)))
 
 
 def used_mib(pid: int) -> float | None:
@@ -206,6 +215,70 @@ class TestNumbers:
         assert torch.equal(data.to(SLICE).flip(0).cpu(), data.flip(0))
 
 
+class TestGraphs:
+    """What is compiled is recorded as a CUDA graph; on an emulated GPU its operators run one by one."""
+
+    @staticmethod
+    def network() -> Any:
+        torch.manual_seed(3)
+        layers = [layer for _ in range(8) for layer in (torch.nn.Linear(64, 64), torch.nn.Tanh())]
+        return torch.nn.Sequential(*layers).to(SLICE)
+
+    @staticmethod
+    def compiled(function: Callable[..., Any], **options: Any) -> Any:
+        return torch.compile(function, backend="gpupool", options={"inductor": False, **options})
+
+    def test_they_compute_what_operators_do(self, attached: Any) -> None:
+        from jupyter_gpupool.pytorch.client.compile.graphs import states
+
+        net = self.network()
+        fast, kept = self.compiled(net), []
+        with torch.no_grad():
+            for k in range(12):
+                x = torch.full((4, 64), 0.1 * k, device=SLICE)
+                kept.append((fast(x), net(x)))
+            net[0].weight.mul_(2)
+            kept.append((fast(x), net(x)))
+            net[2].weight = torch.nn.Parameter(net[2].weight + 1)
+            kept += [(fast(x), net(x)) for _ in range(8)]
+        for found, expected in kept:
+            torch.testing.assert_close(found.cpu(), expected.cpu())
+        assert REHEARSE or "recorded" in states()
+
+    def test_they_draw_the_numbers_that_operators_draw(self, attached: Any) -> None:
+        from jupyter_gpupool.pytorch.client.compile.graphs import states
+
+        def noisy(x: Any) -> Any:
+            for _ in range(4):
+                x = torch.nn.functional.dropout(x, 0.3).sin() + 1
+            return x
+
+        x, found = torch.ones(1000, device=SLICE), []
+        for options in ({"cudagraphs": True}, {"cudagraphs": False}):
+            fast = self.compiled(noisy, **options)
+            fast(x)
+            torch.manual_seed(7)
+            found.append([fast(x).cpu() for _ in range(10)])
+        assert all(map(torch.equal, *found))
+        assert REHEARSE or "recorded" in states()
+
+    def test_what_they_keep_leaves_room_when_tensors_need_it(self, attached: Any) -> None:
+        from jupyter_gpupool.pytorch.client.compile.graphs import states
+
+        count = len(fill())
+        net = self.network()
+        torch.gpupool.synchronize()
+        before = in_use()
+        fast = self.compiled(net)
+        with torch.no_grad():
+            for _ in range(8):
+                result = fast(torch.ones(4, 64, device=SLICE))
+        assert REHEARSE or "recorded" in states()
+        assert len(fill()) >= count - 1  # the network's own memory
+        assert in_use() - before <= MAX_WORKSPACES_MIB * MIB
+        assert result.isfinite().all().item()
+
+
 class TestTime:
     def test_events_measure_what_the_gpu_does(self, attached: Any) -> None:
         n = 256 if REHEARSE else 4096
@@ -217,6 +290,14 @@ class TestTime:
         last.record()
         last.synchronize()
         assert first.elapsed_time(last) > 0
+
+    def test_streams_wait_for_each_other(self, attached: Any) -> None:
+        n = 256 if REHEARSE else 4096
+        a, side = torch.ones(n, n, device=SLICE), torch.gpupool.Stream()
+        with torch.gpupool.stream(side):
+            b = a @ a
+        torch.gpupool.current_stream().wait_stream(side)
+        assert (b + 1)[0, 0].item() == n + 1
 
     def test_what_is_submitted_counts_as_busy_until_it_has_run(self) -> None:
         if REHEARSE:

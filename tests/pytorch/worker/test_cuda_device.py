@@ -16,13 +16,6 @@ from jupyter_gpupool.transport.specs import DeviceSpec  # noqa: E402
 from ...support.simulated_cuda import MIB, SimulatedGpu  # noqa: E402
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimulatedGpu:
-    simulated = SimulatedGpu()
-    simulated.install(monkeypatch)
-    return simulated
-
-
 class TestMemory:
     def test_context_and_workspaces_belong_to_the_slice(self, gpu: SimulatedGpu) -> None:
         device = gpu.device(500)

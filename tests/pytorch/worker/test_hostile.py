@@ -107,6 +107,7 @@ graphs = st.fixed_dictionaries(
             st.tuples(st.integers(-1, 4), geometries, st.integers(-1, 2**40)).map(list), max_size=2
         ),
         "inductor": st.none() | st.booleans(),
+        "record": st.none() | st.booleans(),
     }
 )
 anything = trees | geometries | definitions | graphs | st.integers(1, 3)

@@ -12,7 +12,7 @@ from jupyter_gpupool.pytorch.torch_internals.client import aot_autograd, make_bo
 from .graphs import Graph
 
 #: The options of the backend, and their defaults.
-OPTIONS = {"inductor": None}
+OPTIONS = {"inductor": None, "cudagraphs": True}
 
 
 class UnknownOption(ValueError):
@@ -25,7 +25,8 @@ def backend(
     """Compile a traced part of a program: each forward and each backward call of it becomes one command.
 
     With ``options={"inductor": True}`` the worker compiles the part by inductor after some calls, with False
-    never. By default it does so on a real GPU. Raises :class:`UnknownOption`.
+    never. By default it does so on a real GPU. ``options={"cudagraphs": False}`` keeps a real GPU from recording the
+    part as a CUDA graph. Raises :class:`UnknownOption`.
     """
     chosen = {**OPTIONS, **(options or {})}
     unknown = sorted(set(chosen) - set(OPTIONS))
@@ -37,7 +38,7 @@ def backend(
     box = make_boxed_func.get()
 
     def compiled(traced: torch.fx.GraphModule, examples: Any) -> Callable[..., Any]:
-        return box(Graph(traced, chosen["inductor"]))
+        return box(Graph(traced, chosen["inductor"], chosen["cudagraphs"] is not False))
 
     return aot_autograd.get()(
         fw_compiler=compiled,

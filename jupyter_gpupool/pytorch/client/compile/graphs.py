@@ -47,9 +47,10 @@ def states() -> list[str]:
 class Graph:
     """Calls a traced graph, by one command where possible, else operator by operator."""
 
-    def __init__(self, gm: GraphModule, inductor: bool | None) -> None:
+    def __init__(self, gm: GraphModule, inductor: bool | None, record: bool) -> None:
         self._gm = gm
-        self._inductor = inductor
+        #: what the worker is told of it, see DEFINE_GRAPH
+        self._wishes = {"inductor": inductor} if record else {"inductor": inductor, "record": False}
         self._variants: OrderedDict[tuple[Any, ...], GraphVariant | None] = OrderedDict()
         self._session: attachment.ClientSession | None = None
         self._renewals = 0
@@ -88,7 +89,7 @@ class Graph:
     ) -> GraphVariant | None:
         concrete: GraphVariant | None
         try:
-            concrete = GraphVariant(self._gm, args, session, self._inductor)
+            concrete = GraphVariant(self._gm, args, session, self._wishes)
         except NotWhole:
             concrete = None
         if len(self._variants) >= MAX_VARIANTS:
@@ -103,7 +104,11 @@ class GraphVariant:
     id: int | None = None
 
     def __init__(
-        self, gm: GraphModule, args: tuple[Any, ...], session: attachment.ClientSession, inductor: bool | None
+        self,
+        gm: GraphModule,
+        args: tuple[Any, ...],
+        session: attachment.ClientSession,
+        wishes: dict[str, bool | None],
     ) -> None:
         walk = _Walk(gm, args, session)
         self._stream = stream = session.dispatcher(walk.index).stream
@@ -114,7 +119,7 @@ class GraphVariant:
         self._index = walk.index
         self.peak = walk.peak
         number = next(_numbers)
-        stream.push((DEFINE_GRAPH, number, {**walk.wire(), "inductor": inductor}))
+        stream.push((DEFINE_GRAPH, number, {**walk.wire(), **wishes}))
         self.id = number
 
     def __del__(self) -> None:

@@ -39,6 +39,10 @@ _GPU_SLICE: dict[str, Any] = {
     "label": _TEXT,
     "memory_mib": _COUNT,
     "used_mib": _COUNT,
+    "overhead_mib": {
+        **_COUNT,
+        "description": "What of the used memory is for no tensor, but for CUDA itself.",
+    },
     "busy": _BUSY,
     "frameworks": {
         "type": "array",
@@ -84,7 +88,9 @@ _FEED = {**_TEXT, "description": "The feed's id."}
 SCHEMAS: dict[str, Any] = {
     "GPUSlice": {
         **_shape("A lease's part of one GPU, with the fields that every user may see.", _GPU_SLICE),
-        "required": [name for name in _GPU_SLICE if name != "frameworks"],  # an older pool has none
+        "required": [
+            name for name in _GPU_SLICE if name not in ("frameworks", "overhead_mib")
+        ],  # as in older pools
     },
     "GPU": _shape("A GPU and its slices.", _GPU),
     "GPUChange": _shape("The changed fields of a GPU; all fields of a new GPU.", _GPU, optional=True),
