@@ -8,160 +8,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
-import dataclasses
-import functools
-import hashlib
-import json
 import multiprocessing
 import os
 import random
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from jupyter_gpupool.gpus.nvml import nvml_gpus
-from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec, WorkerSpec
+from jupyter_gpupool.transport.specs import AttachSpec
 
-MIB = 1 << 20
-REMOTE = "gpupool:0"
-_SECRET = "of one benchmark"
+from .measuring import MIB, REMOTE, Setting, attached, figure, seconds, started
+from .networks import compiled, gpt2, inference, mnist, training
+
 ROOT = Path(__file__).parents[2]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """Where and how large: on a GPU, or in a rehearsal."""
-
-    rehearse: bool
-
-    @property
-    def native(self) -> str:
-        return "cpu" if self.rehearse else "cuda:0"
-
-    def size(self, real: int, rehearsed: int) -> int:
-        return rehearsed if self.rehearse else real
-
-    def wait(self, device: str) -> None:
-        """Wait until everything on a device has run."""
-        if device == REMOTE:
-            torch.gpupool.synchronize()  # type: ignore[attr-defined]
-        elif device != "cpu":
-            torch.cuda.synchronize()
-
-    def device(self, share: float = 1.0) -> DeviceSpec:
-        """A slice with that share of the first GPU's memory."""
-        if self.rehearse:
-            return DeviceSpec(0, "GPU-emulated", "emulated", int(4096 * share), 4096, True)
-        gpu = nvml_gpus("localhost")[0]
-        return DeviceSpec(0, gpu.uuid, gpu.name, int(gpu.memory_mib * share), gpu.memory_mib, False)
-
-
-def figure(name: str, value: Any) -> None:
-    """Report one figure."""
-    if isinstance(value, float):
-        value = float(f"{value:.4g}")
-    print(json.dumps({"figure": name, "value": value}), flush=True)
-
-
-def _serve(listener: socket.socket, spec: WorkerSpec, ready: Any) -> None:
-    from jupyter_gpupool.pytorch.worker import worker
-
-    ready.set()
-    os._exit(worker.serve(spec, listener, lambda usage: None))
-
-
-@contextlib.contextmanager
-def started(device: DeviceSpec, certificate: Any = None) -> Iterator[tuple[AttachSpec, int]]:
-    """A worker with one slice: how to reach it, and its process id."""
-    spec = WorkerSpec(
-        "benchmark", hashlib.sha256(_SECRET.encode()).hexdigest(), (device,), attach_timeout_s=120.0
-    )
-    if certificate:
-        spec = dataclasses.replace(spec, certfile=certificate.certfile, keyfile=certificate.keyfile)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(8)
-        port = listener.getsockname()[1]
-        ready = multiprocessing.get_context("spawn").Event()
-        process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(listener, spec, ready), daemon=True
-        )
-        process.start()
-        while not ready.wait(1.0):  # it imports PyTorch first
-            if not process.is_alive():
-                raise SystemExit(f"the worker ended with exit code {process.exitcode} before it was ready")
-    near = AttachSpec(spec.lease_id, "127.0.0.1", port, _SECRET, (device,), spec.ttl_s)
-    if certificate:
-        near = dataclasses.replace(near, secure=True, ca=certificate.ca)
-    try:
-        yield near, process.pid or 0
-    finally:
-        process.kill()
-        process.join()
-
-
-@contextlib.contextmanager
-def attached(setting: Setting, share: float = 0.5, certificate: Any = None) -> Iterator[AttachSpec]:
-    """A worker with one slice, attached to this process as ``gpupool:0``."""
-    from jupyter_gpupool.pytorch.client import session
-
-    with started(setting.device(share), certificate) as (near, _):
-        session.activate(near)
-        try:
-            yield near
-        finally:
-            session.deactivate()
-
-
-def seconds(setting: Setting, device: str, function: Callable[[], Any], times: int) -> float:
-    """Seconds of one call, in a row of ``times`` without a wait between them."""
-    setting.wait(device)
-    began = time.perf_counter()
-    for _ in range(times):
-        function()
-    setting.wait(device)
-    return (time.perf_counter() - began) / times
-
-
-def beside(
-    setting: Setting, native: Callable[[], Any], remote: Callable[[], Any], times: int, rounds: int
-) -> tuple[float, float, float]:
-    """(native s, remote s, native ÷ remote): medians of alternating rounds after one that warms up.
-
-    A ratio of 1 is native speed; less is slower.
-    """
-    for _ in range(3):
-        native(), remote()
-    pairs = [
-        (seconds(setting, setting.native, native, times), seconds(setting, REMOTE, remote, times))
-        for _ in range(rounds + 1)
-    ][1:]
-    return (
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-        statistics.median(a / b for a, b in pairs),
-    )
-
-
-def show(name: str, found: tuple[float, float, float]) -> None:
-    """Report what :func:`beside` measured."""
-    prefix = f"{name}_" if name else ""
-    figure(f"{prefix}native_ms", 1e3 * found[0])
-    figure(f"{prefix}remote_ms", 1e3 * found[1])
-    figure(f"{prefix}remote_to_native", found[2])
-
-
-# -- the steps
 
 
 def facts(setting: Setting) -> None:
@@ -184,6 +50,10 @@ def facts(setting: Setting) -> None:
     figure("create_device_s", time.perf_counter() - began)
     figure("context_mib", device.overhead / MIB)
     figure("usable_of_slice_mib", device.limit / MIB)
+    counted = device.limit + device.overhead == spec.limit_mib * MIB and (
+        device.overhead > 0 or spec.emulated
+    )
+    figure("context_counted", int(counted))
     if not setting.rehearse:
         figure("used_by_process_mib", (device._process.used_bytes() or 0) / MIB)  # type: ignore[attr-defined]
     blocks = []
@@ -342,137 +212,6 @@ def _worker_cost(setting: Setting, count: int) -> None:
         native = seconds(setting, setting.native, lambda: a + a, count)
     figure("worker_us", 1e6 * (best / count - native))
     figure("worker_with_kernel_us", 1e6 * best / count)
-
-
-def mnist(setting: Setting) -> None:
-    from benchmarks.mnist_step import Trainer
-
-    with attached(setting):
-        native, remote = Trainer(setting.native), Trainer(REMOTE)
-        native.run(), remote.run(), remote.run()
-        pairs = [(native.run(), remote.run()) for _ in range(setting.size(9, 2))]
-    figure("native_ms", 1e3 * statistics.median(a for a, _ in pairs))
-    figure("remote_ms", 1e3 * statistics.median(b for _, b in pairs))
-    figure("remote_to_native", statistics.median(a / b for a, b in pairs))
-
-
-def _resnets(setting: Setting) -> tuple[Any, Any]:
-    from benchmarks.networks import ResNet50
-
-    torch.manual_seed(1)
-    net = ResNet50()
-    return copy.deepcopy(net).to(setting.native), net.to(REMOTE)
-
-
-def training(setting: Setting) -> None:
-    batch, side = setting.size(256, 2), setting.size(224, 64)
-    with attached(setting):
-
-        def trainer(net: Any, device: str) -> Callable[[], Any]:
-            optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
-            generator = torch.Generator().manual_seed(2)
-            x = torch.randn(batch, 3, side, side, generator=generator).to(device)
-            y = torch.randint(0, 1000, (batch,), generator=generator).to(device)
-
-            def step() -> Any:
-                optimizer.zero_grad()
-                loss = F.cross_entropy(net(x), y)
-                loss.backward()
-                optimizer.step()
-                return loss
-
-            return step
-
-        native, remote = _resnets(setting)
-        here, there = trainer(native, setting.native), trainer(remote, REMOTE)
-        first = here().item(), there().item()
-        figure("first_losses", [round(loss, 5) for loss in first])
-        show("", beside(setting, here, there, setting.size(5, 1), setting.size(4, 1)))
-
-
-def inference(setting: Setting) -> None:
-    side = setting.size(224, 64)
-    with attached(setting), torch.no_grad():
-        native, remote = (net.eval() for net in _resnets(setting))
-        for name, batch, times in (("batch", setting.size(256, 4), 8), ("one", 1, 50)):
-            x = torch.randn(batch, 3, side, side)
-            here = functools.partial(native, x.to(setting.native))
-            there = functools.partial(remote, x.to(REMOTE))
-            figure(f"{name}_largest_difference", (here().cpu() - there().cpu()).abs().max().item())
-            show(name, beside(setting, here, there, setting.size(times, 1), setting.size(5, 1)))
-
-
-def compiled(setting: Setting) -> None:
-    side = setting.size(224, 16)
-    with attached(setting), torch.no_grad():
-        # On two slow cores, ResNet-50 compiles for minutes.
-        small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
-        nets = (small, copy.deepcopy(small).to(REMOTE)) if setting.rehearse else _resnets(setting)
-        native, remote = (net.eval() for net in nets)
-        image = torch.randn(1, 3, side, side)
-        here, there = image.to(setting.native), image.to(REMOTE)
-        fast = torch.compile(remote, backend="gpupool", options={"inductor": True})
-        began = time.perf_counter()
-        fast(there).cpu()
-        figure("remote_first_s", time.perf_counter() - began)
-        _until_compiled(lambda: fast(there).cpu())
-        figure("remote_compile_s", time.perf_counter() - began)
-        began = time.perf_counter()
-        quick = torch.compile(native)
-        quick(here).cpu()
-        figure("native_compile_s", time.perf_counter() - began)
-        torch.testing.assert_close(fast(there).cpu(), quick(here).cpu(), rtol=1e-2, atol=1e-2)
-        show("one", beside(setting, lambda: quick(here), lambda: fast(there), 50, 5))
-
-
-def _until_compiled(call: Callable[[], Any]) -> None:
-    """Call a graph until the worker has compiled it. Ends the step where it cannot: its eager speed is no figure."""
-    from jupyter_gpupool.pytorch.client.compile.graphs import states
-
-    while (state := states()) != ["compiled"]:
-        if len(state) != 1 or state[0] not in ("", "compiling"):
-            raise SystemExit(f"the worker did not compile the graph: {state}"[:500])
-        call()
-
-
-def gpt2(setting: Setting) -> None:
-    from benchmarks.networks import Decoder
-
-    torch.manual_seed(1)
-    net = Decoder(**({"vocabulary": 500, "width": 64, "layers": 2, "heads": 4} if setting.rehearse else {}))
-    words = 500 if setting.rehearse else 50257
-    with attached(setting):
-        native, remote = copy.deepcopy(net).to(setting.native), net.to(REMOTE)
-
-        def trainer(model: Any, device: str) -> Callable[[], Any]:
-            optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-            shape = (setting.size(8, 2), setting.size(512, 16))
-            tokens = torch.randint(0, words, shape, generator=torch.Generator().manual_seed(3)).to(device)
-
-            def step() -> None:
-                optimizer.zero_grad()
-                F.cross_entropy(model(tokens, []), tokens[:, -1]).backward()
-                optimizer.step()
-
-            return step
-
-        found = beside(
-            setting,
-            trainer(native, setting.native),
-            trainer(remote, REMOTE),
-            setting.size(5, 1),
-            setting.size(4, 1),
-        )
-        show("step", found)
-        count = setting.size(64, 4)
-        prompt = torch.randint(0, words, (1, 16))
-        here, there = prompt.to(setting.native), prompt.to(REMOTE)
-        same = (native.decode(here, count).cpu() == remote.decode(there, count).cpu()).float().mean().item()
-        figure("decoded_tokens_that_agree", same)
-        show(
-            "decode",
-            beside(setting, lambda: native.decode(here, count), lambda: remote.decode(there, count), 1, 3),
-        )
 
 
 def _share(setting: Setting, near: AttachSpec | None, gate: Any, results: Any, run_s: float) -> None:
