@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,34 +30,58 @@ ROUNDS = 5
 STEPS = {"resnet50": 1, "transformer": 5}
 GOALS = {f"{name}_remote_to_local": ("<=", 1.1) for name in STEPS}
 _SECRET = "of one benchmark"
+_WORKER = "the worker"
 
 
 def run() -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, steps in STEPS.items():
         with _ranks(None, name) as local, _ranks(_lease, name) as remote:
-            ratios, times = [], []
+            ratios, times, cpu = [], [], []
             for _ in range(ROUNDS + 1):
+                before = _workers_cpu_s()
                 here, there = _round(local, steps), _round(remote, steps)
-                ratios.append(there[0] / here[0])
-                times.append(there[0] / steps)
-                moved, gradients = there[1] / steps, there[2]
+                worker_s = _workers_cpu_s() - before
+                ratios.append(there.wall_s / here.wall_s)
+                times.append(there.wall_s / steps)
+                cpu.append([s / steps for s in (here.cpu_s, there.cpu_s, worker_s)])
+                moved, gradients = there.moved / steps, there.gradients
+            local_cpu_s, clients_cpu_s, worker_cpu_s = (statistics.median(s) for s in zip(*cpu[1:]))
         figures |= {
             f"{name}_remote_to_local": round(statistics.median(ratios[1:]), 3),
             f"{name}_step_ms": round(1e3 * statistics.median(times[1:]), 1),
             f"{name}_mib_through_a_client": round(moved / (1 << 20), 3),
             f"{name}_gradients_mib": round(gradients / (1 << 20), 1),
+            # What a step takes of the processors, of all ranks: these bound the ratio where no core is idle.
+            f"{name}_local_cpu_ms": round(1e3 * local_cpu_s, 1),
+            f"{name}_clients_cpu_ms": round(1e3 * clients_cpu_s, 1),
+            f"{name}_worker_cpu_ms": round(1e3 * worker_cpu_s, 1),
         }
     return figures
 
 
-def _round(ranks: list[Any], steps: int) -> tuple[float, int, int]:
-    """Return seconds until every rank is done, and the first rank's bytes through its client and of its gradients."""
+class _Round(NamedTuple):
+    """Seconds until every rank is done and of the ranks' processors; the first rank's bytes, of its gradients too."""
+
+    wall_s: float
+    cpu_s: float
+    moved: int
+    gradients: int
+
+
+def _round(ranks: list[Any], steps: int) -> _Round:
     began = time.perf_counter()
     for pipe in ranks:
         pipe.send(steps)
     said = [pipe.recv() for pipe in ranks]
-    return time.perf_counter() - began, *said[0]
+    wall_s = time.perf_counter() - began
+    return _Round(wall_s, sum(cpu_s for _, _, cpu_s in said), *said[0][:2])
+
+
+def _workers_cpu_s() -> float:
+    """Seconds of the processors that workers have taken so far."""
+    workers = [p for p in multiprocessing.active_children() if p.name == _WORKER]
+    return float(sum(sum(psutil.Process(p.pid).cpu_times()[:2]) for p in workers))
 
 
 @contextmanager
@@ -71,7 +96,7 @@ def _lease() -> Iterator[AttachSpec]:
         listener.listen(8)
         near = AttachSpec(spec.lease_id, "127.0.0.1", listener.getsockname()[1], _SECRET, devices, spec.ttl_s)
         worker = multiprocessing.get_context("spawn").Process(
-            target=serve, args=(listener, spec), daemon=True
+            target=serve, args=(listener, spec), name=_WORKER, daemon=True
         )
         worker.start()
     line = Lifeline(near, lambda reason: None)
@@ -141,6 +166,7 @@ def _train(spec: AttachSpec | None, store: str, rank: int, name: str, pipe: Any)
     batch = batch.to(device)
     pipe.send(None)
     while steps := pipe.recv():
+        began_s = time.process_time()
         before = stream.bytes_up + stream.bytes_down if stream is not None else 0
         for _ in range(steps):
             optimizer.zero_grad()
@@ -149,4 +175,4 @@ def _train(spec: AttachSpec | None, store: str, rank: int, name: str, pipe: Any)
             optimizer.step()
         loss.item()
         after = stream.bytes_up + stream.bytes_down if stream is not None else 0
-        pipe.send((after - before, gradients))
+        pipe.send((after - before, gradients, time.process_time() - began_s))

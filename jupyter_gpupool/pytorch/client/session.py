@@ -15,7 +15,7 @@ from jupyter_gpupool.transport.specs import AttachSpec
 
 from .compile import dynamo, fake_tensors, skip_frames
 from .cuda import alias
-from .device import dtensor_random, registration
+from .device import registration, sharded_tensors
 from .dispatch import attachment
 from .dispatch.attachment import ClientSession, NotAttached
 from .tensor import device_names
@@ -59,7 +59,7 @@ def activate(spec: AttachSpec) -> ClientSession:
     RemoteTensor.__torch_dispatch__ = classmethod(attachment.dispatch)  # type: ignore[assignment]
     fake_tensors.install()
     dynamo.install()
-    dtensor_random.install()
+    sharded_tensors.install()
     skip_frames.skip_package(__package__)
     return session
 

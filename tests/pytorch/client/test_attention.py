@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the device is PyTorch's")
 
+import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.tensor import DTensor, Shard  # noqa: E402
+from torch.distributed.tensor.experimental import implicit_replication  # noqa: E402
 
 from jupyter_gpupool.pytorch.client.dispatch import attachment  # noqa: E402
 
@@ -68,3 +74,27 @@ def test_transforms_and_autocast(attached: object) -> None:
     torch.testing.assert_close(mapped.cpu(), torch.vmap(loss)(*here))
     with torch.autocast("cuda", torch.bfloat16):
         assert F.scaled_dot_product_attention(*there).dtype is torch.bfloat16
+
+
+def test_heads_that_are_sharded_attend_causally(attached: object, tmp_path: Path) -> None:
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cuda", (1,))
+        whole = [t.detach().cuda().requires_grad_() for t in inputs()]
+        parts = [DTensor.from_local(t.detach().clone(), mesh, [Shard(1)]).requires_grad_() for t in whole]
+        expected = F.scaled_dot_product_attention(*whole, is_causal=True)
+        found = F.scaled_dot_product_attention(*parts, is_causal=True)
+        assert torch.equal(found.to_local(), expected)
+        expected.sum().backward()
+        found.sum().backward()
+        for t, part in zip(whole, parts, strict=True):
+            assert torch.equal(part.grad.to_local(), t.grad)
+        with implicit_replication():
+            F.scaled_dot_product_attention(*parts, is_causal=True)
+            assert torch.equal((parts[0] + whole[0]).to_local(), 2 * whole[0]), (
+                "the program's own context goes on"
+            )
+        with pytest.raises(RuntimeError, match="mixed torch.Tensor and DTensor"):
+            parts[0] + whole[0]
+    finally:
+        dist.destroy_process_group()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 NAMES = ["cuda", "cuda:0", "cuda:1", "gpupool", "gpupool:0", "gpupool:1"]
 
@@ -77,3 +81,25 @@ def test_a_tensor_is_on_the_device_that_it_was_made_on(attached: object, device:
     index = int(full.rpartition(":")[2])
     for other in (f"cuda:{index}", f"gpupool:{index}"):
         assert torch.ones(2, device=device).to(other).tolist() == [1, 1]
+
+
+def test_a_number_names_a_gpu(attached: object) -> None:
+    model = nn.Linear(2, 2).to(1)
+    moved = [
+        model.weight,
+        nn.Linear(2, 2).to(device=1).weight,
+        torch.ones(2).to(1),
+        torch.tensor([1.0], device=1),
+    ]
+    assert [(str(tensor.device), tensor.is_cuda) for tensor in moved] == [("cuda:1", True)] * len(moved)
+    assert nn.Linear(2, 2).to(torch.float64).weight.device.type == "cpu"
+
+
+def test_a_sharded_tensor_is_where_its_part_is(attached: object, tmp_path: Path) -> None:
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        whole = torch.ones(4, device="cuda:1")
+        sharded = DTensor.from_local(whole, init_device_mesh("cuda", (1,)), [Shard(0)])
+        assert (str(sharded.device), sharded.is_cuda) == ("cuda:1", True)
+    finally:
+        dist.destroy_process_group()

@@ -32,6 +32,12 @@ from torch.distributed.tensor.parallel import (  # noqa: E402
 
 from .two_ranks import DTYPES, SHAPES, SIZE, compare, digits, elements, run  # noqa: E402
 
+#: Why nobody makes NCCL's group by itself; PyTorch's own class, where it is built with NCCL, says it in its words.
+REFUSAL_OF_NCCL: tuple[type[Exception], str] = (
+    (ValueError, "only supported with GPUs")
+    if hasattr(torch._C._distributed_c10d, "ProcessGroupNCCL")
+    else (NotImplementedError, "with init_process_group or new_group")
+)
 OPERATIONS = ["SUM", "PRODUCT", "MIN", "MAX", "BAND", "BOR", "BXOR"]
 
 
@@ -299,6 +305,51 @@ def test_a_rank_that_is_killed_is_named_and_the_others_go_on(start_worker: Calla
         process.join()
 
 
+def _sets_its_timeout(spec: Any, store: str, rank: int, over: Any, answers: Any) -> None:
+    from jupyter_gpupool.pytorch.client import session
+
+    session.activate(spec)
+    dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=SIZE)
+    x = torch.ones(3, device=f"cuda:{rank}")
+    dist.all_reduce(x)
+    torch.cuda.synchronize()
+    if rank == 1:
+        over.wait()
+        os._exit(0)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2))
+    dist.all_reduce(x)
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as e:
+        answers.put(str(e))
+    answers.close()
+    answers.join_thread()
+    over.set()
+    os._exit(0)
+
+
+def test_a_timeout_that_is_set_later_holds_for_what_follows(start_worker: Callable, tmp_path: Path) -> None:
+    worker = start_worker()
+    context = multiprocessing.get_context("spawn")
+    over, answers = context.Event(), context.Queue()
+    processes = [
+        context.Process(
+            target=_sets_its_timeout, args=(worker.spec, str(tmp_path / "store"), rank, over, answers)
+        )
+        for rank in range(SIZE)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        assert answers.get(timeout=600).startswith("rank 0 waited 2 s in all_reduce(SUM) for rank 1")
+        for process in processes:
+            process.join()
+    finally:  # also where rank 0 has failed, for which rank 1 waits
+        for process in processes:
+            process.kill()
+            process.join()
+
+
 def test_what_is_not_there_is_refused_in_one_line_and_the_rest_goes_on(
     attached: object, tmp_path: Path
 ) -> None:
@@ -319,7 +370,8 @@ def test_what_is_not_there_is_refused_in_one_line_and_the_rest_goes_on(
         for group in (dist.new_group([0], pg_options=options), dist.new_group([0], None, "nccl", options)):
             dist.all_reduce(x, group=group)
         assert x.tolist() == [1, 1, 1]
-        with pytest.raises(NotImplementedError, match="with init_process_group or new_group"):
+        # Where PyTorch is built with NCCL, that is PyTorch's own class.
+        with pytest.raises(REFUSAL_OF_NCCL[0], match=REFUSAL_OF_NCCL[1]):
             dist.ProcessGroupNCCL(None, 0, 1, options)
     finally:
         dist.destroy_process_group()

@@ -119,6 +119,8 @@ def alias(devices: Sequence[DeviceSpec]) -> None:
     legacy_types.alias(_patches)
     torchscript.alias(_patches)
     _patches.set(torch.Tensor, "to", _with_index(torch.Tensor.to, first=1))
+    # Its own core takes a number for one of the device gpupool.
+    _patches.set(torch.nn.Module, "to", _with_index(torch.nn.Module.to, first=1))
     _patches.set(torch.Tensor, "cuda", _tensor_cuda)
     # Uninitialized parameters know the functions that may be called before the first batch by their identity.
     _patches.set(*ALLOWED_METHODS, [*ALLOWED_METHODS.value, torch.Tensor.to, torch.Tensor.cuda])

@@ -19,7 +19,7 @@ import torch
 from jupyter_gpupool.pytorch.client.dispatch import attachment, point_to_point, worker_collectives
 from jupyter_gpupool.pytorch.client.tensor import device_names
 from jupyter_gpupool.pytorch.client.tensor.patches import Patches
-from jupyter_gpupool.pytorch.torch_internals.client import COALESCING, describe_failed_call
+from jupyter_gpupool.pytorch.torch_internals.client import COALESCING, describe_failed_call, set_group_timeout
 
 from . import pinned_memory
 
@@ -49,6 +49,8 @@ def alias(patches: Patches) -> None:
         if place.owner is not None:
             patches.set(*place, function(place.value))
     patches.set(dist.Work, "wait", _waits(dist.Work.wait))
+    if set_group_timeout.owner is not None:
+        patches.set(*set_group_timeout, _with_timeout(set_group_timeout.value))
     if describe_failed_call.owner is not None:
         patches.set(*describe_failed_call, _without_version(describe_failed_call.value))
 
@@ -150,6 +152,15 @@ def _ended(native: Callable[..., Any]) -> Callable[..., Any]:
         return native(pg, device)
 
     return _end_coalescing
+
+
+def _with_timeout(native: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(native)
+    def _set_pg_timeout(timeout: timedelta, group: Any = None) -> None:
+        native(timeout, group)
+        worker_collectives.set_timeout(group or torch.distributed.group.WORLD, timeout.total_seconds())
+
+    return _set_pg_timeout
 
 
 def _without_version(native: Callable[..., Any]) -> Callable[..., Any]:

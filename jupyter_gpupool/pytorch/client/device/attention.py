@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from jupyter_gpupool.pytorch.client.dispatch import attachment
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
-from jupyter_gpupool.pytorch.torch_internals.client import forward_ad
+from jupyter_gpupool.pytorch.torch_internals.client import REPLICATES_PLAIN, forward_ad
 
 _op = torch.ops.aten.scaled_dot_product_attention.default
 
@@ -30,7 +34,19 @@ def _attention(*args: Any, **kwargs: Any) -> torch.Tensor:
     )
     if whole:
         return attachment.call(_op, args, kwargs)
-    return _op.decompose(*args, **kwargs)
+    with _masks_for_all(tensors):
+        return _op.decompose(*args, **kwargs)
+
+
+def _masks_for_all(tensors: list[torch.Tensor]) -> AbstractContextManager[None]:
+    """Within, what is made for sharded tensors, such as the mask of causal attention, counts as every rank's."""
+    sharded = sys.modules.get("torch.distributed.tensor")
+    if sharded is None or not any(isinstance(t, sharded.DTensor) for t in tensors):
+        return contextlib.nullcontext()
+    if REPLICATES_PLAIN.get():  # the program has said so; PyTorch's context would end that, too
+        return contextlib.nullcontext()
+    experimental = importlib.import_module("torch.distributed.tensor.experimental")
+    return experimental.implicit_replication()
 
 
 def register() -> torch.library.Library:

@@ -14,6 +14,7 @@ from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
 from jupyter_gpupool.pytorch.torch_internals.client import work_from_future
 
 from . import point_to_point, worker_collectives
+from .ranks import start_native
 
 #: The operator → the positions of arguments whose elements the collective writes.
 _WRITES = {
@@ -112,7 +113,7 @@ def _between_two(func: Any, args: tuple[Any, ...]) -> point_to_point.Host:
             except Exception as e:
                 done.set_exception(e)
 
-        threading.Thread(target=finish, name="gpupool-p2p", daemon=True).start()
+        start_native(threading.Thread(target=finish, name="gpupool-p2p", daemon=True))
         return work_from_future(done)
 
     return begin

@@ -21,17 +21,26 @@ _worlds = 0
 _MAX_PAUSE_S = 0.1
 #: set when the process ends
 _over = threading.Event()
-_watchers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_natives: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+#: The longest time that the end of the process waits for all of them, in seconds.
+_END_S = 5.0
 #: what names the worker that has a slice, by the slice's number
 _places: list[Callable[[int], str]] = []
 
 
 @atexit.register
-def _end_watchers() -> None:
-    """Leave no thread in a store: one that comes back from it while the interpreter ends aborts the process."""
+def _end_natives() -> None:
+    """Leave no thread in c10d: one that comes back from it while the interpreter ends aborts the process."""
     _over.set()
-    for watcher in list(_watchers):
-        watcher.join(5)
+    deadline = time.monotonic() + _END_S
+    for thread in list(_natives):
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def start_native(thread: threading.Thread) -> None:
+    """Start a thread that waits in c10d. The end of the process waits for it, though not for long."""
+    _natives.add(thread)
+    thread.start()
 
 
 def tell_workers_apart_by(place_of: Callable[[int], str]) -> None:
@@ -147,8 +156,7 @@ class Ranks:
         with self._watching:
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._look, name="gpupool-ranks", daemon=True)
-                _watchers.add(self._watcher)
-                self._watcher.start()
+                start_native(self._watcher)
 
     def _look(self) -> None:
         pause_s, store = 0.001, None

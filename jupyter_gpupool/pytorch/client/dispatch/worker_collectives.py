@@ -60,6 +60,15 @@ def stands_in(pg: Any) -> bool:
     return pg in _asked
 
 
+def set_timeout(pg: Any, timeout_s: float) -> None:
+    """Let ranks wait so long for each other from now on, where leased tensors are exchanged in the worker."""
+    if pg in _asked:
+        _asked[pg] = timeout_s
+        for known in (_known.get(pg), _ranks.get(pg)):
+            if known is not None:
+                known.timeout_s = timeout_s
+
+
 def run(name: str, args: Sequence[Any]) -> Any:
     """Run a collective of c10d in the worker; NotImplemented where it has to go through the host."""
     plan = _PLANS.get(_ONE_BY_ONE.get(name, name))
