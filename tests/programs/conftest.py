@@ -46,17 +46,19 @@ def leased(lease: object) -> dict[str, str]:
 
 @pytest.fixture
 def record() -> Callable[..., None]:
-    """``record(program, compared, result)`` enters a row of docs/reference/programs.md, of this release of PyTorch.
+    """``record(program, compared, result)`` enters a row of docs/reference/programs.md.
+
+    It is of this release of PyTorch, or of that of another framework (``jax="..."``).
 
     PROGRAMS_RECORD names the JSON file, which `make programs` sets; rows of programs that did not run stay.
     """
 
-    def enter(program: str, *, compared: str, result: str) -> None:
+    def enter(program: str, *, compared: str, result: str, **release: str) -> None:
         if not (name := os.environ.get("PROGRAMS_RECORD")):
             return
         file = Path(name)
         rows = json.loads(file.read_text()) if file.exists() else {}
-        rows[program] = {"compared": compared, "result": result, "torch": torch.__version__}
+        rows[program] = {"compared": compared, "result": result, **(release or {"torch": torch.__version__})}
         file.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
 
     return enter

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.ports import free_port
+
+from .to_the_end import run_to_the_end
 
 LAUNCHED = Path(__file__).with_name("launched")
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2"
@@ -37,6 +38,7 @@ class Launch(NamedTuple):
 
 
 LAUNCHES = {
+    "torchrun, a snapshot and sharded parameters": Launch("torch", f"{TORCHRUN} with_torchrun.py"),
     "Lightning, ddp": Launch("lightning", "with_lightning.py ddp"),
     "Lightning, auto": Launch("lightning", "with_lightning.py auto", "with_lightning.py ddp"),
     "accelerate launch": Launch(
@@ -56,15 +58,11 @@ LAUNCHES = {
 def found_by(arguments: str, folder: Path, environment: Mapping[str, str], **more: str) -> Any:
     folder.mkdir()
     answer = folder / "found.json"
-    done = subprocess.run(
+    run_to_the_end(
         [sys.executable, *arguments.format(port=free_port()).split(), str(answer)],
-        cwd=LAUNCHED,
-        env={**environment, "OMP_NUM_THREADS": "1", **RAY, **more},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
+        LAUNCHED,
+        {**environment, "OMP_NUM_THREADS": "1", **RAY, **more},
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return json.loads(answer.read_text())
 
 

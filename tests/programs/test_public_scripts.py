@@ -5,7 +5,6 @@ An environment variable names each repository's clone; without it, its scripts a
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from .clones import runnable
 from .public_scripts import CLONES, PROGRAMS, Program
 
 DRIVER = Path(__file__).with_name("drive.py")
@@ -71,20 +71,7 @@ def figures(program: Program, said: str) -> list[str]:
     return found
 
 
-def missing(program: Program) -> str:
-    """Why it cannot run here; empty if it can. Asked before a pool is started."""
-    if not os.environ.get(CLONES[program.repository]):
-        return f"{CLONES[program.repository]} names no clone of {program.repository}"
-    absent = [name for name in program.libraries if importlib.util.find_spec(name) is None]
-    return f"{absent[0]} is not installed; `make programs` does that" if absent else ""
-
-
-def runnable(program: Program) -> object:
-    reason = missing(program)
-    return pytest.param(program, id=str(program), marks=[pytest.mark.skip(reason=reason)] if reason else [])
-
-
-@pytest.mark.parametrize("program", [runnable(program) for program in PROGRAMS])
+@pytest.mark.parametrize("program", [runnable(program, CLONES) for program in PROGRAMS])
 def test_the_cpu_prints_the_same(
     leased: Mapping[str, str], tmp_path: Path, program: Program, record: Callable[..., None]
 ) -> None:

@@ -16,6 +16,7 @@ def markdown() -> str:
         (
             f"`{row['file']}`",
             f"{row['share']:.1%}",
+            f"{row['most_cases_of_a_test']}",
             f"{row['slices']}",
             f"{row['cpu_passes']:,}",
             f"{row['passed']:,} ({row['passed_percent']} %)",
@@ -24,8 +25,17 @@ def markdown() -> str:
         )
         for row in found["files"]
     ]
-    head = ["tests", "sample", "slices", "the CPU passes", "passed", "refused, with a reason", "failed"]
+    head = [
+        "tests",
+        "sample",
+        "cases",
+        "slices",
+        "the CPU passes",
+        "passed",
+        "refused, with a reason",
+        "failed",
+    ]
     reasons = sorted({reason for row in found["files"] for reason in row["refused"]})
     refused = "\n".join(f"- {reason}" for reason in reasons)
-    about = f"JAX {found['jax']}, at most {found['most_cases_of_a_test']} cases of each test."
+    about = f"JAX {found['jax']}; of each test at most so many cases."
     return f"{table(head, rows)}\n\n{about}" + (f"\n\nRefused:\n\n{refused}" if reasons else "")

@@ -12,7 +12,12 @@ RESULTS = Path(__file__).parents[3] / "benchmarks" / "programs.json"
 
 def markdown() -> str:
     rows = [
-        (program, row["compared"], row["result"], row["torch"])
+        (
+            program,
+            row["compared"],
+            row["result"],
+            f"JAX {row['jax']}" if "jax" in row else f"PyTorch {row['torch']}",
+        )
         for program, row in json.loads(RESULTS.read_text()).items()
     ]
-    return table(["program", "compared", "result", "PyTorch"], rows)
+    return table(["program", "compared", "result", "release"], rows)
