@@ -14,10 +14,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .jax_recorder import RECORD, SHARE, SLICES
+from .jax_recorder import RECORD, SHARE, SLICES, is_taken
 from .jax_refusals import reason
 
 OUTPUT = Path(__file__).parent / "jax.json"
@@ -40,6 +41,9 @@ def main() -> int:
     )
     parser.add_argument("--cases", type=int, default=10, help="most cases of a test (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument(
+        "--records", type=Path, metavar="DIR", help="keep each test's outcome there, and run only the others"
+    )
     args = parser.parse_args()
     import jax
 
@@ -48,16 +52,19 @@ def main() -> int:
         for part in ("data", "runtime", "config"):
             os.environ[f"JUPYTER_{part.upper()}_DIR"] = str(Path(home, part))
             Path(home, part).mkdir(mode=0o700)
+        records = args.records or Path(home)
+        records.mkdir(exist_ok=True)
         for name in args.files or FILES:
             began = time.monotonic()
             file = args.tests / f"{name}.py"
             found = [
-                run(file, Path(home), slices, args.share, args.cases)
+                run(file, records, slices, args.share, args.cases)
                 for slices in (0, NUM_SLICES if name in SEVERAL else 1)
             ]
             slices = NUM_SLICES if name in SEVERAL else 1
-            rows.append({"file": name, "slices": slices, "share": args.share, **compare(*found)})
-            write(args.output, rows, jax.__version__, args.cases)
+            sample = {"slices": slices, "share": args.share, "most_cases_of_a_test": args.cases}
+            rows.append({"file": name, **sample, **compare(*found)})
+            write(args.output, rows, jax.__version__)
             print(_line(rows[-1]), f"{time.monotonic() - began:.0f} s", flush=True)
             for test, why in rows[-1]["failures"].items():
                 print(f"  {test}: {why}", flush=True)
@@ -65,21 +72,18 @@ def main() -> int:
     return 1 if any(row["failures"] for row in rows) else 0
 
 
-def write(output: Path, rows: list[dict[str, Any]], jax_version: str, cases: int) -> None:
+def write(output: Path, rows: list[dict[str, Any]], jax_version: str) -> None:
     """Write the figures of these files, and keep those of the others."""
     known = json.loads(output.read_text())["files"] if output.exists() else []
     by_name = {row["file"]: row for row in [*known, *rows]}
-    figures = {
-        **{"jax": jax_version, "most_cases_of_a_test": cases},
-        "files": [by_name[name] for name in FILES if name in by_name],
-    }
+    figures = {"jax": jax_version, "files": [by_name[name] for name in FILES if name in by_name]}
     output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def run(file: Path, home: Path, slices: int, share: float, cases: int) -> dict[str, tuple[str, str]]:
+def run(file: Path, records: Path, slices: int, share: float, cases: int) -> dict[str, tuple[str, str]]:
     """Run a file's tests, and return the outcome of each by its name, with the reason."""
-    record = home / f"{file.stem}-{slices}.jsonl"
-    record.write_text("")
+    record = records / f"{file.stem}-{metadata.version('jax')}-{cases}-{slices}.jsonl"
+    record.write_text(known(record.read_text()) if record.exists() else "")
     environment = {
         **os.environ,
         **{RECORD: str(record), SHARE: str(share), SLICES: str(slices)},
@@ -92,7 +96,8 @@ def run(file: Path, home: Path, slices: int, share: float, cases: int) -> dict[s
     if not slices:
         environment["JAX_PLATFORMS"] = "cpu"
         environment["JAX_NUM_CPU_DEVICES"] = str(NUM_SLICES if file.stem in SEVERAL else 1)
-    options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "benchmarks.conformance.jax_recorder"]
+    options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:jaxtyping"]
+    options += ["-p", "benchmarks.conformance.jax_recorder"]
     command = [
         sys.executable,
         "-m",
@@ -106,7 +111,8 @@ def run(file: Path, home: Path, slices: int, share: float, cases: int) -> dict[s
     ]
     while True:
         before = record.stat().st_size
-        with (home / "output").open("w") as output:
+        said = record.with_suffix(".output")
+        with said.open("w") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
             ended = _watch(process, record)
         begun = [json.loads(line) for line in record.read_text().splitlines()]
@@ -115,11 +121,21 @@ def run(file: Path, home: Path, slices: int, share: float, cases: int) -> dict[s
         elif process.returncode in (0, 1, 5):
             break
         elif record.stat().st_size == before:
-            raise SystemExit(f"{file}: the tests do not run:\n{(home / 'output').read_text()[-2000:]}")
+            raise SystemExit(f"{file}: the tests do not run:\n{said.read_text()[-2000:]}")
     outcomes: dict[str, tuple[str, str]] = {}
     for name, outcome, why in map(json.loads, record.read_text().splitlines()):
-        outcomes[name] = (outcome, why)
+        if is_taken(name, share):  # a record may be of more
+            outcomes[name] = (outcome, why)
     return outcomes
+
+
+def known(record: str) -> str:
+    """Return what a record of an earlier run says of tests that need not run again: those that passed or were skipped.
+
+    A test that was not finished has to run, and one that failed may pass now.
+    """
+    lines = [(line, json.loads(line)) for line in record.splitlines()]
+    return "".join(f"{line}\n" for line, (_, outcome, _) in lines if outcome in ("passed", "skipped"))
 
 
 def _watch(process: subprocess.Popen[bytes], record: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 LOOK_UP = """
-import jax, jax.numpy as jnp
+import jax, jax.export, jax.numpy as jnp
 from jupyter_gpupool.jax.jax_internals import worker as internals
 from jupyter_gpupool.jax.worker.programs import compiled
 one, two = internals.prepare(2)

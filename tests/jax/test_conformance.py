@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.conformance.jax_suite import compare
+from benchmarks.conformance.jax_suite import compare, known
 
 
 def test_what_the_cpu_passes_has_to_pass_whatever_else_happens() -> None:
@@ -21,6 +21,15 @@ def test_what_the_cpu_passes_has_to_pass_whatever_else_happens() -> None:
     assert (found["cpu_passes"], found["passed"], found["failed"]) == (3, 1, 2)
     assert found["failures"] == {"b": "died: the process died", "e": "missing: it did not run"}
     assert found["passed_percent"] == 33.33
+
+
+def test_only_what_passed_is_not_run_again() -> None:
+    record = [
+        *(["a", "begun", ""], ["a", "passed", ""], ["b", "begun", ""], ["b", "failed", "x"]),
+        *(["c", "begun", ""], ["c", "skipped", ""], ["d", "begun", ""]),
+    ]
+    kept = known("".join(f"{json.dumps(line)}\n" for line in record))
+    assert [json.loads(line) for line in kept.splitlines()] == [["a", "passed", ""], ["c", "skipped", ""]]
 
 
 def test_the_published_figures_are_complete(project_root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Sequence
@@ -111,7 +112,8 @@ def _own_options(asked: Any) -> Any:
     own = xla_client.CompileOptions()
     own.parameter_is_tupled_arguments = asked.parameter_is_tupled_arguments
     for name in _BUILD_OPTIONS:
-        setattr(own.executable_build_options, name, getattr(asked.executable_build_options, name))
+        with contextlib.suppress(TypeError):  # the levels of 0.7, which Python cannot read there
+            setattr(own.executable_build_options, name, getattr(asked.executable_build_options, name))
     theirs, ours = asked.executable_build_options.debug_options, own.executable_build_options.debug_options
     ours.xla_backend_optimization_level = max(0, min(3, theirs.xla_backend_optimization_level))
     ours.xla_llvm_disable_expensive_passes = theirs.xla_llvm_disable_expensive_passes

@@ -41,8 +41,10 @@ class Slice(Protocol):
 
     spec: DeviceSpec
     limit: int
-    allocated: int
     busy_s: float
+
+    def taken(self) -> int:
+        """The bytes that are accounted for, of all sessions together."""
 
     def take(self, nbytes: int) -> None:
         """Account for an allocation. Raises RuntimeError if it does not fit."""
@@ -432,7 +434,7 @@ class JaxSession:
 
     def _memory(self, number: int) -> None:
         one = self._slices[number]
-        self._answer([0, "", one.allocated, one.limit], None)
+        self._answer([0, "", one.taken(), one.limit], None)
 
     # -- the client's functions
 
@@ -483,7 +485,7 @@ class JaxSession:
         try:
             one.take(nbytes)
         except RuntimeError:
-            limit, allocated = one.limit, one.allocated
+            limit, allocated = one.limit, one.taken()
             raise StatusError(
                 RESOURCE_EXHAUSTED,
                 f"Out of memory while trying to allocate {nbytes} bytes on slice {number}, which has {limit} bytes, of "
