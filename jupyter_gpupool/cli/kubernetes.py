@@ -188,7 +188,7 @@ class CopyClientApp(Command):
 
 class ManifestsApp(Command):
     name = "kubernetes manifests"
-    usage = "--image IMAGE (--tls DIRECTORY | --issuer NAME) [options]"
+    usage = "--image IMAGE (--tls DIRECTORY | --issuer NAME | --admission policy) [options]"
     description = (
         "Print the webhook's manifests, for kubectl apply -f -. The directory keeps the webhook's own authority and\n"
         "its certificate, which are made where they are missing; the certificate is renewed in its last third."
@@ -226,6 +226,13 @@ class ManifestsApp(Command):
             "(default: %(default)s and later)",
         )
         parser.add_argument(
+            "--admission",
+            choices=("webhook", "policy", "both"),
+            default="webhook",
+            help="what serves Pods: the webhook, from Kubernetes 1.36 on policies in the API server itself (1.34 where "
+            "v1beta1 is switched on), or these for most Pods and the webhook for the others (default: %(default)s)",
+        )
+        parser.add_argument(
             "--replicas",
             metavar="N",
             type=whole_number(1, 100, "the count of Pods"),
@@ -259,7 +266,15 @@ class ManifestsApp(Command):
         add_webhook_options(parser)
 
     def check(self) -> None:
-        if bool(self.args.tls) == bool(self.args.issuer):
+        args = self.args
+        if args.admission == "policy" and (args.tls or args.issuer):
+            raise UsageError("without a webhook there is nothing to certify; leave out --tls and --issuer")
+        if args.admission != "webhook":
+            from jupyter_gpupool.kubernetes.admission_policy import POLICIES_BETA
+
+            if args.kubernetes < POLICIES_BETA:
+                raise UsageError("policies need Kubernetes 1.34 or later; say which with --kubernetes")
+        if args.admission != "policy" and bool(args.tls) == bool(args.issuer):
             raise UsageError("who certifies the webhook? Give either --tls DIRECTORY or --issuer NAME")
         if self.args.service_monitor and self.args.pool is None:
             raise UsageError("--service-monitor is for a pool within the cluster; add --pool GPUS")
@@ -289,6 +304,7 @@ class ManifestsApp(Command):
             args.user_prefix,
             args.pool or 0,
             args.service_monitor,
+            args.admission,
         )
         objects = manifests(options)
         if args.controller:

@@ -19,6 +19,7 @@ from .names import (
     CLIENT_FOLDER,
     CLIENT_VOLUME,
     CONFIG_MAP,
+    DOMAIN,
     FOLDER,
     INJECT,
     INJECTED,
@@ -37,8 +38,10 @@ _PATH = "PYTHONPATH"
 #: The permissions of the bundle's files: containers may run as any user.
 _MODE = 0o444
 
+#: The variable with the folder of the bundle.
+CONFIG_DIR = bundle.VARIABLE
 #: Variable → field of the Pod, which the kubelet fills in.
-_DOWNWARD = {
+DOWNWARD = {
     POD_NAME: "metadata.name",
     POD_NAMESPACE: "metadata.namespace",
     POD_UID: "metadata.uid",
@@ -97,6 +100,33 @@ def is_injected(pod: Mapping[str, Any]) -> bool:
     )
 
 
+def asks_in_cel() -> str:
+    """Return a condition in CEL that holds for every Pod that could ask: the label, or a resource of ours."""
+    return (
+        f"(has(object.metadata.labels) && '{INJECT}' in object.metadata.labels"
+        f" && object.metadata.labels['{INJECT}'] == 'true')"
+        " || (object.spec.containers + (has(object.spec.initContainers) ? object.spec.initContainers : []))"
+        f".exists(c, has(c.resources) && has(c.resources.limits)"
+        f" && c.resources.limits.exists(name, name.startsWith('{DOMAIN}/')))"
+    )
+
+
+def is_injected_in_cel(container: str) -> str:
+    """Return in CEL that :func:`is_injected` holds for the sake of this container, but for the Pod's label."""
+    names = ", ".join(f"'{name}'" for name in ASKED)
+    limits, mounts = f"{container}.resources.limits", f"{container}.volumeMounts"
+    return (
+        f"has({container}.resources) && has({limits}) && '{SLICE}' in {limits}"
+        f" && !{limits}.exists(name, name in [{names}])"
+        f" && has({mounts}) && {mounts}.exists(m, m.name == '{VOLUME}' && m.mountPath == '{FOLDER}')"
+    )
+
+
+def not_injected_in_cel() -> str:
+    """Return in CEL that :func:`is_injected` does not hold."""
+    return f"!object.spec.containers.exists(c, {is_injected_in_cel('c')})"
+
+
 def _put_label(pod: dict[str, Any]) -> None:
     metadata = dict(mapping(pod, "metadata"))
     pod["metadata"] = {**metadata, "labels": {**mapping(metadata, "labels"), INJECTED: "true"}}
@@ -106,8 +136,16 @@ def _volume(request: PodRequest, settings: Settings, annotations: Mapping[str, A
     by_account = request.account_token
     if by_account is None:
         by_account = settings.account_tokens and SECRET not in annotations
-    if not by_account:
-        return {"name": VOLUME, "secret": {"secretName": request.secret, "defaultMode": _MODE}}
+    return account_volume() if by_account else secret_volume(request.secret)
+
+
+def secret_volume(name: str) -> dict[str, Any]:
+    """Return the volume with the bundle of a Secret."""
+    return {"name": VOLUME, "secret": {"secretName": name, "defaultMode": _MODE}}
+
+
+def account_volume() -> dict[str, Any]:
+    """Return the volume with the pool's addresses and the token of the Pod's ServiceAccount."""
     token = {"audience": AUDIENCE, "expirationSeconds": ACCOUNT_TOKEN_LIFE_S, "path": bundle.TOKEN}
     items = [{"key": name, "path": name} for name in (bundle.CA, bundle.SERVERS)]
     sources = [{"serviceAccountToken": token}, {"configMap": {"name": CONFIG_MAP, "items": items}}]
@@ -126,8 +164,13 @@ def _put_mount(container: dict[str, Any], volume: str, folder: str) -> None:
     mounts = listed(container, "volumeMounts")
     if any(str(mount.get("mountPath")).rstrip("/") == folder for mount in mounts):
         raise InvalidRequest(f"the container mounts a volume at {folder}; give it another path")
+    container["volumeMounts"] = [*mounts, mount_of(volume, folder)]
+
+
+def mount_of(volume: str, folder: str) -> dict[str, Any]:
+    """Return the mount of a volume of ours."""
     # Not a subPath: the kubelet would never replace the file when the token is rotated.
-    container["volumeMounts"] = [*mounts, {"name": volume, "mountPath": folder, "readOnly": True}]
+    return {"name": volume, "mountPath": folder, "readOnly": True}
 
 
 def _put_client(
@@ -194,8 +237,8 @@ def _put_environment(container: dict[str, Any], request: PodRequest) -> None:
     wanted: dict[str, Any] = {NUM_GPUS: {"value": str(request.num_gpus)}}
     if request.partial is not None:
         wanted[PARTIAL_GPU] = {"value": f"{request.partial:.9g}"}
-    wanted[bundle.VARIABLE] = {"value": FOLDER}
-    for name, path in _DOWNWARD.items():
+    wanted[CONFIG_DIR] = {"value": FOLDER}
+    for name, path in DOWNWARD.items():
         wanted[name] = {"valueFrom": {"fieldRef": {"fieldPath": path}}}
     variables = listed(container, "env")
     present = {variable.get("name"): variable for variable in variables}

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from .admission_policy import admission_policies
+from .injection import asks_in_cel, not_injected_in_cel
 from .manifest_parts import container, labels, named, of_secret, pod
 from .names import DOMAIN, INJECT
 from .webhook import PATH, READY_PATH
@@ -22,15 +24,6 @@ DISRUPTION_V1 = (1, 21)
 TIMEOUT_S = 5
 _PORT = 8443
 _LABELS = labels(NAME)
-
-#: In CEL: the label, or a resource of ours in a container.
-_ASKS = (
-    f"(has(object.metadata.labels) && '{INJECT}' in object.metadata.labels"
-    f" && object.metadata.labels['{INJECT}'] == 'true')"
-    " || (object.spec.containers + (has(object.spec.initContainers) ? object.spec.initContainers : []))"
-    f".exists(c, has(c.resources) && has(c.resources.limits)"
-    f" && c.resources.limits.exists(name, name.startsWith('{DOMAIN}/')))"
-)
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,7 @@ class Options:
     ``issuer``: a ClusterIssuer of cert-manager. ``client_image``: whence the client is copied; empty: ``image``.
     ``user_prefix``: of the cluster's ServiceAccounts in the pool, for the controller. ``pool_gpus``: GPUs of a pool
     within the cluster, 0 for emulated ones; ``monitoring_namespace``: of the Prometheus that reads its metrics.
+    ``admission``: what serves Pods, ``webhook``, ``policy`` (within the API server), or ``both``.
     """
 
     image: str
@@ -63,6 +57,7 @@ class Options:
     user_prefix: str | None = None
     pool_gpus: int = 0
     monitoring_namespace: str = ""
+    admission: str = "webhook"
 
 
 def dns_names(namespace: str) -> list[str]:
@@ -72,6 +67,13 @@ def dns_names(namespace: str) -> list[str]:
 
 def manifests(options: Options) -> list[dict[str, Any]]:
     """Return all objects in the order in which to create them: the configuration is the last."""
+    policies: list[dict[str, Any]] = []
+    if options.admission != "webhook":
+        policies = admission_policies(
+            options.namespace, options.version, _LABELS, options.gpu_memory_mib, options.account_tokens
+        )
+    if options.admission == "policy":
+        return [_namespace(options), *policies]
     return [
         _namespace(options),
         _object("v1", "ServiceAccount", options, automountServiceAccountToken=False),
@@ -80,6 +82,7 @@ def manifests(options: Options) -> list[dict[str, Any]]:
         _deployment(options),
         _disruption_budget(options),
         _network_policy(options),
+        *policies,
         _configuration(options),
     ]
 
@@ -127,13 +130,18 @@ def _certificate(options: Options) -> dict[str, Any]:
             "privateKey": {"algorithm": "ECDSA", "rotationPolicy": "Always"},
         }
         return _object("cert-manager.io/v1", "Certificate", options, spec=spec)
-    files = {"tls.crt": options.tls.certificate, "tls.key": options.tls.key}
+    files = {
+        "ca.crt": options.tls.ca,
+        "tls.crt": options.tls.certificate,
+        "tls.key": options.tls.key,
+    }
     data = {name: base64.b64encode(content).decode() for name, content in files.items()}
     return _object("v1", "Secret", options, type="kubernetes.io/tls", data=data)
 
 
 def _service(options: Options) -> dict[str, Any]:
-    ports = [{"name": "https", "port": 443, "targetPort": "https"}]
+    # The protocol is a part of a port's key, without which older API servers refuse a server-side apply.
+    ports = [{"name": "https", "port": 443, "targetPort": "https", "protocol": "TCP"}]
     return _object("v1", "Service", options, spec={"selector": _LABELS, "ports": ports})
 
 
@@ -150,7 +158,7 @@ def _deployment(options: Options) -> dict[str, Any]:
         volume="tls",
         folder="/tls",
         command=command,
-        ports=[{"name": "https", "containerPort": _PORT}],
+        ports=[{"name": "https", "containerPort": _PORT, "protocol": "TCP"}],
         readinessProbe={
             "httpGet": {"path": READY_PATH, "port": "https", "scheme": "HTTPS"},
             "periodSeconds": 2,
@@ -232,7 +240,11 @@ def _configuration(options: Options) -> dict[str, Any]:
         },
     }
     if options.version >= MATCH_CONDITIONS:
-        webhook["matchConditions"] = [{"name": "asks-for-gpus", "expression": _ASKS}]
+        webhook["matchConditions"] = [{"name": "asks-for-gpus", "expression": asks_in_cel()}]
+        if options.admission == "both":
+            # So that these start while no webhook answers.
+            condition = {"name": "not-served-by-the-policy", "expression": not_injected_in_cel()}
+            webhook["matchConditions"].append(condition)
     else:
         webhook["objectSelector"] = {"matchLabels": {INJECT: "true"}}
     return {

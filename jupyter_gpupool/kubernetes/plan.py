@@ -136,7 +136,7 @@ def plan(cluster: Cluster, pool: Pool, now: float, adopted: Collection[str] = ()
     for node in cluster.nodes:
         offered = mapping(mapping(node, "status"), "capacity").get(SLICE)
         count = pool.gpus * 100
-        if offered is None or str(offered) != str(count):
+        if not _is_so_many(offered, count):
             actions.append(OfferSlices(str(node["metadata"]["name"]), count))
     alive = {description(cluster.id, str(n["metadata"]["name"])) for n in cluster.namespaces}
     ours = description(cluster.id, "")
@@ -173,6 +173,14 @@ def is_own(cluster: Cluster, pool: Pool, name: str, adopted: Collection[str] = (
         return True
     text = description(cluster.id, name)
     return pool.descriptions.get(name) == text or any(token["description"] == text for token in pool.tokens)
+
+
+def _is_so_many(offered: Any, count: int) -> bool:
+    """Return whether a quantity is this number, however the API server writes it: 1000 becomes 1k."""
+    try:
+        return offered is not None and quantity(SLICE, offered) == count
+    except InvalidRequest:  # somebody else has written it
+        return False
 
 
 def limits_of(namespace: Mapping[str, Any], quotas: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -48,7 +48,8 @@ _SUFFIXES = {
     **{suffix: Fraction(1000) ** power for suffix, power in zip("numkMGTPE", (-3, -2, -1, 1, 2, 3, 4, 5, 6))},
     **{f"{suffix}i": Fraction(1024) ** power for suffix, power in zip("KMGTPE", range(1, 7))},
 }
-_SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+#: What a Secret may be called.
+SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def pod_request(pod: Mapping[str, Any]) -> PodRequest | None:
         )
     num_gpus, partial, memory_mib = _size(container)
     secret = annotations.get(SECRET, DEFAULT_SECRET)
-    if not isinstance(secret, str) or len(secret) > 253 or not _SECRET_NAME.fullmatch(secret):
+    if not isinstance(secret, str) or len(secret) > 253 or not SECRET_NAME.fullmatch(secret):
         raise InvalidRequest(f"the annotation {SECRET} must be the name of a Secret, not {shown(secret)}")
     request = PodRequest(
         chosen,

@@ -51,7 +51,9 @@ def _ports() -> dict[str, int]:
 
 
 def _service(options: Options) -> dict[str, Any]:
-    ports = [{"name": name, "port": port, "targetPort": name} for name, port in _ports().items()]
+    ports = [
+        {"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in _ports().items()
+    ]
     return _object("v1", "Service", options, spec={"selector": _LABELS, "ports": ports})
 
 
@@ -97,7 +99,7 @@ def _deployment(options: Options) -> dict[str, Any]:
         folder=FOLDER,
         read_only=False,
         command=[*command, DIRECTORY],
-        ports=[{"name": name, "containerPort": port} for name, port in _ports().items()],
+        ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _ports().items()],
         readinessProbe={"tcpSocket": {"port": "control"}, "periodSeconds": 5},
     )
     # Workers take what the programs need; only the GPUs can be said here.

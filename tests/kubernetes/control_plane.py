@@ -53,6 +53,8 @@ class ControlPlane:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._token = secrets.token_hex(16)
         self.url = f"https://127.0.0.1:{ports[0]}"
+        #: Signs the tokens of ServiceAccounts.
+        self.account_key = folder / "accounts.key"
         self._etcd, self._peers = (f"http://127.0.0.1:{port}" for port in ports[1:])
 
     def start(self) -> None:
@@ -68,7 +70,7 @@ class ControlPlane:
             f"--initial-cluster=default={self._peers}",
             "--unsafe-no-fsync",
         )
-        key = folder / "accounts.key"
+        key = self.account_key
         subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
         (folder / "tokens.csv").write_text(f"{self._token},admin,admin,system:masters\n")
         port = self.url.rpartition(":")[2]
@@ -89,8 +91,8 @@ class ControlPlane:
         )
         self.ca = ca = folder / "certificates" / "apiserver.crt"
         self.wait(ca.exists, "the API server's certificate")
-        self._configuration = folder / "kubeconfig"
-        self._configuration.write_text(json.dumps(_kubeconfig(self.url, ca.read_bytes(), self._token)))
+        self.kubeconfig = folder / "kubeconfig"
+        self.kubeconfig.write_text(json.dumps(_kubeconfig(self.url, ca.read_bytes(), self._token)))
         context = ssl.create_default_context(cafile=str(ca))
         self.api = httpx.Client(
             base_url=self.url,
@@ -102,7 +104,7 @@ class ControlPlane:
         self.wait(self._ready, "the API server")
         self._run(
             "kube-controller-manager",
-            f"--kubeconfig={self._configuration}",
+            f"--kubeconfig={self.kubeconfig}",
             f"--service-account-private-key-file={key}",
             "--controllers=*,-nodelifecycle,-nodeipam",
             "--leader-elect=false",
@@ -111,7 +113,7 @@ class ControlPlane:
         )
         self._run(
             "kube-scheduler",
-            f"--kubeconfig={self._configuration}",
+            f"--kubeconfig={self.kubeconfig}",
             "--leader-elect=false",
             "--port=0",
             "--secure-port=0",
@@ -128,15 +130,22 @@ class ControlPlane:
         self, *words: str, given: str | list[dict[str, Any]] = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl; ``given``: what it reads from its input, text or objects."""
+        # A call may be repeated, which would create the first of several a second time.
+        assert words[0] != "create" or isinstance(given, str) or len(given) == 1
         text = given if isinstance(given, str) else as_yaml(given)
-        command = [str(self._tools / "kubectl"), f"--kubeconfig={self._configuration}", *words]
+        command = [str(self._tools / "kubectl"), f"--kubeconfig={self.kubeconfig}", *words]
         home = {**os.environ, "HOME": str(self._folder)}
-        return subprocess.run(
-            command, input=text, capture_output=True, text=True, env=home, timeout=PATIENCE_S
-        )
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            done = subprocess.run(
+                command, input=text, capture_output=True, text=True, env=home, timeout=PATIENCE_S
+            )
+            # kubectl gives a busy machine 10 seconds for that. A server that never answers is another matter.
+            if "TLS handshake timeout" not in done.stderr or time.monotonic() > deadline:
+                return done
 
     def create(self, *objects: dict[str, Any]) -> str:
-        """Create objects by kubectl; what it says."""
+        """Create or change objects by kubectl, which may find some of them done; what it says."""
         done = self.kubectl("apply", "-f", "-", given=list(objects))
         assert done.returncode == 0, done.stderr
         return done.stdout

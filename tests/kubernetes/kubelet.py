@@ -76,6 +76,11 @@ class Kubelet:
         (pod,) = [pod for pod in self._pods.values() if pod.names == (namespace, name)]
         return pod.mounted(volume, file)
 
+    def write(self, namespace: str, name: str, volume: str, file: str, text: str) -> None:
+        """Put a file into a volume of a Pod, as another program on its node could."""
+        (pod,) = [pod for pod in self._pods.values() if pod.names == (namespace, name)]
+        pod.write(volume, file, text)
+
     def _register(self) -> None:
         labels = {"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux"}
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": labels}}
@@ -190,6 +195,9 @@ class RunningPod:
 
     def mounted(self, volume: str, file: str) -> str:
         return (self._folder / "volumes" / volume / file).read_text()
+
+    def write(self, volume: str, file: str, text: str) -> None:
+        write_atomically(self._folder / "volumes" / volume / file, text, 0o644)
 
     def _is_initialised(self, pod: dict[str, Any]) -> bool:
         """Run the init containers one after the other; whether all have ended, or one has failed."""

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Makes a Kubernetes control plane and kubectl for tests/kubernetes: 1.20.2 of Debian's source package, built with
-# Debian's Go, and Debian's etcd. Nothing is installed. Building needs no root; the tests do (mount and PID namespaces).
+# Makes a Kubernetes control plane for tests/kubernetes: 1.20.2 of Debian's source package, built with Debian's Go,
+# and Debian's etcd and kubectl. Nothing is installed. Building needs no root; the tests do (mount and PID namespaces).
 # usage: make_tools.sh FOLDER    Programs that FOLDER/bin already has are kept.
 set -euo pipefail
 (($# == 1)) || { sed -n 2,4p "$0" >&2; exit 2; }
 mkdir -p "$1/bin" "$1/apt/lists/partial" "$1/packages" "$1/log"
 cd "$1"
 folder=$PWD
-programs=(kube-apiserver kube-controller-manager kube-scheduler kubectl)
+programs=(kube-apiserver kube-controller-manager kube-scheduler)
 jobs=${KUBERNETES_JOBS:-2}
 
 missing() { for name in "$@"; do [[ -x $folder/bin/$name ]] || return 0; done; return 1; }
 step() { echo "$(date +%T) $*"; }
 
-missing etcd "${programs[@]}" || exit 0
+missing etcd kubectl "${programs[@]}" || exit 0
 for program in apt-get dpkg-deb dpkg-source patch; do
   command -v "$program" >/dev/null || { echo "$program is missing: it takes Debian 12 with dpkg-dev" >&2; exit 1; }
 done
@@ -41,6 +41,10 @@ unpack() { # PACKAGE: its files below packages/root
 if missing etcd; then
   unpack etcd-server
   cp packages/root/usr/bin/etcd bin/
+fi
+if missing kubectl; then
+  unpack kubernetes-client
+  cp packages/root/usr/bin/kubectl bin/
 fi
 missing "${programs[@]}" || exit 0
 

@@ -18,6 +18,9 @@ STUBBORN = [
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.sigwait([signal.SIGUSR1])",
 ]
 
+#: Asks the pool again and again, by a new process each time.
+ASKS = "trap 'exit 0' TERM; while :; do if gpupool leases >&2; then echo answered; else echo refused; fi; sleep 1; done"
+
 #: The case study's Pod (Figure 12), labelled so that its environment counts.
 FIGURE_12: dict[str, Any] = {
     "apiVersion": "v1",
@@ -167,7 +170,9 @@ _VARIABLES = st.one_of(
 )
 _QUANTITIES = st.one_of(
     st.integers(0, 10).map(str),
-    st.sampled_from(["100", "80", "4096", "1k", "2000m", "1Ki", "1e2", "0.5", "101", "99999999999999999"]),
+    st.sampled_from(
+        ["100", "80", "4096", "8000", "1k", "2000m", "1Ki", "1e2", "0.5", "101", "99999999999999999"]
+    ),
 )
 
 
@@ -176,7 +181,9 @@ def containers(draw: st.DrawFn, volumes: list[str]) -> dict[str, Any]:
     container: dict[str, Any] = {"name": draw(_NAMES), "image": "image:1"}
     if draw(st.booleans()):
         limits = draw(
-            st.dictionaries(st.sampled_from([*names.ASKED, names.SLICE, "cpu"]), _QUANTITIES, max_size=3)
+            st.dictionaries(
+                st.sampled_from([*names.ASKED, names.SLICE, f"{names.GPU}s", "cpu"]), _QUANTITIES, max_size=3
+            )
         )
         container["resources"] = {"limits": limits}
         if draw(st.booleans()):
@@ -199,7 +206,11 @@ def containers(draw: st.DrawFn, volumes: list[str]) -> dict[str, Any]:
 def pods(draw: st.DrawFn) -> dict[str, Any]:
     """Valid Pods, most of which ask for something."""
     volumes = draw(st.lists(st.one_of(_NAMES, st.just(names.VOLUME)), max_size=2, unique=True))
-    made = draw(st.lists(containers(volumes), min_size=1, max_size=3, unique_by=lambda c: c["name"]))
+    before = draw(st.sampled_from([0, 0, 0, 1]))
+    made = draw(
+        st.lists(containers(volumes), min_size=before + 1, max_size=before + 3, unique_by=lambda c: c["name"])
+    )
+    first, made = made[:before], made[before:]
     labels = draw(
         st.dictionaries(st.just(names.INJECT), st.sampled_from(["true", "true", "false", "yes"]), max_size=1)
     )
@@ -220,6 +231,8 @@ def pods(draw: st.DrawFn) -> dict[str, Any]:
     )
     annotations = draw(st.dictionaries(st.sampled_from(names.ANNOTATIONS), texts, max_size=2))
     spec: dict[str, Any] = {"containers": made}
+    if first:
+        spec["initContainers"] = first
     if volumes:
         spec["volumes"] = [{"name": name, "emptyDir": {}} for name in volumes]
     metadata = {"name": draw(_NAMES), "labels": labels, "annotations": annotations}

@@ -9,15 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 
 from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.client.requests import new_request
 from jupyter_gpupool.core.errors import PermissionDenied, Unauthenticated, UnknownLease
 from jupyter_gpupool.core.models import LeaseState
-from jupyter_gpupool.kubernetes.names import CONFIG_MAP, GPU, INJECT, SHARE_PERCENT, TOKEN
+from jupyter_gpupool.kubernetes.names import CONFIG_MAP, GPU, INJECT, SHARE_PERCENT, TOKEN, VOLUME
 
 from .cluster import Cluster, needs_api_server
-from .pods import STUBBORN, WAIT, pod
+from .pods import ASKS, STUBBORN, WAIT, pod
 from .running_controller import PREFIX, RunningController
 
 pytestmark = needs_api_server
@@ -97,6 +99,47 @@ def test_a_pod_without_a_secret_runs_in_its_own_namespace(
         theirs.request(replace(request, namespace="red"))
     open_pool.plane.kubectl("delete", "pod", "train", "-n", "red")
     assert open_pool.leases() == []
+
+
+def expired(cluster: Cluster, text: str) -> str:
+    """The same token, as the cluster would have signed it two hours ago."""
+    header, claims = (
+        json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))) for part in text.split(".")[:2]
+    )
+    for name in ("iat", "nbf", "exp"):
+        claims[name] -= 2 * 3600
+    return jwt.encode(header, claims, RSAKey.import_key(cluster.plane.account_key.read_bytes()))
+
+
+def test_a_running_pod_whose_token_expires_keeps_its_lease_and_goes_on_with_the_next(
+    open_pool: Cluster, eventually: Callable[..., Any]
+) -> None:
+    asked = pod(
+        {GPU: "1", SHARE_PERCENT: "30"},
+        labels={INJECT: "true"},
+        annotations={TOKEN: "account"},
+        command=["sh", "-c", ASKS],
+    )
+    asked["metadata"]["name"] = "asking"
+    done = open_pool.plane.kubectl("create", "-n", "red", "-f", "-", given=[asked])
+    assert done.returncode == 0, done.stderr
+
+    def said(words: str) -> int:
+        return open_pool.log("red", "asking").splitlines().count(words)
+
+    eventually(lambda: said("answered"), "that the pool answers the Pod")
+    (lease,) = open_pool.leases()
+    held = open_pool.kubelet.mounted("red", "asking", VOLUME, "token")
+    open_pool.kubelet.write("red", "asking", VOLUME, "token", expired(open_pool, held))
+    eventually(lambda: said("refused"), "that the pool refuses it")
+    assert [x.id for x in open_pool.leases()] == [lease.id]
+    answered = said("answered")
+    # What a kubelet does before the former one expires.
+    open_pool.kubelet.write("red", "asking", VOLUME, "token", token(open_pool, "red"))
+    eventually(lambda: said("answered") > answered, "further answers")
+    assert [x.id for x in open_pool.leases()] == [lease.id]
+    open_pool.plane.kubectl("delete", "pod", "asking", "-n", "red")
+    eventually(lambda: not open_pool.leases(), "the end of the lease")
 
 
 def test_a_token_for_somebody_else_is_refused(open_pool: Cluster) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from jupyter_gpupool.kubernetes.names import CLIENT, GPU, INJECT, SHARE_PERCENT,
 
 from .cluster import Cluster, needs_api_server, options
 from .pods import WAIT, figure_12, missing_line, pod
+from .quantities import canonical
 
 pytestmark = needs_api_server
 
@@ -133,6 +135,27 @@ def test_users_of_two_namespaces_neither_see_nor_use_each_others(cluster: Cluste
             theirs.request(replace(new_request(partial=0.1)[0], namespace="ours"))
     finally:
         ours.release(lease.id)
+
+
+def test_quantities_reach_policies_as_other_tests_rewrite_them(cluster: Cluster) -> None:
+    """What `.quantities` does, which stands in for an API server where policies are evaluated without one."""
+    texts = (
+        "8000 8k 100000 1000000 4096 0 0k 100 1k 1e3 1e2 20E2 2000m 1500m 0.5 1.5 1.500 8.000 .25 .255 +5 08"
+    )
+    texts += " 1Ki 8Ki 1000Ki 1024Ki 1.5Gi 0.5Ki 99999999999999999 1M 1000M"
+    written = [16000, *texts.split()]
+    asked = pod()
+    asked["spec"]["containers"] = [
+        {"name": f"c{n}", "image": "c:1", "resources": {"limits": {"memory": one}}}
+        for n, one in enumerate(written)
+    ]
+    # Not as YAML, of which kubectl reads more texts as numbers than Python writes.
+    done = cluster.plane.kubectl(
+        "create", "--dry-run=server", "-o", "json", "-f", "-", given=json.dumps(asked)
+    )
+    assert done.returncode == 0, done.stderr
+    found = [c["resources"]["limits"]["memory"] for c in json.loads(done.stdout)["spec"]["containers"]]
+    assert dict(zip(written, found)) == {one: canonical(one) for one in written}
 
 
 def test_a_refusal_reaches_the_author(cluster: Cluster) -> None:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from jupyter_gpupool.kubernetes.names import GPU, INJECT, MANAGED, SHARE_PERCENT
 
 from ..conftest import often
@@ -19,6 +21,7 @@ KILLS, PODS_BETWEEN = often(4, 50), often(3, 4)
 NAMESPACES = ("storm", "calm")
 
 
+@pytest.mark.soak
 def test_whenever_it_is_killed_the_objects_end_true_to_the_pool(
     cluster: Cluster, controller: RunningController, eventually: Callable[..., Any]
 ) -> None:
@@ -37,9 +40,9 @@ def test_whenever_it_is_killed_the_objects_end_true_to_the_pool(
             asked = pod({GPU: "1", SHARE_PERCENT: "30"}, labels={INJECT: "true"}, command=["true"])
             asked["metadata"]["name"] = f"pod-{kill}-{number}"
             batch.append(asked)
+            done = plane.kubectl("create", "-n", "storm", "-f", "-", given=[asked])
+            assert done.returncode == 0, done.stderr
         names += [one["metadata"]["name"] for one in batch]
-        done = plane.kubectl("create", "-n", "storm", "-f", "-", given=batch)
-        assert done.returncode == 0, done.stderr
         first = batch[0]["metadata"]["name"]
         # At another point of a Pod's life each time.
         waited = ("Pending", "Running", "Succeeded")[kill % 3 :]

@@ -113,6 +113,7 @@ EVENTS = st.one_of(
 )
 
 
+@pytest.mark.soak
 @settings(max_examples=often(200, 5000), deadline=None)
 @given(st.lists(EVENTS, max_size=40))
 def test_never_do_two_lead_at_once(events: list[tuple[str, Any]]) -> None:

@@ -171,6 +171,15 @@ def test_without_a_prometheus_nobody_reads_the_metrics_of_a_pool_within_the_clus
     assert "metrics" not in str(policy["spec"])
 
 
+def test_policies_in_place_of_the_webhook() -> None:
+    found = printed("--admission", "policy", "--kubernetes", "1.36", "--gpu-memory", "32510")
+    assert not [one for one in found if one["kind"] in ("Deployment", "MutatingWebhookConfiguration")]
+    variables = of(found, "MutatingAdmissionPolicy")["spec"]["variables"]
+    assert {"name": "gpuMemory", "expression": "32510"} in variables
+    both = printed("--admission", "both", "--kubernetes", "1.36", "--issuer", "ca")
+    assert {"MutatingAdmissionPolicy", "MutatingWebhookConfiguration"} <= {one["kind"] for one in both}
+
+
 def test_cert_manager_can_certify_it() -> None:
     found = printed("--issuer", "cluster-ca", "--namespace", "gpus")
     certificate = of(found, "Certificate")
@@ -214,6 +223,9 @@ def test_a_certificate_is_renewed_by_the_same_authority(
     [
         ([], "who certifies the webhook?"),
         (["--issuer", "a", "--tls", "b"], "who certifies the webhook?"),
+        (["--issuer", "a", "--admission", "policy", "--kubernetes", "1.36"], "nothing to certify"),
+        (["--issuer", "a", "--admission", "both", "--kubernetes", "1.33"], "policies need Kubernetes 1.34"),
+        (["--admission", "both", "--kubernetes", "1.36"], "who certifies the webhook?"),
         (["--issuer", "a", "--kubernetes", "2"], "a version of Kubernetes is written as 1.30"),
         (["--issuer", "a", "--replicas", "0"], "from 1 to 100"),
         (["--issuer", "a", "--service-monitor", "m"], "add --pool GPUS"),

@@ -27,6 +27,7 @@ from jupyter_gpupool.kubernetes.plan import (
 )
 
 from ..conftest import often
+from .quantities import canonical
 
 LIFE_S = 30_000.0
 NAMES = ("a", "b", "c")
@@ -43,6 +44,7 @@ class World:
         self.nodes: list[dict[str, Any]] = [
             {"metadata": {"name": "node-1"}, "status": {"capacity": {"cpu": "4"}}}
         ]
+        self.gpus = 8
         self.pool: dict[str, dict[str, Any]] = {"default": {}}
         self.descriptions: dict[str, str] = {}
         self.adopted: set[str] = set()
@@ -60,7 +62,7 @@ class World:
             if token["state"] == "valid" and self.now >= token["expires_at"]:
                 token["state"] = "expired"
         cluster = Cluster("id", list(self.namespaces.values()), self.secrets, self.quotas, self.nodes)
-        pool = Pool(self.pool, self.tokens, 8, self.descriptions)
+        pool = Pool(self.pool, self.tokens, self.gpus, self.descriptions)
         return plan(cluster, pool, self.now, self.adopted)
 
     def step(self, secrets_fail: bool = False, crash_after: int | None = None) -> list[Action]:
@@ -77,7 +79,7 @@ class World:
             elif isinstance(action, RevokeToken):
                 next(t for t in self.tokens if t["id"] == action.id)["state"] = "revoked"
             elif isinstance(action, OfferSlices):
-                self.nodes[0]["status"]["capacity"][SLICE] = str(action.count)
+                self.nodes[0]["status"]["capacity"][SLICE] = canonical(action.count)
         return actions
 
     def _issue(self, action: IssueToken, secrets_fail: bool) -> None:
@@ -107,6 +109,17 @@ def test_a_labelled_namespace_gets_its_counterpart_a_token_and_slices() -> None:
     assert world.pool["a"] == {"gpus": 4.0, "leases": 10}
     assert world.nodes[0]["status"]["capacity"][SLICE] == "800"
     assert world.step() == []
+
+
+@pytest.mark.parametrize("gpus", [1, 10, 25, 10_000])
+def test_nodes_that_offer_the_slices_are_left_alone_however_the_number_is_written(gpus: int) -> None:
+    world = World()
+    world.gpus = gpus
+    assert world.step() == [OfferSlices("node-1", gpus * 100)]
+    assert world.step() == []
+    for other in ("7", "1500m", "many"):
+        world.nodes[0]["status"]["capacity"][SLICE] = other
+        assert len(world.step()) == 1
 
 
 def test_a_quota_gives_the_limit_where_no_annotation_does() -> None:
@@ -222,6 +235,7 @@ EVENTS = st.one_of(
 )
 
 
+@pytest.mark.soak
 @settings(max_examples=often(200, 5000), deadline=None)
 @given(st.lists(EVENTS, max_size=20))
 def test_after_any_history_everything_is_as_it_should_be(events: list[tuple[str, Any]]) -> None:

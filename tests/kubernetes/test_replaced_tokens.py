@@ -20,13 +20,10 @@ from jupyter_gpupool.kubernetes.names import (
 )
 
 from .cluster import Cluster, needs_api_server
-from .pods import WAIT, pod
+from .pods import ASKS, WAIT, pod
 from .running_controller import RunningController
 
 pytestmark = needs_api_server
-
-#: Asks the pool again and again, by a new process each time.
-ASKS = "trap 'exit 0' TERM; while :; do if gpupool leases >&2; then echo answered; else echo refused; fi; sleep 1; done"
 
 
 def create(cluster: Cluster, namespace: str, name: str, command: list[str]) -> None:

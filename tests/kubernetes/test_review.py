@@ -313,6 +313,7 @@ def test_what_a_pod_has_at_the_webhooks_places_is_not_overwritten() -> None:
     assert "give it another path" in refusal(mounted)
 
 
+@pytest.mark.soak
 @settings(max_examples=often(300, 5000), deadline=None)
 @given(pods())
 def test_an_admitted_pod_is_valid_and_is_admitted_once(given_pod: dict[str, Any]) -> None:
@@ -336,7 +337,8 @@ def test_an_admitted_pod_is_valid_and_is_admitted_once(given_pod: dict[str, Any]
         assert [int(n) > 0 for n in counted if n is not None] == [True]
 
 
-@settings(max_examples=often(500, 20000), deadline=None)
+@pytest.mark.soak
+@settings(max_examples=often(500, 5000), deadline=None)
 @given(damaged())
 def test_a_damaged_review_has_an_answer_or_is_none(value: Any) -> None:
     from jupyter_gpupool.core.errors import InvalidRequest
@@ -350,6 +352,7 @@ def test_a_damaged_review_has_an_answer_or_is_none(value: Any) -> None:
     json.dumps(response)
 
 
+@pytest.mark.soak
 @settings(max_examples=often(200, 5000), deadline=None)
 @given(JSON, JSON)
 def test_a_patch_leads_from_one_value_to_the_other(before: Any, after: Any) -> None:
