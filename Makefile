@@ -32,7 +32,7 @@ print(f"Every test takes about {total_s / 2.9 / 60:.0f} minutes on two cores; ma
 endef
 export FORECAST
 
-.PHONY: help demo lab test test-quick soak kubernetes lint format bench conformance programs torch-matrix pictures docs docs-links gpu clean
+.PHONY: help demo lab test test-quick soak kubernetes lint format bench conformance programs torch-matrix jax-matrix pictures docs docs-links gpu clean
 
 help:
 	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
@@ -44,6 +44,7 @@ help:
 	@echo "make conformance  every sample of PyTorch's operator suite against the CPU, and make programs; half an hour"
 	@echo "make programs     public scripts, transformers, lightning and others on leased GPUs; up to half an hour"
 	@echo "make torch-matrix the device's tests on other releases: TORCH='2.14.1 2.15.0'; half an hour each, several GB"
+	@echo "make jax-matrix   the tests of JAX on other releases: JAX='0.7.2 0.8.3 0.9.2'; 500 MB each"
 	@echo "make lint         ruff, import-linter, mypy, prettier, eslint, tsc"
 	@echo "make bench        measure, and write what was measured as JSON"
 	@echo "make gpu          everything that only a real GPU shows, in ten minutes; ARGS=--rehearse tries it without one"
@@ -97,6 +98,9 @@ pictures: $(VENV)/.test $(VENV)/.extension
 # Outside .ci/run: releases other than the pinned one are mostly builds for CUDA of several gigabytes.
 torch-matrix: $(VENV)/.test
 	python .make/torch_matrix.py $(TORCH) $(ARGS)
+
+jax-matrix: $(VENV)/.test
+	python .make/jax_matrix.py $(JAX) $(ARGS)
 
 # Every reference page is written from the code anew, so nothing is kept from the last build.
 docs: $(VENV)/.docs
