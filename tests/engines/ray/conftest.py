@@ -238,7 +238,13 @@ def farm() -> Iterator[Farm]:
 def pool(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     folder = tmp_path_factory.mktemp("farm")
     environments = {"other": other_release.interpreter(folder)}
-    options = (f"--RayEngine.environments={environments}", "--PoolService.move_for_others=True")
+    options = (
+        f"--RayEngine.environments={environments}",
+        "--PoolService.move_for_others=True",
+        # Parking is each namespace's choice; unless one chooses it, nothing is parked.
+        "--PoolService.min_resident_s=0",
+        "--RayEngine.park_memory_mib=64",
+    )
     pool = Pool(farm, folder, *options)
     try:
         wait_until(lambda: len(pool.servers()) == 3, "three GPU servers are there")

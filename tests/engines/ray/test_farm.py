@@ -198,6 +198,47 @@ def test_a_drained_server_is_left_by_its_leases_and_their_programs_go_on(
     pinned_line.release()
 
 
+def test_an_idle_lease_is_parked_for_a_request_and_wakes_where_it_was(
+    pool: Pool, eventually: Callable
+) -> None:
+    torch = pytest.importorskip("torch")
+    from jupyter_gpupool.pytorch.client import session
+
+    pool.client.create_namespace("idle", {"reclaim": "idle", "limits": {"reclaim_after_s": 1}})
+    lease, line = pool.hold(ask(1.0, 2, namespace="idle", filters={"server": "alpha"}))
+    session.activate(spec_of(lease))
+    try:
+        x = torch.arange(1000.0, device="cuda:1")
+        assert x.sum().item() == 499500.0
+        other, other_line = pool.hold(ask(1.0, 2, filters={"server": "alpha"}))
+        assert state(pool, lease) is LeaseState.PARKED
+        assert shares() == {other.id: [1.0, 1.0]}, "Ray may give to others what a parked lease had"
+        pool.kill()
+        pool.start()
+        assert (state(pool, lease), state(pool, other)) == (LeaseState.PARKED, LeaseState.ACTIVE)
+        assert x.device == torch.device("cuda:1") and state(pool, lease) is LeaseState.PARKED, (
+            "no need of a GPU"
+        )
+
+        answers: list[float] = []
+        computing = threading.Thread(target=lambda: answers.append((x + 1).sum().item()), daemon=True)
+        computing.start()
+        eventually(lambda: pool.client.lease(lease.id).position == 1, "it waits for its GPUs")
+        other_line.release()
+        computing.join(300)
+        assert answers == [500500.0]
+        awake = pool.client.lease(lease.id)
+        assert (
+            awake.state is LeaseState.ACTIVE and awake.slices == lease.slices and awake.worker == lease.worker
+        )
+        assert shares() == {lease.id: [1.0, 1.0]}
+    finally:
+        session.deactivate()
+    line.release()
+    eventually(lambda: state(pool, lease).ended, "it ends")
+    pool.client.delete_namespace("idle")
+
+
 def test_what_others_have_in_ray_is_not_granted(pool: Pool, farm: Farm, eventually: Callable) -> None:
     @ray.remote(num_cpus=0, num_gpus=1)
     class Other:
