@@ -14,7 +14,8 @@ from tornado.websocket import WebSocketClientConnection, WebSocketError, websock
 from jupyter_gpupool.core.api import PREFIX
 from jupyter_gpupool.core.errors import PoolUnreachable, TooManyRequests
 
-from .http import MAX_RATE_WAIT_S, PoolClient
+from .http import PoolClient
+from .pool_connection import MAX_RATE_WAIT_S
 
 #: The longest message: a snapshot of ten thousand GPUs.
 _MAX_MESSAGE_BYTES = 64 * 2**20

@@ -18,7 +18,8 @@ from traitlets import Bool, Enum, TraitError, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from jupyter_gpupool.client import bundle, discovery, event_stream
-from jupyter_gpupool.client.http import NOT_OFFERED, Passed, PoolClient
+from jupyter_gpupool.client.http import PoolClient
+from jupyter_gpupool.client.pool_connection import NOT_OFFERED, Passed
 from jupyter_gpupool.client.pool_finder import TOKEN_VARIABLE, URL_VARIABLE, ca_for
 from jupyter_gpupool.core.checks import Check, from_json
 from jupyter_gpupool.core.errors import InvalidRequest, NotSupported, PoolUnreachable

@@ -61,7 +61,7 @@ def test_who_asks_too_often_is_told_when_to_come_back_and_loses_nothing(
     waits: list[float] = []
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda s: (waits.append(s), sleep(s)))
-    with caplog.at_level(logging.WARNING, "jupyter_gpupool.client.http"):
+    with caplog.at_level(logging.WARNING, "jupyter_gpupool.client.pool_connection"):
         while not waits:  # the longer this takes, the more she may ask again
             flood(limited, token)
             assert ada.whoami()["owner"] == "ada"  # the client comes back by itself, and says that it waits
@@ -74,7 +74,7 @@ def test_a_client_that_would_wait_for_long_is_refused_at_once(
     limited: Server, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
 ) -> None:
     ada = limited.client(limited.token(owner="ada")["token"])
-    monkeypatch.setattr("jupyter_gpupool.client.http.MAX_RATE_WAIT_S", 0.0)
+    monkeypatch.setattr("jupyter_gpupool.client.pool_connection.MAX_RATE_WAIT_S", 0.0)
     seen: list[Any] = []
     with pytest.raises(TooManyRequests, match="may make 0.6 calls that read per second"):
         for _ in range(50):
