@@ -148,7 +148,7 @@ class _Echo:
         self._sock = socket.create_connection(listener.getsockname())
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._secured:
-            context = tls.client_context(self._secured.ca)
+            context = tls.client_context()
             self._sock = context.wrap_socket(self._sock, server_hostname="127.0.0.1")
         listener.close()
         return self

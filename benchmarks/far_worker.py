@@ -73,7 +73,7 @@ def far_worker(linked: bool = True, secured: Certificate | None = None) -> Itera
         listener.listen(8)
         near = AttachSpec(spec.lease_id, "127.0.0.1", listener.getsockname()[1], _SECRET, devices, spec.ttl_s)
         if secured:
-            near = dataclasses.replace(near, secure=True, ca=secured.ca)
+            near = dataclasses.replace(near, secure=True)
         process = multiprocessing.get_context("spawn").Process(
             target=serve, args=(listener, spec), daemon=True
         )

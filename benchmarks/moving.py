@@ -58,7 +58,6 @@ class _Farm:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         authority = certificates.new_authority("benchmark")
         pair = certificates.new_server(authority, ["127.0.0.1"])
-        self.ca = authority.certificate.decode()
         self.certificate = certfile, keyfile = folder / "server.crt", folder / "server.key"
         certfile.write_bytes(pair.certificate)
         keyfile.write_bytes(pair.key)
@@ -89,7 +88,7 @@ class _Farm:
         lease = Lease(request, LeaseState.GRANTED, (piece,))
         worker = self.do(self.engines[0].start_worker(lease))
         device = DeviceSpec(0, piece.gpu_uuid, piece.name, piece.memory_mib, piece.total_mib, True)
-        spec = AttachSpec(lease.id, worker.host, worker.port, _SECRET, (device,), secure=True, ca=self.ca)
+        spec = AttachSpec(lease.id, worker.host, worker.port, _SECRET, (device,), secure=True)
         line = Lifeline(spec)
         session.activate(spec)
         self.held.append(_Held(lease, worker, line))
@@ -108,7 +107,7 @@ class _Farm:
         async def move(one: _Held) -> None:
             async with at_once:
                 to = await there.receive_worker(one.lease)
-                await here.moving.send(one.lease.id, replace(to, port=port or to.port), self.ca)
+                await here.moving.send(one.lease.id, replace(to, port=port or to.port))
                 await there.moving.serve(one.lease.id)
                 await here.moving.leave(one.lease.id, to)
                 one.worker = to
@@ -195,7 +194,7 @@ def _tls_rate(farm: _Farm) -> float:
     """Bytes per second that one core encrypts and decrypts again."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     certfile, keyfile = map(str, farm.certificate)
-    client = tls.client_context(farm.ca).wrap_bio(back, there, server_hostname="127.0.0.1")
+    client = tls.client_context().wrap_bio(back, there, server_hostname="127.0.0.1")
     server = tls.server_context(certfile, keyfile).wrap_bio(there, back, server_side=True)
     for end in (client, server, client, server):
         with contextlib.suppress(ssl.SSLWantReadError):

@@ -143,7 +143,7 @@ def attach_spec(client: PoolClient, lease: Lease, secret: str, connection: str) 
 
     The connection to the workers is TLS if the one to the pool is.
     """
-    spec = AttachSpec(lease.id, "", 0, secret, (), lease.ttl_s, connection, client.secure, client.ca)
+    spec = AttachSpec(lease.id, "", 0, secret, (), lease.ttl_s, connection, client.secure)
     return current_spec(spec, lease)
 
 

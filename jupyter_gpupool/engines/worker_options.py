@@ -30,10 +30,12 @@ class WorkerPort(Configurable):
     """The port and the certificate of the workers on a GPU server."""
 
     certfile = Unicode(
-        help="Certificate (PEM), a file on each GPU server. With it workers speak TLS 1.3 only, all of a server behind "
-        "`data_port`."
+        help="The pool's certificate (PEM). With it workers speak TLS 1.3 only, all of a server behind `data_port`, "
+        "each with a certificate of its own. `gpupool health` says when the pool's expires."
     ).tag(config=True)
-    keyfile = Unicode(help="The certificate's private key (PEM), a file on each GPU server.").tag(config=True)
+    keyfile = Unicode(help="Not used any more: no worker is given the certificate's private key.").tag(
+        config=True
+    )
     data_port = Int(
         0,
         min=0,

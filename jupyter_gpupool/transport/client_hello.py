@@ -1,11 +1,11 @@
-"""Read from the first message of a TLS connection which lease's worker the client wants (RFC 8446, 4.1.2).
+"""Read from the first message of a TLS connection which lease's worker the client wants (RFC 8446, 4.1.2), and how.
 
 The sender is not authenticated yet, so every length is checked.
 """
 
 from __future__ import annotations
 
-from .tls import lease_of
+from .tls import is_former, lease_of
 
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
@@ -23,6 +23,24 @@ class NotTLS(Exception):
 def wanted_lease(data: bytes) -> str | None:
     """Return the lease that the ClientHello at the start of ``data`` names; "" if it names none; None if more bytes
     are needed. Raises :class:`NotTLS`."""
+    names = _protocols(data)
+    if names is None:
+        return None
+    return next((lease for lease in map(lease_of, names) if lease is not None), "")
+
+
+def is_of_earlier_version(data: bytes) -> bool:
+    """Return whether ``data`` is the whole ClientHello of a client that trusts the server's certificate only."""
+    try:
+        names = _protocols(data) or []
+    except NotTLS:
+        return False
+    wanted = [name for name in names if lease_of(name) is not None]
+    return bool(wanted) and all(map(is_former, wanted))
+
+
+def _protocols(data: bytes) -> list[bytes] | None:
+    """The application protocols that a ClientHello offers; None if more bytes are needed. Raises NotTLS."""
     if data[:1] not in (b"", bytes([_HANDSHAKE])) or data[1:2] not in (b"", b"\x03"):
         raise NotTLS
     if len(data) < _HEADER:
@@ -41,15 +59,14 @@ def wanted_lease(data: bytes) -> str | None:
     hello.block(2)  # ciphers
     hello.block(1)  # compressions
     extensions = _Reader(hello.block(2)) if hello.left else _Reader(b"")
+    found = []
     while extensions.left:
         kind, content = extensions.number(2), extensions.block(2)
         if kind == _ALPN:
             names = _Reader(_Reader(content).block(2))
             while names.left:
-                lease = lease_of(names.block(1))
-                if lease is not None:
-                    return lease
-    return ""
+                found.append(names.block(1))
+    return found
 
 
 class _Reader:

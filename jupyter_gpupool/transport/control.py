@@ -9,11 +9,10 @@ JSON on a SOCK_SEQPACKET socket, which the worker listens on in the folder of th
 - ``park``: copy everything and let the devices' memory go.
 - ``resume``: {"devices": [DeviceSpec, …]}: what it may use from now on.
 - ``forget``: give all that was lent back.
-- ``send``: {"to": [host, port], "secure", "ca"}, with the descriptor of a connection to there: send everything to the
+- ``send``: {"to": [host, port], "secure"}, with the descriptor of a connection to there: send everything to the
   lease's other worker, and let the sessions rest before the last of it; the answer is {"bytes", "rest_s", "ahead": the
   bytes before that}. Then ``stay``: go on here; or ``leave``: {"to"}: send the clients there.
 - ``serve``: go on with what has arrived from the lease's other worker.
-- ``certificate``: descriptors of a renewed certificate and of its key (PEM), which the worker cannot read by itself.
 
 The worker sends ``{"wanted": true}`` unasked when a session waits for what is parked, and to each new connection
 ``{"parked", "lent", "wanted"}``. It can neither ask for anything else, nor about another lease.

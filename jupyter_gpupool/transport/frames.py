@@ -28,9 +28,11 @@ class Kind(IntEnum):
     """The type of a frame."""
 
     # client → worker: {protocol, secret, role, torch, threads, session, generation, received, new}; of another
-    # framework than PyTorch, {framework} and its release in place of torch and threads
+    # framework than PyTorch, {framework} and its release in place of torch and threads; over TLS {sealed} in place of
+    # the secret, see proofs.py
     HELLO = 1
-    WELCOME = 2  # worker → client: {protocol, torch, devices, software, received, done, resume_s, window_mib}
+    # worker → client: {protocol, torch, devices, software, received, done, resume_s, window_mib}, over TLS {proof}
+    WELCOME = 2
     REFUSED = 3  # worker → client: {message, moved: [host, port] of a lease that goes on there}; the connection ends
     RECORDS = 4  # client → worker: a flat list of records, see pytorch/protocol/commands.py; counts
     UPLOAD = 5  # client → worker: [storage, geometry], payload: the elements; counts

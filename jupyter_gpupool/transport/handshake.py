@@ -1,8 +1,10 @@
-"""The handshake between a client and a worker: one connection, one role, one secret."""
+"""The handshake between a client and a worker: one connection, one role, one secret.
+
+Over TLS the secret is sealed, and the worker proves itself, see proofs.py; without TLS, on one machine, it is plain.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import socket
@@ -11,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import frames, tls
+from . import client_hello, frames, proofs, tls
 from .resumption import BadNumbers
 from .specs import PROTOCOL, AttachSpec, WorkerSpec
 from .timed_socket import TimedSocket
@@ -21,6 +23,8 @@ _FIRST_PAUSES_S = (0.02, 0.1, 0.5)
 #: A session sends operators; a holder keeps the lease alive and sends only pings; another worker of the lease sends
 #: the lease's whole state.
 ROLES = ("session", "holder", "worker")
+#: A fatal TLS alert: "protocol version". A client of an earlier version reports it as it is.
+_OTHER_VERSION = bytes((21, 3, 3, 0, 2, 2, 70))
 
 
 class Refused(Exception):
@@ -78,7 +82,7 @@ def connect(
     try:
         hello = {
             "protocol": PROTOCOL,
-            "secret": spec.secret,
+            **_secret_for(conn, spec.secret),
             "role": role,
             "pid": os.getpid(),
             "follows": True,  # to wherever the lease moves
@@ -93,6 +97,13 @@ def connect(
             raise moved_to(welcome) or Refused(welcome["message"])
         if kind is not frames.Kind.WELCOME or not isinstance(welcome, dict):
             raise frames.WireError(f"expected a welcome, got {kind.name}")
+        if isinstance(conn, tls.SecureSocket) and not proofs.proves(
+            welcome.pop("proof", None), spec.secret, conn.digest
+        ):
+            raise Refused(
+                f"who answers at {spec.host}:{spec.port} does not prove to be the worker of lease {spec.lease_id}; "
+                "somebody may be intercepting the connection"
+            )
         conn.settimeout(None)
         return conn, welcome
     except BaseException:
@@ -117,23 +128,29 @@ def connect_first(
     return connect()
 
 
+def _secret_for(conn: tls.Connection, secret: str) -> dict[str, Any]:
+    if isinstance(conn, tls.SecureSocket):
+        return {"sealed": proofs.seal(secret, conn.digest)}
+    return {"secret": secret}
+
+
 def _secured(sock: socket.socket, spec: AttachSpec) -> tls.SecureSocket:
     where = f"{spec.host}:{spec.port}"
     try:
-        context = tls.client_context(spec.ca)
-        context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
+        context = tls.client_context()
+        context.set_alpn_protocols(tls.offered_for(spec.lease_id))
         conn = tls.SecureSocket(sock, context, spec.host)
         try:
             conn.handshake()
+            if conn.protocol != tls.protocol_of(spec.lease_id):
+                raise Refused(
+                    f"the worker of lease {spec.lease_id} at {where} is of an earlier version; install the same "
+                    "version of jupyter-gpupool on both"
+                )
         except BaseException:
             conn.close()
             raise
         return conn
-    except ssl.SSLCertVerificationError as e:
-        raise Refused(
-            f"the certificate of the GPU server at {where} is not trusted ({e.verify_message}); check the address, or "
-            "get a new ca.crt from the pool's administrator"
-        ) from None
     except ssl.SSLError as e:
         # Not all of OpenSSL's errors have a reason.
         if "no application protocol" in str(e).lower().replace("_", " "):
@@ -150,14 +167,17 @@ def _secured(sock: socket.socket, spec: AttachSpec) -> tls.SecureSocket:
 
 
 def secured(
-    sock: socket.socket, spec: WorkerSpec, certificate: tls.ServerCertificate, timeout_s: float = 5.0
+    sock: socket.socket, spec: WorkerSpec, certificate: tls.OwnCertificate, timeout_s: float = 5.0
 ) -> tls.SecureSocket:
     """Run the worker's side of TLS. Raises OSError."""
     try:
-        context = certificate.context()
-        context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
         sock.settimeout(timeout_s)
-        conn = tls.SecureSocket(sock, context)
+        if client_hello.is_of_earlier_version(sock.recv(client_hello.MOST, socket.MSG_PEEK)):
+            sock.recv(client_hello.MOST)  # unread bytes would turn the alert into a reset
+            sock.send(_OTHER_VERSION)
+            raise ConnectionError("the client is of an earlier version")
+        certificate.context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
+        conn = tls.SecureSocket(sock, certificate.context, certificate=certificate)
     finally:
         sock.close()
     try:
@@ -175,7 +195,7 @@ def admit(
     timeout_s: float = 5.0,
     resume: Callable[[dict[str, Any]], dict[str, Any]] = lambda hello: {},
 ) -> dict[str, Any]:
-    """Run the worker's side: authenticate the client, answer, and return its hello.
+    """Run the worker's side: authenticate the client, answer, and return its hello, with its secret.
 
     ``resume`` is called with the hello of an authenticated client. It returns more fields of the welcome, or raises
     BadNumbers, Refused or MovedAway. Raises :class:`Refused` after notifying the client, and
@@ -190,7 +210,11 @@ def admit(
         raise frames.ConnectionLost("no hello arrived") from e
     if kind is not frames.Kind.HELLO or payload or not isinstance(hello, dict):
         raise frames.WireError("expected a hello")
+    if isinstance(sock, tls.SecureSocket):
+        hello["secret"] = proofs.unseal(hello.get("sealed"), spec.secret_sha256, sock.digest)
     reason = _objection(hello, spec)
+    if hello.get("secret") is None and "sealed" in hello:
+        reason += ", or somebody between the client and the worker has intercepted the connection"
     more: dict[str, Any] = {}
     where: dict[str, Any] = {}
     if not reason:
@@ -205,7 +229,9 @@ def admit(
     if reason:
         frames.send(sock, frames.Kind.REFUSED, {"message": reason, **where})
         raise Refused(reason)
-    limits = {"resume_s": spec.resume_s, "window_mib": spec.window_mib}
+    limits: dict[str, Any] = {"resume_s": spec.resume_s, "window_mib": spec.window_mib}
+    if isinstance(sock, tls.SecureSocket):
+        limits["proof"] = proofs.proof(spec.secret_sha256, sock.digest)
     frames.send(sock, frames.Kind.WELCOME, {"protocol": PROTOCOL, **facts, **limits, **more})
     sock.settimeout(None)
     return hello
@@ -213,7 +239,7 @@ def admit(
 
 def _objection(hello: dict[str, Any], spec: WorkerSpec) -> str:
     secret = hello.get("secret")
-    digest = hashlib.sha256(secret.encode()).hexdigest() if isinstance(secret, str) else ""
+    digest = proofs.digest_of(secret) if isinstance(secret, str) else ""
     if not hmac.compare_digest(digest, spec.secret_sha256):
         return "the secret is not this lease's"
     if hello.get("protocol") != PROTOCOL:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 #: Version of the wire format, increased with each change; the handshake refuses any other version.
-PROTOCOL = 5
+PROTOCOL = 6
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WorkerSpec:
     resume_s: float = 120.0
     #: How much a client sends ahead of the worker's acknowledgements.
     window_mib: int = 64
-    #: Certificate and key (PEM files). With them the worker accepts only TLS.
+    #: This worker's own certificate and key (PEM files). With them it accepts only TLS.
     certfile: str = ""
     keyfile: str = ""
     #: The lease has another worker, which is about to send its state; nobody is served before that.
@@ -61,7 +61,7 @@ class AttachSpec:
 
     ``addresses``: (host, port) of each device's worker, if the lease spans servers; empty if ``host`` and ``port``
     serve all devices.
-    ``secure``: connect only through TLS, and trust ``ca`` (PEM text; empty: the system's CAs).
+    ``secure``: connect only through TLS.
     """
 
     lease_id: str
@@ -72,7 +72,6 @@ class AttachSpec:
     ttl_s: float = 15.0
     mode: str = "remote"
     secure: bool = False
-    ca: str = ""
     addresses: tuple[tuple[str, int], ...] = ()
 
     def parts(self) -> tuple[AttachSpec, ...]:
@@ -123,6 +122,7 @@ class AttachSpec:
         fields = json.loads(text)
         fields["devices"] = tuple(DeviceSpec(**d) for d in fields["devices"])
         fields["addresses"] = tuple((host, port) for host, port in fields.get("addresses", ()))
+        fields.pop("ca", None)  # an earlier version wrote whom to trust
         return cls(**fields)
 
 

@@ -2,23 +2,29 @@
 
 The client names the lease in its first message (as an application protocol, RFC 7301), so that the acceptor on a GPU
 server's single port can hand the connection to the right worker. Only the worker speaks TLS.
+
+A worker has a key and a certificate of its own, which nobody has signed: no worker has its server's key. So TLS by
+itself says nothing of who the other end is. Both ends prove that with the lease's secret, see proofs.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import hashlib
 import socket
 import ssl
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .polling import READABLE, WRITABLE, Poll, new_poll
 
-#: Prefix of the lease's id in the name of the application protocol.
-_PREFIX = "gpupool-lease/"
+#: Prefix of the lease's id in the name of the application protocol; and that of workers which showed their server's
+#: certificate.
+_PREFIX = "gpupool-worker/"
+_FORMER_PREFIX = "gpupool-lease/"
 #: The most bytes that a record of TLS carries, and the most records that one call reads.
 _RECORD_BYTES = 16384
 _MAX_RECORDS = 16
@@ -31,17 +37,30 @@ def protocol_of(lease_id: str) -> str:
     return f"{_PREFIX}{lease_id}"
 
 
+def offered_for(lease_id: str) -> list[str]:
+    """Return the names that a client offers. A worker of an earlier version selects the second, and is refused."""
+    return [protocol_of(lease_id), f"{_FORMER_PREFIX}{lease_id}"]
+
+
 def lease_of(protocol: bytes) -> str | None:
     """Return the lease that the application protocol names; None if it names none."""
-    prefix = _PREFIX.encode()
-    name = protocol[len(prefix) :]
-    known = protocol.startswith(prefix) and 0 < len(name) <= _MAX_ID_LENGTH
-    return name.decode("ascii") if known and name.replace(b"-", b"").isalnum() else None
+    for prefix in (_PREFIX.encode(), _FORMER_PREFIX.encode()):
+        name = protocol[len(prefix) :]
+        if protocol.startswith(prefix) and 0 < len(name) <= _MAX_ID_LENGTH:
+            return name.decode("ascii") if name.replace(b"-", b"").isalnum() else None
+    return None
 
 
-def client_context(ca: str) -> ssl.SSLContext:
-    """Return a context that trusts only ``ca`` (PEM text; empty: the CAs of this system). Raises ssl.SSLError."""
-    context = ssl.create_default_context(cadata=ca or None)
+def is_former(protocol: bytes) -> bool:
+    """Return whether the application protocol requests a worker that shows its server's certificate."""
+    return protocol.startswith(_FORMER_PREFIX.encode())
+
+
+def client_context() -> ssl.SSLContext:
+    """Return a context that accepts every certificate: who the worker is, it proves afterwards."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
 
@@ -55,30 +74,20 @@ def server_context(certfile: str, keyfile: str) -> ssl.SSLContext:
     return context
 
 
-class ServerCertificate:
-    """A worker's certificate: as it is on disk, or where the files are out of its reach, as it was last given.
+class OwnCertificate:
+    """A worker's certificate and key, read at once from two PEM files. Raises OSError, also ssl.SSLError.
 
-    Reads the files at once, and again for each connection.
+    ``digest``: SHA-256 of the certificate, as :attr:`SecureSocket.digest` of its clients.
     """
 
     def __init__(self, certfile: str, keyfile: str) -> None:
-        self._files = certfile, keyfile
-        self._latest: ssl.SSLContext | None = None
-        with contextlib.suppress(OSError):  # they may be there when somebody connects
-            self.context()
+        self.context = server_context(certfile, keyfile)
+        first, end, _ = Path(certfile).read_text().partition(ssl.PEM_FOOTER)
+        self.digest = _digest(ssl.PEM_cert_to_DER_cert(first[first.index(ssl.PEM_HEADER) :] + end))
 
-    def context(self) -> ssl.SSLContext:
-        """Return a context with it. Raises OSError, also ssl.SSLError, if there never was a usable one."""
-        try:
-            self._latest = server_context(*self._files)
-        except OSError:
-            if self._latest is None:
-                raise
-        return self._latest
 
-    def renew(self, certfile: str, keyfile: str) -> None:
-        """Use the certificate in these files from now on. Raises OSError, also ssl.SSLError, for unusable files."""
-        self._latest = server_context(certfile, keyfile)
+def _digest(certificate: bytes) -> bytes:
+    return hashlib.sha256(certificate).digest()
 
 
 class SecureSocket:
@@ -86,10 +95,16 @@ class SecureSocket:
 
     OpenSSL allows one call at a time for a connection, and Python before 3.13 does not ensure that. So every call is
     made under a lock, and none blocks while it holds the lock.
+
+    ``certificate``: the worker's own, at its end.
     """
 
     def __init__(
-        self, sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None = None
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        certificate: OwnCertificate | None = None,
     ) -> None:
         self._timeout = sock.gettimeout()
         self._lock = threading.Lock()
@@ -99,6 +114,10 @@ class SecureSocket:
             server_hostname=server_hostname,
             do_handshake_on_connect=False,
         )
+        #: SHA-256 of the worker's certificate, whose key the worker has; a client knows it after the handshake
+        self.digest = certificate.digest if certificate else b""
+        #: the name of the application protocol that the worker has selected; None before the handshake
+        self.protocol: str | None = None
         # Only one thread reads at a time, so this poll object can be shared; writers create their own.
         self._readable = new_poll()
 
@@ -106,6 +125,9 @@ class SecureSocket:
         """Run the whole TLS handshake within the timeout. Raises OSError."""
         self._ssl.settimeout(self._timeout)
         self._ssl.do_handshake()
+        self.protocol = self._ssl.selected_alpn_protocol()
+        if not self._ssl.server_side:
+            self.digest = _digest(self._ssl.getpeercert(True) or b"")
         self._ssl.setblocking(False)
         self._readable.register(self._ssl, READABLE)
 

@@ -42,7 +42,6 @@ from .environments import Environments
 from .exit_codes import end_of
 from .moving import Moving
 from .parking import Parking
-from .renewal import Renewal
 from .replacement import Replacements
 from .warm_parent import WarmParent
 from .workers import LocalWorkers
@@ -114,7 +113,6 @@ class LocalEngine(
             log=self.log,
         )
         self._replacements = Replacements(self._start_again, self.log)
-        self._renewal = Renewal(self._workers.addresses, self._parking.channel, self.log)
         own = Environment(OWN, "", torch_release.installed(), tuple(self.operators.get(OWN, ())))
         self._parent = self._parent_of(own)
         self._environments = Environments(
@@ -135,6 +133,7 @@ class LocalEngine(
             address_of=self._address,
             log=self.log,
             runs=runs,
+            secure=bool(self.certfile),
             sandbox=self.sandbox,
             bounds=self._bounds.admit,
             unbound=self._bounds.ended,
@@ -170,7 +169,6 @@ class LocalEngine(
         if self.certfile:
             self._door = DataPort(self.data_host, self.data_port, self.run_dir, self.persistent, self.log)
             await self._door.start()
-            self._renewal.start(self.certfile, self.keyfile)
         await self._parking.start(self.park_memory_mib, self._workers.addresses)
         self._bounds.start()
         self._parent.start()
@@ -303,7 +301,6 @@ class LocalEngine(
         self._parent.is_stopping = True
         if self._health is not None:
             self._health.stop()
-        await self._renewal.stop()
         await self._bounds.stop()
         await self._replacements.cancel_all()
         if not self.persistent:
@@ -413,8 +410,6 @@ class LocalEngine(
             lease.ttl_s,
             self.resume_s,
             self.window_mib,
-            self.certfile,
-            self.keyfile,
         )
 
     def _address(self, state: Mapping[str, Any]) -> WorkerAddress:

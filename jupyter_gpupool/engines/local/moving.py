@@ -51,15 +51,12 @@ class Moving:
         self._workers = workers
         self._certified = certified
 
-    async def send(self, lease_id: str, to: WorkerAddress, ca: str) -> Sent:
-        """Let a worker send its lease to another one, whose certificate is of the authority ``ca`` (PEM text).
-
-        Raises EngineError; then the lease goes on here.
-        """
+    async def send(self, lease_id: str, to: WorkerAddress) -> Sent:
+        """Let a worker send its lease to another one. Raises EngineError; then the lease goes on here."""
         # A worker in its sandbox makes no connection.
         with contextlib.closing(await _connected(to)) as sock:
             answer = await self._ask(
-                lease_id, "send", [sock.fileno()], to=[to.host, to.port], secure=self._certified, ca=ca
+                lease_id, "send", [sock.fileno()], to=[to.host, to.port], secure=self._certified
             )
         return Sent(int(answer["bytes"]), float(answer["rest_s"]), int(answer.get("ahead", 0)))
 

@@ -18,7 +18,9 @@ from jupyter_gpupool.core.errors import EngineError
 from jupyter_gpupool.core.models import WorkerAddress
 from jupyter_gpupool.transport.specs import WorkerSpec
 
+from . import worker_secrets
 from .environment import Environment
+from .worker_certificate import new_certificate
 from .workers import LocalWorkers
 
 #: The module of the process.
@@ -34,7 +36,8 @@ class WarmParent:
 
     ``runs``: the environment that it runs in. ``folder``: of the workers' state files.
     ``start_timeout_s``: how long it may take to import PyTorch, and how long a worker may take to start.
-    ``address_of``: the address of a worker, from what the parent reports of it. ``sandbox``: whether workers are shut
+    ``address_of``: the address of a worker, from what the parent reports of it. ``secure``: whether workers speak TLS,
+    each with a certificate of its own. ``sandbox``: whether workers are shut
     in, as :class:`~jupyter_gpupool.engines.worker_options.WorkerSandbox` has it. ``bounds``: what a worker enters;
     ``unbound`` is called for one that did not start.
     """
@@ -49,11 +52,13 @@ class WarmParent:
         address_of: Callable[[Mapping[str, Any]], WorkerAddress],
         log: Any,
         runs: Environment,
+        secure: bool = False,
         sandbox: str = "off",
         bounds: Callable[[WorkerSpec], dict[str, Any]] = lambda spec: {},
         unbound: Callable[[str], object] = lambda lease_id: None,
     ) -> None:
         self._runs = runs
+        self._secure = secure
         self._sandbox = sandbox
         self._bounds, self._unbound = bounds, unbound
         self._folder = folder
@@ -144,8 +149,14 @@ class WarmParent:
         answer: asyncio.Future[WorkerAddress] = asyncio.get_running_loop().create_future()
         self._starting[spec.lease_id] = answer
         try:
-            asked = {"start": asdict(spec), "host": host, "port": port, "bounds": self._bounds(spec)}
-            control.send(json.dumps(asked).encode())
+            known = asdict(worker_secrets.without(spec))
+            asked = {"start": known, "host": host, "port": port, "bounds": self._bounds(spec)}
+            certificate = new_certificate(f"worker of {spec.lease_id}") if self._secure else b""
+            descriptors = worker_secrets.hand_over(spec, certificate)
+            try:
+                socket.send_fds(control, [json.dumps(asked).encode()], descriptors)
+            finally:
+                worker_secrets.close(descriptors)
             return await asyncio.wait_for(answer, self._start_timeout_s)
         except (OSError, TimeoutError, asyncio.TimeoutError) as e:
             why = str(e) or "the warm parent does not answer"

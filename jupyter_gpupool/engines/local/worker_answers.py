@@ -9,7 +9,7 @@ from typing import Any
 #: What a worker answers from what it knows, and what takes as long as it takes to copy or send all of its memory; in
 #: seconds.
 _SHORT_S, _LONG_S = 10.0, 600.0
-_SHORT = ("state", "certificate", "forget", "stay", "leave")
+_SHORT = ("state", "forget", "stay", "leave")
 _MAX_FAILURE_CHARACTERS = 500
 
 

@@ -8,13 +8,13 @@ whether workers are shut in.
 Messages are JSON on a SOCK_SEQPACKET socket, one in each packet. It never starts a thread and never uses CUDA: forks
 would inherit neither intact.
 
-In: ``{"start": WorkerSpec, "host": where to listen, "port": 0 for any, "bounds": what the worker enters, see
-bounds/own_limits.py}``. Out: ``{"ready": pid, "torch", "abi": of its
-Python, "gpupool": version, "operators": {name: why it cannot be used, empty if it can}, "sandbox": {"emulated": {layer:
-why workers lack it, empty if they have it}, "real": the same with real GPUs}}`` or ``{"unusable": why, "advice": what
-to do, if not to install PyTorch}`` once; ``{"started": lease, "pid", "created", "port", "environment", "torch"}`` or
-``{"failed": lease, "why"}``; ``{"ended": lease, "code": exit code, or minus the signal}``. A worker with a certificate
-has a socket file for the data port, not a port.
+In: ``{"start": WorkerSpec without its secrets, "host": where to listen, "port": 0 for any, "bounds": what the worker
+enters, see bounds/own_limits.py}``, and with it the secrets' descriptors, see worker_secrets.py. Out: ``{"ready": pid,
+"torch", "abi": of its Python, "gpupool": version, "operators": {name: why it cannot be used, empty if it can},
+"sandbox": {"emulated": {layer: why workers lack it, empty if they have it}, "real": the same with real GPUs}}`` or
+``{"unusable": why, "advice": what to do, if not to install PyTorch}`` once; ``{"started": lease, "pid", "created",
+"port", "environment", "torch"}`` or ``{"failed": lease, "why"}``; ``{"ended": lease, "code": exit code, or minus the
+signal}``. A worker that speaks TLS has a socket file for the data port, not a port.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from jupyter_gpupool.gpus.mps import mps_limits, mps_runs
 from jupyter_gpupool.transport import control
 from jupyter_gpupool.transport.specs import EXIT_NOT_BOUND, EXIT_NOT_SHUT_IN, EXIT_UNRECORDED, WorkerSpec
 
-from . import worker_files
+from . import worker_files, worker_secrets
 from .bounds import own_limits
 from .sandbox import layers, surroundings
 from .sandbox.sandbox import NotShutIn, Sandbox, prepare
@@ -75,9 +75,12 @@ class Zygote:
                 self._drain()
                 self._reap()
             if self._control in ready:
-                packet = self._receive()
+                packet, descriptors = self._receive()
                 if packet:
-                    self._start(json.loads(packet))
+                    try:
+                        self._start(json.loads(packet), descriptors)
+                    finally:
+                        worker_secrets.close(descriptors)
                     continue
                 waiting.remove(self._control)
                 if not self._persistent:
@@ -91,11 +94,14 @@ class Zygote:
         except OSError:
             pass  # the pool is gone; its successor finds the workers' state files
 
-    def _receive(self) -> bytes:
+    def _receive(self) -> tuple[bytes, list[int]]:
         try:
-            return self._control.recv(1 << 20)
+            packet, descriptors, _, _ = socket.recv_fds(
+                self._control, 1 << 20, worker_secrets.MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionError:
-            return b""
+            return b"", []
+        return packet, descriptors
 
     def _drain(self) -> None:
         try:
@@ -119,12 +125,12 @@ class Zygote:
             if lease is not None:
                 self.send({"ended": lease, "code": os.waitstatus_to_exitcode(status)})
 
-    def _start(self, message: dict[str, Any]) -> None:
+    def _start(self, message: dict[str, Any], descriptors: Sequence[int]) -> None:
         spec = WorkerSpec.from_json(message["start"])
         try:
             listener = (
                 _door(self._folder, spec.lease_id)
-                if spec.certfile
+                if worker_secrets.speaks_tls(descriptors)
                 else _listen(message["host"], message.get("port", 0))
             )
         except OSError as e:
@@ -139,7 +145,9 @@ class Zygote:
                     return  # the pool is gone, and its successor may have counted the workers already
                 pid = os.fork()
                 if pid == 0:
-                    self._become_worker(spec, listener, asked_at, me, lock, message.get("bounds", {}))
+                    self._become_worker(
+                        spec, descriptors, listener, asked_at, me, lock, message.get("bounds", {})
+                    )
             finally:
                 os.close(lock)
         except OSError as e:
@@ -159,6 +167,7 @@ class Zygote:
     def _become_worker(
         self,
         spec: WorkerSpec,
+        descriptors: Sequence[int],
         listener: socket.socket,
         asked_at: socket.socket | None,
         parent: int,
@@ -176,6 +185,7 @@ class Zygote:
             if not _enter_bounds(spec.lease_id, bounds):
                 code = EXIT_NOT_BOUND
             elif self._persistent or processes.die_with_parent(parent):
+                spec = worker_secrets.take(spec, descriptors)
                 code = _work(spec, listener, asked_at, self._folder, lock, self.runs_in, self.sandbox)
         except BaseException:
             sys.excepthook(*sys.exc_info())

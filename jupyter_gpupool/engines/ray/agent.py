@@ -137,10 +137,10 @@ class Agent:
             return {"failed": str(e)}
         return {}
 
-    async def send(self, lease_id: str, to: dict[str, Any], ca: str) -> dict[str, Any]:
+    async def send(self, lease_id: str, to: dict[str, Any]) -> dict[str, Any]:
         """Let a worker send its lease to another server's. Return ``{"bytes", "rest_s"}``, or ``{"failed": why}``."""
         try:
-            sent = await self._engine.moving.send(lease_id, WorkerAddress(**to), ca)
+            sent = await self._engine.moving.send(lease_id, WorkerAddress(**to))
         except EngineError as e:
             return {"failed": str(e)}
         return {"bytes": sent.nbytes, "rest_s": sent.rest_s}

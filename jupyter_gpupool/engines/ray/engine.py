@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from traitlets import Float, Unicode
@@ -66,10 +65,6 @@ class RayEngine(
     )
     node_timeout_s = Float(
         8.0, min=1.0, help="Seconds without an answer from a GPU server after which its leases are lost."
-    ).tag(config=True)
-    ca_file = Unicode(
-        help="Certificate of the authority that signed `certfile` (PEM), a file where the pool runs. With it the "
-        "servers know each other when a lease moves. Default: the authorities that the system trusts."
     ).tag(config=True)
     pool_id = Unicode(
         help="Distinguishes the workers of this pool from those of another pool in the cluster."
@@ -198,7 +193,7 @@ class RayEngine(
             there = replace(lease, slices=lease.moving_to)
             worker = await target.start(there, there.slices, receives=True)
             try:
-                await source.send(lease.id, worker, self._ca())
+                await source.send(lease.id, worker)
                 await target.serve(lease.id)
                 if self._parts.get(lease.id) is not parts:
                     raise EngineError("the lease has ended meanwhile")
@@ -217,14 +212,6 @@ class RayEngine(
     def arrived(self) -> Collection[str]:
         """Return the leases that :meth:`adopt` has found where they were to be moved."""
         return frozenset(self._arrived)
-
-    def _ca(self) -> str:
-        if not self.certfile or not self.ca_file:
-            return ""
-        try:
-            return Path(self.ca_file).read_text()
-        except OSError as e:
-            raise EngineError(f"{self.ca_file} cannot be read: {e.strerror}") from None
 
     async def limit_worker(self, lease_id: str, limits: Mapping[str, int]) -> None:
         parts = self._parts.get(lease_id)
@@ -399,7 +386,6 @@ class RayEngine(
             "local": {
                 "host": found.address,
                 "certfile": self.certfile,
-                "keyfile": self.keyfile,
                 "data_port": self.data_port,
                 "attach_timeout_s": self.attach_timeout_s,
                 "resume_s": self.resume_s,

@@ -235,12 +235,12 @@ class Node:
 
     # -- moving
 
-    async def send(self, lease_id: str, to: WorkerAddress, ca: str) -> tuple[int, float]:
+    async def send(self, lease_id: str, to: WorkerAddress) -> tuple[int, float]:
         """Send a lease to another server's worker. Return its bytes, and the seconds for which it rested.
 
         Raises EngineError.
         """
-        said = await self._moved("send", lease_id, to.to_json(), ca)
+        said = await self._moved("send", lease_id, to.to_json())
         return int(said["bytes"]), float(said["rest_s"])
 
     async def stay(self, lease_id: str) -> None:

@@ -52,7 +52,7 @@ class GPUPoolHubService(GPUPoolServer):
         config=True
     )
     keyfile = Unicode(help="Its private key (PEM).").tag(config=True)
-    ca_file = Unicode(help="Certificate (PEM) of the authority that servers trust for it.").tag(config=True)
+    ca_file = Unicode(help="Not used any more: workers have certificates of their own.").tag(config=True)
     exit_with_parent = Bool(True, help="Whether to exit when the process that started this one exits.").tag(
         config=True
     )
@@ -90,7 +90,6 @@ class GPUPoolHubService(GPUPoolServer):
         engine.setdefault("attach_timeout_s", 60.0)
         if self.certfile:
             engine.setdefault("certfile", self.certfile)
-            engine.setdefault("keyfile", self.keyfile)
             engine.setdefault("host", url.hostname or "127.0.0.1")
         self.config.PoolService.setdefault("db_url", f"sqlite:///{folder.resolve() / 'ledger.sqlite'}")
 
@@ -118,10 +117,9 @@ class GPUPoolHubService(GPUPoolServer):
 
         said = json.loads(os.environ.get("GPUPOOL_HUB_NAMESPACES") or "null")
         tokens = HubTokens(self._token, who, said, service.belongs)
-        ca = Path(self.ca_file).read_text() if self.ca_file else ""
         certificate = Certificate(self.certfile, self.keyfile) if self.certfile else None
         self._servers = Servers(
-            service, Path(self.directory) / "servers.json", self._runs, secure=bool(certificate), ca=ca
+            service, Path(self.directory) / "servers.json", self._runs, secure=bool(certificate)
         )
         await self._servers.start()
         application = Application(

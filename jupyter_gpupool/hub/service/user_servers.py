@@ -78,7 +78,7 @@ class Servers:
     """The servers that have GPUs.
 
     ``runs`` asks the hub whether a user's server runs; it raises OSError if the hub does not answer.
-    ``secure`` says whether workers are reached over TLS, and ``ca`` whom to trust then.
+    ``secure`` says whether workers are reached over TLS.
     """
 
     def __init__(
@@ -87,12 +87,11 @@ class Servers:
         file: Path,
         runs: Callable[[str, str], Awaitable[bool]],
         secure: bool = False,
-        ca: str = "",
     ) -> None:
         self._pool = pool
         self._file = file
         self._runs = runs
-        self.secure, self.ca = secure, ca
+        self.secure = secure
         self._servers: dict[tuple[str, str], Server] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -262,7 +261,7 @@ class Servers:
                 await changed.wait()
             if lease.state.ended:
                 return
-            client: Any = self  # it has `secure` and `ca`, as a client has
+            client: Any = self  # it has `secure`, as a client has
             spec = requests.attach_spec(client, lease, server.secret, "remote")
             loop = asyncio.get_running_loop()
             server.lifeline = await loop.run_in_executor(self._threads, Lifeline, spec)

@@ -27,7 +27,7 @@ _CREDENTIALS = struct.Struct("3i")
 class WorkerControl:
     """Answers the engine; its newest connection counts. ``place`` changes the slices, and raises ValueError.
 
-    ``obey`` does what is asked about a move or the certificate, see Worker.obey. ``is_leaving``: whether the state has
+    ``obey`` does what is asked about a move, see Worker.obey. ``is_leaving``: whether the state has
     been sent.
     """
 

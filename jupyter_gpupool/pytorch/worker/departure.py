@@ -49,9 +49,7 @@ class Departure:
         self.where: tuple[str, int] | None = None
 
     @torch.inference_mode()
-    def send(
-        self, host: str, port: int, secure: bool, ca: str, sock: socket.socket | None = None
-    ) -> dict[str, Any]:
+    def send(self, host: str, port: int, secure: bool, sock: socket.socket | None = None) -> dict[str, Any]:
         """Send everything to the worker at that address. Return the bytes, the seconds that sessions rested, and how
         many bytes were sent ahead, while they went on.
 
@@ -63,7 +61,7 @@ class Departure:
             if sock is not None:
                 sock.close()
             raise CannotMove("it is about to leave already")
-        spec = AttachSpec(worker.spec.lease_id, host, port, worker.secret, (), secure=secure, ca=ca)
+        spec = AttachSpec(worker.spec.lease_id, host, port, worker.secret, (), secure=secure)
         try:
             conn, _ = handshake.connect(spec, "worker", {}, _CONNECT_TIMEOUT_S, sock)
         except (handshake.Refused, frames.WireError, OSError) as e:

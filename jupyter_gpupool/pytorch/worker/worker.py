@@ -154,7 +154,7 @@ class Worker:
         self._messages = Messages(self.shared)
         self.residence = Residence(self.devices, self.shared)
         self.admission = Admission(is_open=not spec.awaits_state)
-        self.certificate = tls.ServerCertificate(spec.certfile, spec.keyfile) if spec.certfile else None
+        self.certificate = tls.OwnCertificate(spec.certfile, spec.keyfile) if spec.certfile else None
         self.departure = Departure(self)
         self.arrival = Arrival(self)
         #: the lease's secret, as its clients have presented it
@@ -268,19 +268,14 @@ class Worker:
             self.spec = replace(self.spec, devices=tuple(device.spec for device in placed))
 
     def obey(self, what: str, message: Mapping[str, Any], descriptors: list[int]) -> dict[str, Any] | None:
-        """Do what an engine asks about a move or the certificate, and return the answer; None for something else.
+        """Do what an engine asks about a move, and return the answer; None for something else.
 
         Of the descriptors that came along it takes what it needs. Raises CannotMove, ValueError and OSError.
         """
         if what == "send":
             host, port = message["to"]
             sock = socket.socket(fileno=descriptors.pop()) if descriptors else None
-            return self.departure.send(host, port, message["secure"], message["ca"], sock)
-        if what == "certificate":
-            if self.certificate is None or len(descriptors) != 2:
-                raise ValueError("no certificate")
-            self.certificate.renew(*(f"/proc/self/fd/{descriptor}" for descriptor in descriptors))
-            return {}
+            return self.departure.send(host, port, message["secure"], sock)
         if what == "stay":
             self.departure.stay()
         elif what == "leave":

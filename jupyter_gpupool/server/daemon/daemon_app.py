@@ -91,7 +91,6 @@ class GPUPoolDaemon(GPUPoolServer):
         """Set the defaults that follow from the directory."""
         for name, value in (
             ("certfile", self.certfile),
-            ("keyfile", self.keyfile),
             ("data_port", folder.DATA_PORT),
             ("host", self.addresses[0] if self.addresses else socket.gethostname()),
             ("run_dir", str(Path(self.directory) / "run")),
@@ -100,10 +99,7 @@ class GPUPoolDaemon(GPUPoolServer):
         ):
             self.config.LocalEngine.setdefault(name, value)
             if name in RayEngine.class_trait_names(config=True):
-                self.config.RayEngine.setdefault(
-                    name, value
-                )  # files of these names are on each GPU server, too
-        self.config.RayEngine.setdefault("ca_file", self.ca_file)
+                self.config.RayEngine.setdefault(name, value)
         self.config.PoolService.setdefault("db_url", f"sqlite:///{Path(self.directory) / folder.LEDGER}")
         if self.log_style == "json":
             json_logs.use_json(self.log)

@@ -20,12 +20,12 @@ import pytest
 
 from jupyter_gpupool.core.models import Lease, LeaseState, Request, Slice, WorkerAddress
 from jupyter_gpupool.engines.local.engine import LocalEngine
-from jupyter_gpupool.server.daemon import certificates as authority
-from jupyter_gpupool.transport import frames, handshake, tls
+from jupyter_gpupool.transport import frames, handshake, proofs, tls
 from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 
 from ...conftest import PATIENCE_S
+from ...support.interceptor import Interceptor, welcoming
 
 torch = pytest.importorskip("torch", reason="workers need PyTorch")
 
@@ -46,7 +46,6 @@ async def running(tmp_path: Path, certificates: Any, **options: Any) -> AsyncIte
         run_dir=str(tmp_path / "run"),
         emulate="always",
         certfile=str(certificates.certfile),
-        keyfile=str(certificates.keyfile),
         data_host="127.0.0.1",
         attach_timeout_s=600.0,
         **options,
@@ -58,10 +57,10 @@ async def running(tmp_path: Path, certificates: Any, **options: Any) -> AsyncIte
         await engine.stop()
 
 
-def attach_spec(lease: Lease, worker: WorkerAddress, ca: str) -> AttachSpec:
+def attach_spec(lease: Lease, worker: WorkerAddress) -> AttachSpec:
     piece = lease.slices[0]
     device = DeviceSpec(0, piece.gpu_uuid, piece.name, piece.memory_mib, piece.total_mib, True)
-    return AttachSpec(lease.id, worker.host, worker.port, SECRET, (device,), lease.ttl_s, secure=True, ca=ca)
+    return AttachSpec(lease.id, worker.host, worker.port, SECRET, (device,), lease.ttl_s, secure=True)
 
 
 def play(
@@ -73,7 +72,7 @@ def play(
         async with running(tmp_path, certificates, **options) as engine:
             lease = granted()
             worker = await engine.start_worker(lease)
-            spec = attach_spec(lease, worker, certificates.ca)
+            spec = attach_spec(lease, worker)
             result = story(engine, spec)
             if asyncio.iscoroutine(result):
                 await result
@@ -93,7 +92,7 @@ def acceptor_of(engine: LocalEngine) -> psutil.Process:
 def test_each_lease_behind_one_port(tmp_path: Path, certificates: Any) -> None:
     async def story(engine: LocalEngine, first: AttachSpec) -> None:
         lease = granted()
-        second = attach_spec(lease, await engine.start_worker(lease), certificates.ca)
+        second = attach_spec(lease, await engine.start_worker(lease))
         assert first.port == second.port
         lines = [Lifeline(spec) for spec in (first, second)]
         with pytest.raises(handshake.Refused, match="the secret is not this lease's"):
@@ -137,27 +136,81 @@ def sum_of(x: Any, times: int) -> Any:
     return total
 
 
-def test_another_authority_is_refused(tmp_path: Path, certificates: Any) -> None:
-    stranger = authority.new_authority("somebody else").certificate.decode()
+def names(spec: AttachSpec) -> list[str]:
+    return tls.offered_for(spec.lease_id)
 
+
+def test_who_stands_between_learns_nothing_and_gets_nowhere(tmp_path: Path, certificates: Any) -> None:
+    """Even with a certificate of the pool's own authority, as somebody has who got hold of the server's key."""
+
+    async def story(engine: LocalEngine, spec: AttachSpec) -> None:
+        lease = granted()
+        other = attach_spec(lease, await engine.start_worker(lease))
+        with (
+            Interceptor((spec.host, spec.port), names(spec)) as between,
+            pytest.raises(handshake.Refused, match="somebody between the client and the worker"),
+        ):
+            await asyncio.to_thread(session_of, replace(spec, port=between.port))
+        assert b"sealed" in between.heard and SECRET.encode() not in between.heard
+        # What the worker says to somebody who has its secret is of no use for another connection to it.
+        conn = await asyncio.to_thread(session_of, spec)
+        assert isinstance(conn, tls.SecureSocket)
+        proof = proofs.proof(proofs.digest_of(SECRET), conn.digest)
+        conn.close()
+        for welcome in ({}, {"proof": b""}, {"proof": proof}, {"proof": proof.hex()}):
+            with (
+                Interceptor((spec.host, spec.port), names(spec), welcoming(**welcome)) as between,
+                pytest.raises(handshake.Refused, match="does not prove .* may be intercepting"),
+            ):
+                await asyncio.to_thread(session_of, replace(spec, port=between.port))
+        for each in (spec, other):
+            (await asyncio.to_thread(session_of, each)).close()
+
+    play(tmp_path, certificates, story)
+
+
+def test_each_worker_has_a_certificate_of_its_own(tmp_path: Path, certificates: Any) -> None:
+    async def story(engine: LocalEngine, spec: AttachSpec) -> None:
+        lease = granted()
+        other = attach_spec(lease, await engine.start_worker(lease))
+        shown = []
+        for each in (spec, other):
+            conn = await asyncio.to_thread(session_of, each)
+            assert isinstance(conn, tls.SecureSocket)
+            with conn:
+                shown.append(conn.digest)
+        server = ssl.PEM_cert_to_DER_cert(certificates.certfile.read_text())
+        assert len({*shown, hashlib.sha256(server).digest()}) == 3
+
+    play(tmp_path, certificates, story)
+
+
+def test_a_client_of_an_earlier_version_is_told_that_it_is_one(tmp_path: Path, certificates: Any) -> None:
     def story(engine: LocalEngine, spec: AttachSpec) -> None:
-        with pytest.raises(handshake.Refused, match=r"is not trusted .* get a new ca\.crt"):
-            session_of(replace(spec, ca=stranger))
+        context = ssl.create_default_context(cadata=certificates.ca)
+        context.set_alpn_protocols([names(spec)[1]])
+        sock = socket.create_connection((spec.host, spec.port), PATIENCE_S)
+        with sock, pytest.raises(ssl.SSLError, match="(?i)protocol.version"):
+            context.wrap_socket(sock, server_hostname=spec.host)
         session_of(spec).close()
 
     play(tmp_path, certificates, story)
-    certificates.renew("another.example")
 
-    def another_story(engine: LocalEngine, spec: AttachSpec) -> None:
-        with pytest.raises(handshake.Refused, match="is not trusted .*check the address"):
-            session_of(spec)
 
-    play(tmp_path / "another", certificates, another_story)
+@pytest.mark.parametrize("known", ["gpupool-lease/lease", "another"])
+def test_a_worker_of_an_earlier_version_is_told_apart(known: str) -> None:
+    spec = AttachSpec("lease", "127.0.0.1", 0, SECRET, (), secure=True)
+    with (
+        Interceptor(("", 0), [known], welcoming()) as earlier,
+        pytest.raises(handshake.Refused, match="of an earlier version; install the same version"),
+    ):
+        session_of(replace(spec, port=earlier.port))
 
 
 def test_nothing_older_than_tls_1_3(tmp_path: Path, certificates: Any) -> None:
     def story(engine: LocalEngine, spec: AttachSpec) -> None:
-        context = ssl.create_default_context(cadata=certificates.ca)
+        context = tls.client_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
         sock = socket.create_connection((spec.host, spec.port), PATIENCE_S)
@@ -274,26 +327,6 @@ def test_an_acceptor_that_dies_is_replaced(tmp_path: Path, certificates: Any) ->
     play(tmp_path, certificates, story)
 
 
-def test_a_renewed_certificate_is_used(tmp_path: Path, certificates: Any) -> None:
-    """By workers that run, too: a worker in its sandbox is given it."""
-
-    def shown(spec: AttachSpec) -> bytes | None:
-        conn = session_of(spec)
-        assert isinstance(conn, tls.SecureSocket)
-        with conn:
-            return conn._ssl.getpeercert(True)
-
-    async def story(engine: LocalEngine, spec: AttachSpec) -> None:
-        for _ in range(2):
-            before = await asyncio.to_thread(shown, spec)
-            renewed = ssl.PEM_cert_to_DER_cert(certificates.renew().decode())
-            assert before != renewed
-            while await asyncio.to_thread(shown, spec) != renewed:
-                await asyncio.sleep(0.05)
-
-    play(tmp_path, certificates, story)
-
-
 def test_the_port_outlives_its_pool(tmp_path: Path, certificates: Any) -> None:
     """Workers of a pool that is gone are reached still; its successor takes over the port and the workers."""
 
@@ -301,7 +334,7 @@ def test_the_port_outlives_its_pool(tmp_path: Path, certificates: Any) -> None:
         lease = granted()
         async with running(tmp_path, certificates, persistent=True) as engine:
             worker = await engine.start_worker(lease)
-            spec = attach_spec(lease, worker, certificates.ca)
+            spec = attach_spec(lease, worker)
             line = await asyncio.to_thread(Lifeline, spec)
             old = acceptor_of(engine)
         # Nobody but the acceptor holds the port now.

@@ -26,7 +26,7 @@ from .test_data_port import FACTS, SECRET, attach_spec, granted, play, session_o
 
 def hello(spec: AttachSpec, *protocols: str) -> bytes:
     """What a client of ours says first."""
-    context = tls.client_context(spec.ca)
+    context = tls.client_context()
     context.set_alpn_protocols(list(protocols) or [tls.protocol_of(spec.lease_id)])
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -56,7 +56,7 @@ def certified(heard: bytes) -> bool:
 def test_what_strangers_say(tmp_path: Path, certificates: Any) -> None:
     async def story(engine: LocalEngine, spec: AttachSpec) -> None:
         lease = granted()
-        other = attach_spec(lease, await engine.start_worker(lease), certificates.ca)
+        other = attach_spec(lease, await engine.start_worker(lease))
         first = hello(spec)
 
         # In pieces, however small, it is the same hello.
@@ -74,8 +74,8 @@ def test_what_strangers_say(tmp_path: Path, certificates: Any) -> None:
         assert certified(answer(spec, hello(spec, *names)))
         for wrong in (
             "h2",
-            "gpupool-lease/",
-            f"gpupool-lease/../{spec.lease_id}",
+            "gpupool-worker/",
+            f"gpupool-worker/../{spec.lease_id}",
             f"{names[0]}/../x",
             f"x{names[0]}",
         ):
@@ -112,7 +112,7 @@ def test_inside_tls_nothing_is_said_before_the_secret(tmp_path: Path, certificat
 
     @contextlib.contextmanager
     def inside(spec: AttachSpec) -> Iterator[ssl.SSLSocket]:
-        context = tls.client_context(spec.ca)
+        context = tls.client_context()
         context.set_alpn_protocols([tls.protocol_of(spec.lease_id)])
         plain = socket.create_connection((spec.host, spec.port), PATIENCE_S)
         with context.wrap_socket(plain, server_hostname=spec.host) as sock:

@@ -24,12 +24,13 @@ from jupyter_gpupool.core.errors import EngineError  # noqa: E402
 from jupyter_gpupool.core.files import write_atomically  # noqa: E402
 from jupyter_gpupool.core.models import Lease, WorkerAddress  # noqa: E402
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
-from jupyter_gpupool.transport import frames, handshake  # noqa: E402
+from jupyter_gpupool.transport import frames, handshake, tls  # noqa: E402
 from jupyter_gpupool.transport.lifeline import Lifeline  # noqa: E402
 from jupyter_gpupool.transport.specs import AttachSpec  # noqa: E402
 
 from ...conftest import often  # noqa: E402
 from ...support.certificates import Certificates  # noqa: E402
+from ...support.interceptor import Interceptor  # noqa: E402
 from .test_engine import attach_spec, granted  # noqa: E402
 from .test_parking import Server, elsewhere, training, trains_alike_beside  # noqa: E402
 
@@ -37,21 +38,20 @@ from .test_parking import Server, elsewhere, training, trains_alike_beside  # no
 class Pair:
     """Two GPU servers, and a lease that one of them has. ``file``: that of the lease."""
 
-    def __init__(self, servers: list[Server], lease: Lease, file: Path, ca: str = "") -> None:
+    def __init__(self, servers: list[Server], lease: Lease, file: Path, secure: bool = False) -> None:
         self._file = file
         self.servers = servers
         self.lease = lease
-        self.ca = ca
         self.at = 0
         self.moves = 0
         self.worker: WorkerAddress = servers[0].start(lease)
-        self._secure = {"secure": True, "ca": ca} if ca else {}
+        self._secure = secure
         self._write()
 
     @property
     def spec(self) -> AttachSpec:
         """The lease as its pool knows it."""
-        return replace(attach_spec(self.lease, self.worker), **self._secure)
+        return replace(attach_spec(self.lease, self.worker), secure=self._secure)
 
     def _write(self) -> None:
         """What a holder does once its pool knows where the lease is."""
@@ -71,7 +71,7 @@ class Pair:
         return worker
 
     def send(self, to: WorkerAddress) -> Any:
-        return self.here.do(self.here.engine.moving.send(self.lease.id, to, self.ca))
+        return self.here.do(self.here.engine.moving.send(self.lease.id, to))
 
     def move(self) -> None:
         """To the other server."""
@@ -264,21 +264,21 @@ def test_a_worker_that_waits_for_a_lease_takes_no_other_state(pair: Pair) -> Non
     assert torch.equal((x * 2).cpu(), torch.arange(1000.0) * 2)
 
 
-def test_a_farm_with_certificates(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, file: Path
-) -> None:
-    certificates = Certificates(tmp_path)
-    files = {"certfile": str(certificates.certfile), "keyfile": str(certificates.keyfile)}
-    servers = [Server(tmp_path / f"run{k}", **files) for k in range(2)]
+def test_a_farm_with_certificates(tmp_path: Path, file: Path) -> None:
+    certfile = str(Certificates(tmp_path).certfile)
+    servers = [Server(tmp_path / f"run{k}", certfile=certfile) for k in range(2)]
     try:
-        pair = Pair(servers, granted(memory_mib=100), file, certificates.ca)
+        pair = Pair(servers, granted(memory_mib=100), file, secure=True)
         line = Lifeline(pair.spec, locate=lambda: pair.spec)
         session.activate(pair.spec)
         x = counted()
-        pair.ca = Certificates(tmp_path_factory.mktemp("another")).ca
-        with pytest.raises(EngineError, match="not trusted"):
-            pair.move()
-        pair.ca = certificates.ca
+        to = pair.receive()
+        with (
+            Interceptor((to.host, to.port), tls.offered_for(pair.lease.id)) as between,
+            pytest.raises(EngineError, match="somebody between"),
+        ):
+            pair.send(replace(to, port=between.port))
+        pair.there.do(pair.there.engine.stop_worker(pair.lease.id))
         for k in range(2, 5):
             pair.move()
             assert torch.equal((x * k).cpu(), torch.arange(1000.0) * k)

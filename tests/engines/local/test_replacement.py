@@ -61,9 +61,9 @@ class Running:
     async def start(self, lease: Lease) -> specs.AttachSpec:
         worker = await self.engine.start_worker(lease)
         device = specs.DeviceSpec(0, "GPU-x", NAME, lease.slices[0].memory_mib, 32510, True)
-        ca = Path(self.engine.certfile).with_name("ca.crt").read_text() if self.engine.certfile else ""
+        secure = bool(self.engine.certfile)
         spec = specs.AttachSpec(
-            lease.id, worker.host, worker.port, SECRET, (device,), lease.ttl_s, secure=bool(ca), ca=ca
+            lease.id, worker.host, worker.port, SECRET, (device,), lease.ttl_s, secure=secure
         )
         self.lines.append(await asyncio.to_thread(Lifeline, spec, self.lost.append))
         return spec
@@ -131,8 +131,7 @@ def test_a_program_goes_on(
 ) -> None:
     files: dict[str, object] = {}
     if secure:
-        (certificates.folder / "ca.crt").write_text(certificates.ca)
-        files = {"certfile": str(certificates.certfile), "keyfile": str(certificates.keyfile), "data_port": 0}
+        files = {"certfile": str(certificates.certfile), "data_port": 0}
 
     async def main() -> None:
         async with running(tmp_path, monkeypatch, **files) as r:

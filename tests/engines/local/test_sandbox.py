@@ -7,7 +7,9 @@ import contextlib
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="workers need PyTorch")
 
 from jupyter_gpupool.core.models import WorkerAddress  # noqa: E402
-from jupyter_gpupool.engines.local import worker_files  # noqa: E402
+from jupyter_gpupool.engines.local import warm_parent, worker_files  # noqa: E402
 from jupyter_gpupool.engines.local.sandbox import sandbox  # noqa: E402
 from jupyter_gpupool.engines.local.workers import LocalWorkers  # noqa: E402
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
+from jupyter_gpupool.transport import proofs  # noqa: E402
 from jupyter_gpupool.transport.lifeline import Lifeline  # noqa: E402
 
 from ...support import hostile_operator  # noqa: E402
-from .test_data_port import play  # noqa: E402
+from .test_data_port import SECRET, play  # noqa: E402
+from .test_data_port import attach_spec as over_tls  # noqa: E402
+from .test_data_port import granted as granted_over_tls  # noqa: E402
 from .test_engine import alive, attach_spec, granted, running  # noqa: E402
 from .test_parking import Server  # noqa: E402
 
@@ -227,6 +232,126 @@ def test_what_an_engine_says_of_its_sandbox(tmp_path: Path) -> None:
     lacks = sandbox.prepare("auto", tmp_path).lacks
     assert asyncio.run(said("auto")) == lacks
     assert asyncio.run(said("off")) == dict.fromkeys(lacks, "sandbox is set to 'off'")
+
+
+#: Looks for ``needles`` in all that the process can read of its own memory. They come with each bit turned over, so
+#: that to look for them does not put them there.
+SCAN = """
+import os
+turned, found, size = bytes(range(255, -1, -1)), set(), 1 << 22
+memory = os.open('/proc/self/mem', os.O_RDONLY)
+with open('/proc/self/maps') as f:
+    regions = [line.split()[:2] for line in f if 'r' in line.split()[1] and '[v' not in line]
+for region, _ in regions:
+    at, end = (int(text, 16) for text in region.split('-'))
+    while at < end:
+        try: chunk = os.pread(memory, min(size, end - at), at).translate(turned)
+        except OSError: break
+        found.update(name for name, needle in needles.items() if needle in chunk)
+        at += size - 256 if at + size < end else size
+answer = sorted(found)
+"""
+
+
+def in_memory(**needles: bytes) -> list[str]:
+    """Which of these the worker of the lease of this process has in its memory."""
+    turned = {name: bytes(255 - byte for byte in needle) for name, needle in needles.items()}
+    return list(hostile_operator.run(f"needles = {turned!r}\n{SCAN}"))
+
+
+def key_of(pem: bytes) -> dict[str, bytes]:
+    """The forms of a private key: its number as it is written, and as OpenSSL computes with it; its files."""
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(pem, None)
+    number = key.private_numbers().private_value.to_bytes(32, "big")  # type: ignore[union-attr]
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    der = key.private_bytes(serialization.Encoding.DER, *form)
+    return {"number": number, "limbs": number[::-1], "der": der, "pem": pem.splitlines()[1]}
+
+
+@pytest.fixture
+def certificates_made(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The certificates of workers with their keys, in the order in which the workers are started."""
+    made: list[bytes] = []
+    make = warm_parent.new_certificate
+
+    def recorded(name: str) -> bytes:
+        made.append(make(name))
+        return made[-1]
+
+    monkeypatch.setattr(warm_parent, "new_certificate", recorded)
+    return made
+
+
+def test_no_worker_has_the_servers_key_or_what_others_prove_themselves_by(
+    tmp_path: Path, certificates: Any, certificates_made: list[bytes]
+) -> None:
+    async def story(engine: Any, first: Any) -> None:
+        lease = of_lease("the second")
+        spec = over_tls(lease, await engine.start_worker(lease))
+        keys = {"server": certificates.keyfile.read_bytes()}
+        keys.update(zip(("another", "own"), map(key_part, certificates_made)))
+        needles = {
+            f"{whose} {form}": part for whose, key in keys.items() for form, part in key_of(key).items()
+        }
+        needles["another digest"] = digest(SECRET)
+        needles["another digest's bytes"] = bytes.fromhex(digest(SECRET).decode())
+        needles["another secret"] = SECRET.encode()
+        needles["own digest"], needles["own secret"] = digest("the second"), b"the second"
+        with attached(replace(spec, secret="the second")):
+            found = in_memory(**needles)
+        assert {"own limbs", "own digest", "own secret"} <= set(found), "what is there is found"
+        assert all(name.startswith("own ") for name in found), found
+
+    play(tmp_path, certificates, story, operators=OPERATORS)
+
+
+def test_a_worker_that_is_given_the_servers_key_has_it_in_its_memory(
+    tmp_path: Path, certificates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the test above finds a key where there is one, and it is the keys of their own that keep it from workers."""
+    both = certificates.certfile.read_bytes() + certificates.keyfile.read_bytes()
+    monkeypatch.setattr(warm_parent, "new_certificate", lambda name: both)
+
+    def story(engine: Any, spec: Any) -> None:
+        with attached(spec):
+            assert "limbs" in in_memory(**key_of(certificates.keyfile.read_bytes()))
+
+    play(tmp_path, certificates, story, operators=OPERATORS)
+
+
+def test_the_process_that_forks_workers_is_told_no_secret(
+    tmp_path: Path, certificates: Any, certificates_made: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker inherits that process's memory."""
+    sent: list[bytes] = []
+    send = socket.send_fds
+
+    def recorded(sock: socket.socket, packets: list[bytes], descriptors: list[int]) -> int:
+        sent.extend(packets)
+        return send(sock, packets, descriptors)
+
+    monkeypatch.setattr(socket, "send_fds", recorded)
+
+    def story(engine: Any, spec: Any) -> None:
+        (packet,) = (packet for packet in sent if spec.lease_id.encode() in packet)
+        assert digest(SECRET) not in packet and b"PRIVATE KEY" not in packet
+
+    play(tmp_path, certificates, story)
+
+
+def digest(secret: str) -> bytes:
+    return proofs.digest_of(secret).encode()
+
+
+def key_part(pem: bytes) -> bytes:
+    return pem[pem.index(b"-----BEGIN PRIVATE KEY") :]
+
+
+def of_lease(secret: str) -> Any:
+    lease = granted_over_tls()
+    return replace(lease, request=replace(lease.request, secret_sha256=proofs.digest_of(secret)))
 
 
 def test_a_worker_cannot_read_the_certificates_key(tmp_path: Path, certificates: Any, shut_in: None) -> None:

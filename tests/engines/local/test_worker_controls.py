@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from jupyter_gpupool.core.errors import EngineError
-from jupyter_gpupool.engines.local import renewal, worker_answers, worker_files
+from jupyter_gpupool.engines.local import worker_answers, worker_files
 from jupyter_gpupool.engines.local.parking import Parking
-from jupyter_gpupool.engines.local.renewal import Renewal
 from jupyter_gpupool.engines.local.worker_controls import WorkerChannel
 from jupyter_gpupool.engines.local.worker_tasks import WorkerTasks
 from jupyter_gpupool.transport import control
@@ -194,83 +193,6 @@ def test_a_silent_worker_does_not_keep_others_from_being_adopted(
         await parking.stop()
 
     asyncio.run(main())
-
-
-def test_a_worker_of_an_earlier_pool_is_given_the_certificate_of_now(
-    worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may have been renewed while no pool ran. One that does not answer holds up no other."""
-    monkeypatch.setattr(renewal, "_CHECK_INTERVAL_S", 0.01)
-    files = [tmp_path / "certificate", tmp_path / "key"]
-    received: dict[str, list[list[bytes]]] = {"good": [], "late": []}
-
-    def of(lease_id: str) -> Callable[[dict[str, Any], list[int]], bytes]:
-        def answer(message: dict[str, Any], descriptors: list[int]) -> bytes:
-            received[lease_id].append([os.pread(descriptor, 1000, 0) for descriptor in descriptors])
-            return json.dumps({"id": message["id"]}).encode()
-
-        return answer
-
-    worker("silent", silent)
-    for lease_id in received:
-        worker(lease_id, of(lease_id))
-    leases = ["silent", "good"]
-
-    async def until(lease_id: str, contents: list[bytes]) -> None:
-        while contents not in received[lease_id]:
-            await asyncio.sleep(0.01)
-
-    async def main() -> None:
-        parking = Parking(str(tmp_path), 0.0, logging.getLogger())
-        giving = Renewal(lambda: leases, parking.channel, logging.getLogger())
-        for file in files:
-            file.write_bytes(b"first")
-        giving.start(*map(str, files))
-        await until("good", [b"first", b"first"])
-        for file in files:
-            file.write_bytes(b"second")
-        await until("good", [b"second", b"second"])
-        leases.append("late")
-        await until("late", [b"second", b"second"])
-        await giving.stop()
-        await parking.stop()
-
-    asyncio.run(main())
-
-
-def test_a_certificate_that_cannot_be_given_now_is_given_later(
-    worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(renewal, "_CHECK_INTERVAL_S", 0.01)
-    file, given, refusals = tmp_path / "pem", threading.Event(), 0
-    file.write_bytes(b"x")
-    create = os.memfd_create
-
-    def refuse(name: str, flags: int) -> int:
-        nonlocal refusals
-        refusals += 1
-        if refusals == 1:
-            raise OSError(24, "Too many open files")
-        return create(name, flags)
-
-    def answer(message: dict[str, Any], descriptors: list[int]) -> bytes:
-        given.set()
-        return json.dumps({"id": message["id"]}).encode()
-
-    worker("lease", answer)
-    monkeypatch.setattr(os, "memfd_create", refuse)
-
-    async def main() -> None:
-        parking = Parking(str(tmp_path), 0.0, logging.getLogger())
-        giving = Renewal(lambda: ["lease"], parking.channel, logging.getLogger())
-        giving.start(str(file), str(file))
-        while not given.is_set():
-            await asyncio.sleep(0.01)
-        await giving.stop()
-        await parking.stop()
-
-    asyncio.run(main())
-    assert refusals == 3
 
 
 def test_a_task_that_does_not_end_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:

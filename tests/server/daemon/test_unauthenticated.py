@@ -147,7 +147,7 @@ def test_older_tls_is_refused_on_both_ports(server: Server) -> None:
     for port in (server.port, server.data_port):
         context = ssl.create_default_context(cadata=server.ca)
         context.maximum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols(["gpupool-lease/00000000-0000-4000-8000-000000000000"])
+        context.set_alpn_protocols(["gpupool-worker/00000000-0000-4000-8000-000000000000"])
         plain = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
         with plain, pytest.raises(ssl.SSLError, match="(?i)protocol.version|no.application.protocol"):
             context.wrap_socket(plain, server_hostname="localhost")

@@ -20,7 +20,7 @@ def enter(bounds: Mapping[str, Any]) -> None:
 
     if bounds.get("group"):
         join(bounds["group"])
-    _lower(resource.RLIMIT_CORE, 0)  # a crash would write all of its memory, the certificate's key included
+    _lower(resource.RLIMIT_CORE, 0)  # a crash would write all of its memory, its tenant's data included
     _lower(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
     if bounds.get("disk_mib"):
         _lower(resource.RLIMIT_FSIZE, bounds["disk_mib"] << 20)
