@@ -79,7 +79,4 @@ class UsageApp(Command):
     def _unknown(self, usage: dict[str, Any]) -> str:
         if usage["measured_since"] is None:
             return "Nothing was measured in that time, so it is unknown what computed."
-        return (
-            f"Unknown: before {format_time(usage['measured_since'])}, while no pool ran, and while leases of several "
-            "rows shared a GPU that computed."
-        )
+        return f"Unknown: before {format_time(usage['measured_since'])}, and while no pool ran."

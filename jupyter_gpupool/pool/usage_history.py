@@ -28,12 +28,16 @@ MOST_POINTS = 2000
 
 @dataclass(frozen=True)
 class Use:
-    """One GPU in one slot: its memory, the MiB granted and used, and the fraction of the time that it computed."""
+    """One GPU in one slot: its memory, the MiB granted and used, and the fraction of the time that it computed.
+
+    ``by_lease``: the same fraction for each lease that computed, by :func:`short_id`; None if that is not known.
+    """
 
     memory_mib: int
     granted_mib: float
     used_mib: float
     busy: float
+    by_lease: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,11 @@ def fitting(span_s: float, wanted: int | None = None) -> tuple[int, int]:
     return base, math.ceil(max(wanted or finest, span_s / MOST_POINTS) / finest) * finest
 
 
+def short_id(lease_id: str) -> str:
+    """A lease's name in the samples of one GPU. Whole ids would make up most of what a large pool keeps."""
+    return lease_id[:8]
+
+
 def _slot(at: float, step: int) -> int:
     return math.floor(at / step) * step
 
@@ -139,10 +148,7 @@ def _slot(at: float, step: int) -> int:
 def _write(tx: Transaction, step: int, sample: Sample) -> None:
     tx.execute(_REPLACE, {"of_step": step, "slot": sample.at})
     uses = list(sample.gpus.values())
-    packed = {
-        uuid: [u.memory_mib, round(u.granted_mib), round(u.used_mib), round(u.busy, 3)]
-        for uuid, u in sample.gpus.items()
-    }
+    packed = {uuid: _packed(use) for uuid, use in sample.gpus.items()}
     tx.execute(
         _ADD,
         {
@@ -157,6 +163,13 @@ def _write(tx: Transaction, step: int, sample: Sample) -> None:
     )
 
 
+def _packed(use: Use) -> list[Any]:
+    values = [use.memory_mib, round(use.granted_mib), round(use.used_mib), round(use.busy, 3)]
+    if use.by_lease is None:
+        return values
+    return [*values, {lease: share for lease, busy in use.by_lease.items() if (share := round(busy, 3))}]
+
+
 def _close(tx: Transaction, before: int, now: int) -> None:
     """Write the coarser samples of the slots that ended between two fine ones."""
     for (finer, _), (step, _) in zip(TIERS, TIERS[1:]):
@@ -165,7 +178,7 @@ def _close(tx: Transaction, before: int, now: int) -> None:
             return
         rows = tx.execute(_BETWEEN, {"of_step": finer, "first": slot, "end": slot + step}).all()
         if rows:
-            _write(tx, step, Sample(slot, _averaged([(row.step_s, _unpacked(row)) for row in rows])))
+            _write(tx, step, Sample(slot, _averaged([(row.step_s, unpacked(row.gpus)) for row in rows])))
 
 
 def _averaged(parts: Sequence[tuple[float, Mapping[str, Use]]]) -> dict[str, Use]:
@@ -180,13 +193,24 @@ def _averaged(parts: Sequence[tuple[float, Mapping[str, Use]]]) -> dict[str, Use
             _mean((weight, u.granted_mib) for weight, u in uses),
             _mean((weight, u.used_mib) for weight, u in uses),
             _mean((weight, u.busy) for weight, u in uses),
+            _mean_by_lease(uses),
         )
         for uuid, uses in by_gpu.items()
     }
 
 
-def _unpacked(row: Any) -> dict[str, Use]:
-    return {uuid: Use(*values) for uuid, values in json.loads(zlib.decompress(row.gpus)).items()}
+def _mean_by_lease(uses: Sequence[tuple[float, Use]]) -> dict[str, float] | None:
+    """The mean of each lease; one that a sample does not have did not compute in it. None if any is not known."""
+    known = [(weight, use.by_lease) for weight, use in uses if use.by_lease is not None]
+    if len(known) < len(uses):
+        return None
+    leases = {lease for _, shares in known for lease in shares}
+    return {lease: _mean((weight, shares.get(lease, 0.0)) for weight, shares in known) for lease in leases}
+
+
+def unpacked(gpus: bytes) -> dict[str, Use]:
+    """The GPUs of a sample, by uuid, as the ledger has them."""
+    return {uuid: Use(*values) for uuid, values in json.loads(zlib.decompress(gpus)).items()}
 
 
 _FIELDS: tuple[tuple[str, Callable[[float], float]], ...] = (
@@ -208,7 +232,7 @@ def _columns(
     if gpus is not None and not gpus:
         return {**whole, "gpus": {}}
     averaged = {
-        slot: _averaged([(row.step_s, _unpacked(row)) for row in some]) for slot, some in by_slot.items()
+        slot: _averaged([(row.step_s, unpacked(row.gpus)) for row in some]) for slot, some in by_slot.items()
     }
     names = sorted({uuid for part in averaged.values() for uuid in part}) if gpus is None else list(gpus)
     each = {}

@@ -1,22 +1,21 @@
 """How many GPU-hours were granted, by user, namespace or GPU, and in how many of them something computed.
 
 A GPU-hour is a whole GPU for an hour, or half of its memory for two. What was granted is in the ledger for as long as
-ended leases are, and the database adds it up. Whether a GPU computed is in the samples of :mod:`.usage_history`: of a
-GPU, not of a lease. So while rows of the report share a GPU that computes, which of them computed is not known, as
-when nothing was measured. Slices of one row on one GPU compute together.
+ended leases are, and the database adds it up. For how long a lease computed is in the samples of
+:mod:`.usage_history`. Samples of former versions have it of a GPU, not of a lease. So while rows of the report shared a
+GPU that computed then, which of them computed is not known, as when nothing was measured; slices of one row on one GPU
+computed together.
 
 While a lease is parked, others have its GPUs; the audit log has when that was.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from sqlalchemy import Double, and_, bindparam, case, cast, distinct, func, or_, select
 
@@ -24,7 +23,7 @@ from jupyter_gpupool.core.errors import InvalidRequest
 
 from .ledger.ledger import Ledger
 from .ledger.tables import audit, leases, samples, slices
-from .usage_history import TIERS
+from .usage_history import TIERS, short_id, unpacked
 
 _WORDS = ("granted", "computing", "idle", "unknown", "parked")
 #: How long the ledger keeps leases that have ended, in seconds.
@@ -110,22 +109,30 @@ _SAMPLES = (
 
 @dataclass(frozen=True)
 class Held:
-    """A slice while it was held, in seconds since the epoch. ``name``: the row it belongs to; None for none."""
+    """A slice while it was held, in seconds since the epoch. ``name``: the row it belongs to; None for none.
+
+    ``lease``: its lease's :func:`~.usage_history.short_id`.
+    """
 
     gpu: str
     name: str | None
     start: float
     end: float
     share: float
+    lease: str = ""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A slot of time, and the fraction of it in which each GPU computed, by uuid."""
+    """A slot of time, and the fraction of it in which each GPU computed, by uuid.
+
+    ``by_lease``: the same of each lease that computed, by uuid and short id; without a GPU where that is not known.
+    """
 
     start: float
     end: float
     busy: Mapping[str, float]
+    by_lease: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Reading:
@@ -187,7 +194,7 @@ class Reading:
         for row in rows:
             name = row.name if self._owner in (None, row.owner) else None
             for start, end in _unparked(row.start, row.end, parks.get(row.id, ())):
-                self.held.append(Held(row.gpu_uuid, name, start, end, row.share))
+                self.held.append(Held(row.gpu_uuid, name, start, end, row.share, short_id(row.id)))
 
 
 def _unparked(start: float, end: float, parks: Sequence[tuple[str, float]]) -> Iterator[tuple[float, float]]:
@@ -207,7 +214,7 @@ def _unparked(start: float, end: float, parks: Sequence[tuple[str, float]]) -> I
 def report(reading: Reading) -> dict[str, Any]:
     """Return the report as JSON: hours by row, most granted first."""
     slots = [
-        Measured(row.at, row.at + row.step_s, _busy(row.gpus))
+        Measured(row.at, row.at + row.step_s, *_busy(row.gpus))
         for row in reading.packed
         if row.at + row.step_s > reading.since
     ]
@@ -234,8 +241,10 @@ def report(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _busy(packed: bytes) -> dict[str, float]:
-    return {uuid: values[-1] for uuid, values in json.loads(zlib.decompress(packed)).items()}
+def _busy(packed: bytes) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    uses = unpacked(packed)
+    by_lease = {uuid: dict(use.by_lease) for uuid, use in uses.items() if use.by_lease is not None}
+    return {uuid: use.busy for uuid, use in uses.items()}, by_lease
 
 
 def attributed(held: Iterable[Held], slots: Sequence[Measured]) -> dict[str, tuple[float, float]]:
@@ -258,17 +267,34 @@ def attributed(held: Iterable[Held], slots: Sequence[Measured]) -> dict[str, tup
                 n += 1
         for n, together in in_slot.items():
             slot = slots[n]
-            busy_s = slot.busy[gpu] * (slot.end - slot.start)
-            if busy_s > 0 and len({one.name for one in together}) > 1:
-                continue
-            spans = [(max(one.start, slot.start), min(one.end, slot.end)) for one in together]
-            computing = min(1.0, busy_s / length) if (length := _covered(spans)) > 0 else 0.0
-            for one, (start, end) in zip(together, spans):
-                if one.name is not None:
-                    gpu_s = (end - start) * one.share
-                    before = known.get(one.name, (0.0, 0.0))
-                    known[one.name] = (before[0] + gpu_s * computing, before[1] + gpu_s * (1 - computing))
+            for alike in _computing_alike(slot, gpu, together):
+                spans = [(max(one.start, slot.start), min(one.end, slot.end)) for one in alike.held]
+                length = _covered(spans)
+                computing = min(1.0, alike.busy_s / length) if length > 0 else 0.0
+                for one, (start, end) in zip(alike.held, spans):
+                    if one.name is not None:
+                        gpu_s = (end - start) * one.share
+                        before = known.get(one.name, (0.0, 0.0))
+                        known[one.name] = before[0] + gpu_s * computing, before[1] + gpu_s * (1 - computing)
     return known
+
+
+class _Alike(NamedTuple):
+    """Slices of one GPU, and for how many seconds of a slot they computed."""
+
+    held: Sequence[Held]
+    busy_s: float
+
+
+def _computing_alike(slot: Measured, gpu: str, held: Sequence[Held]) -> Iterator[_Alike]:
+    """A GPU's slices in a slot, those together that computed together. Without those of which that is not known."""
+    by_lease, length_s = slot.by_lease.get(gpu), slot.end - slot.start
+    if by_lease is not None:
+        for lease in dict.fromkeys(one.lease for one in held):
+            busy_s = by_lease.get(lease, 0.0) * length_s
+            yield _Alike([one for one in held if one.lease == lease], busy_s)
+    elif not slot.busy[gpu] or len({one.name for one in held}) == 1:
+        yield _Alike(held, slot.busy[gpu] * length_s)
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:

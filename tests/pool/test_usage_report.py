@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jupyter_gpupool.core.errors import InvalidRequest
-from jupyter_gpupool.core.models import Request
+from jupyter_gpupool.core.models import Request, WorkerUsage
 from jupyter_gpupool.gpus import emulated_gpus
 from jupyter_gpupool.pool import usage_report
 from jupyter_gpupool.pool.ledger.ledger import Ledger
@@ -17,6 +17,7 @@ from jupyter_gpupool.pool.manager import Manager
 from jupyter_gpupool.pool.tenancy.audit_log import Entry, write
 from jupyter_gpupool.pool.usage_history import History, Use
 from jupyter_gpupool.pool.usage_report import Held, Measured, attributed
+from jupyter_gpupool.server.watch.snapshot import uses
 
 from .conftest import Clock
 
@@ -119,7 +120,30 @@ def test_the_report_is_of_the_ledgers_time_and_words(ledger: Ledger, clock: Cloc
         usage_report.Reading(clock(), by="room")
 
 
-def test_a_gpu_that_computes_for_two_leaves_unknown_for_whom() -> None:
+def test_leases_that_share_a_gpu_have_computed_for_as_long_as_each_did(
+    ledger: Ledger, clock: Clock, manager: Manager, hold: Callable[..., str]
+) -> None:
+    begun = clock()
+    bobs = str(uuid.uuid4())
+    request = Request(bobs, "bob", partial=0.5, filters={"index": "0"}, secret_sha256="0" * 64)
+    assert manager.request(request).lease is not None
+    adas = hold("ada", 0.5, partial=0.5)
+    history, servers = History(ledger), manager.granted()[0]
+    (gpu, *_) = servers[0].gpus
+    for at in range(int(begun), int(clock()), 5):
+        is_late = at >= begun + 0.25 * HOUR
+        usage = {adas: WorkerUsage(busy={gpu.uuid: 0.25}), bobs: WorkerUsage(busy={gpu.uuid: 1.0 * is_late})}
+        history.record(at, uses(servers, {}, usage))
+    found = reported(ledger, clock(), begun)
+    assert hours(found["ada"]) == pytest.approx((0.25, 0.0625, 0.1875, 0), abs=1e-3)
+    assert hours(found["bob"]) == pytest.approx((0.25, 0.125, 0.125, 0), abs=1e-3)
+    assert hours(reported(ledger, clock(), begun, "user", "ada")["ada"]) == hours(found["ada"])
+    assert hours(reported(ledger, clock(), begun, "gpu")["one:0"]) == pytest.approx(
+        (0.5, 0.1875, 0.3125, 0), abs=1e-3
+    )
+
+
+def test_a_sample_that_has_no_leases_leaves_unknown_for_whom_a_shared_gpu_computed() -> None:
     held = [Held("g", "ada", 0, 10, 0.5), Held("g", "bob", 5, 20, 0.5)]
     slots = [Measured(0, 5, {"g": 1.0}), Measured(5, 10, {"g": 0.5}), Measured(10, 15, {"g": 0.0})]
     assert attributed(held, slots) == {"ada": (2.5, 0.0), "bob": (0.0, 2.5)}

@@ -8,7 +8,7 @@ from typing import Any
 from jupyter_gpupool._version import __version__
 from jupyter_gpupool.core.models import Lease, LeaseState, Server, Snapshot, WorkerUsage
 from jupyter_gpupool.pool.tenancy.namespaces import Namespaces
-from jupyter_gpupool.pool.usage_history import Use
+from jupyter_gpupool.pool.usage_history import Use, short_id
 
 
 def pool_snapshot(
@@ -107,18 +107,20 @@ def uses(
 ) -> dict[str, Use]:
     """Return the sample of each GPU, by its uuid, for the chart of utilization."""
     used: dict[str, int] = {}
-    busy: dict[str, float] = {}
-    for account in usage.values():
+    busy: dict[str, dict[str, float]] = {}
+    for lease_id, account in usage.items():
         for uuid, allocated in account.allocated_bytes.items():
             used[uuid] = used.get(uuid, 0) + allocated
         for uuid, share in account.busy.items():
-            busy[uuid] = min(1.0, busy.get(uuid, 0.0) + share)
+            if share:
+                busy.setdefault(uuid, {})[short_id(lease_id)] = share
     return {
         gpu.uuid: Use(
             gpu.memory_mib,
             granted_mib.get(gpu.uuid, 0),
             used.get(gpu.uuid, 0) >> 20,
-            round(busy.get(gpu.uuid, 0.0), 2),
+            round(min(1.0, sum(busy.get(gpu.uuid, {}).values())), 2),
+            busy.get(gpu.uuid, {}),
         )
         for server in servers
         for gpu in server.gpus

@@ -96,10 +96,7 @@ function Report({ adminAPI, trans, by, days, tools }: IReport): JSX.Element {
             {trans.__('GPU-hours since %1.', instant(since))}{' '}
             {measured_since === null
               ? trans.__('Nothing was measured in that time, so it is unknown what computed.')
-              : trans.__(
-                  'Unknown: before %1, while no pool ran, and while several rows shared a GPU that computed.',
-                  instant(measured_since)
-                )}
+              : trans.__('Unknown: before %1, and while no pool ran.', instant(measured_since))}
           </p>
           <Table
             label={trans.__('Usage')}

@@ -625,7 +625,7 @@ export type components = {
       name: string;
       /** @description Not granted: leases were parked, and others had their GPUs. */
       parked_h: number;
-      /** @description Granted, and not known which of both: nothing was measured, or the GPU computed while several rows shared it. */
+      /** @description Granted, and not known which of both: nothing was measured, or only by a version that did not tell apart the leases that share a GPU. */
       unknown_h: number;
     };
     /** @description What a kernelspec, a notebook or a frontend asks for; at most one of partial and memory_mib. */

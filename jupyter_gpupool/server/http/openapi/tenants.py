@@ -156,8 +156,8 @@ SCHEMAS: dict[str, Any] = {
             "idle_h": _HOURS,
             "unknown_h": {
                 **_HOURS,
-                "description": "Granted, and not known which of both: nothing was measured, or the GPU computed "
-                "while several rows shared it.",
+                "description": "Granted, and not known which of both: nothing was measured, or only by a version "
+                "that did not tell apart the leases that share a GPU.",
             },
             "parked_h": {
                 **_HOURS,
