@@ -15,6 +15,7 @@ from jupyter_gpupool.core import processes, torch_release
 from jupyter_gpupool.core.errors import EngineError
 
 from .environment import Environment
+from .inherited_variables import without_secrets
 from .warm_parent import ZYGOTE
 
 #: How long an interpreter may take to name its release of PyTorch, in seconds.
@@ -86,7 +87,7 @@ def _first_message(environment: Environment, timeout_s: float) -> dict[str, Any]
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env={k: v for k, v in os.environ.items() if k != "GPUPOOL_LEASE"},
+                env=without_secrets(os.environ),
                 start_new_session=True,
             )
         except OSError as e:

@@ -20,6 +20,7 @@ from jupyter_gpupool.transport.specs import WorkerSpec
 
 from . import worker_secrets
 from .environment import Environment
+from .inherited_variables import without_secrets
 from .worker_certificate import new_certificate
 from .workers import LocalWorkers
 
@@ -104,7 +105,7 @@ class WarmParent:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # a reader of the pool's output must not wait for its workers
-                env={k: v for k, v in os.environ.items() if k != "GPUPOOL_LEASE"},
+                env=without_secrets(os.environ),
                 start_new_session=True,  # Ctrl-C in the pool's terminal is for the pool alone
             )
         except OSError as e:

@@ -341,6 +341,29 @@ def test_the_process_that_forks_workers_is_told_no_secret(
     play(tmp_path, certificates, story)
 
 
+@pytest.mark.parametrize("filtered", [True, False])
+def test_no_worker_has_the_credentials_of_its_pools_environment(
+    filtered: bool, tmp_path: Path, certificates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And without the filter it has them."""
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "the-token-of-a-hub")
+    monkeypatch.setenv("LEDGER", "postgresql://gpupool:the-word-of-a-database@db/ledger")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive-as-set-for-the-pool")
+    if not filtered:
+        monkeypatch.setattr(warm_parent, "without_secrets", dict)
+
+    def story(engine: Any, spec: Any) -> None:
+        with attached(spec):
+            found = in_memory(
+                token=b"the-token-of-a-hub",
+                word=b"the-word-of-a-database",
+                other=b"passive-as-set-for-the-pool",
+            )
+        assert found == (["other"] if filtered else ["other", "token", "word"])
+
+    play(tmp_path, certificates, story, operators=OPERATORS)
+
+
 def digest(secret: str) -> bytes:
     return proofs.digest_of(secret).encode()
 
