@@ -36,7 +36,7 @@ def _serve(listener: socket.socket, spec: WorkerSpec, own: Path) -> None:
     sandbox = prepare("auto", own)
 
     def shut_in() -> None:
-        surroundings.prepare(own, listener, sandbox.missing(real=False))
+        surroundings.prepare(own, listener, sandbox.missing(real=False), real=False)
         sandbox.enter(own, real=False)
 
     os._exit(worker.serve(spec, listener, lambda usage: None, shut_in=shut_in))

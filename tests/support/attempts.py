@@ -56,7 +56,22 @@ ATTEMPTS = {
         "os.close(os.open(own + '/x', os.O_CREAT | os.O_WRONLY, 0o755))\n"
         "with open(own + '/x', 'w') as f: f.write('#!/bin/true\\n')\n"
         "assert subprocess.run([own + '/x']).returncode == 0",
-        (FILES,),
+        (FILES, CALLS),
+    ),
+    "start a program": Attempt(
+        "assert subprocess.run([sys.executable, '-S', '-c', '']).returncode == 0", (CALLS,)
+    ),
+    "start a program from memory": Attempt(
+        "with open('/bin/true', 'rb') as f: content = f.read()\n"
+        "memory = os.memfd_create('x'); os.write(memory, content)\n"
+        "def run():\n"
+        "    try: os.execve(memory, ['x'], {})\n"
+        "    except OSError as e: os._exit(e.errno)\n"
+        "pid = os.fork()\n"
+        "if not pid: run()\n"
+        "code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "if code: raise OSError(code, os.strerror(code))",
+        (CALLS,),
     ),
     "read another worker's environment": Attempt("open(f'/proc/{victim}/environ', 'rb').read(1)", (FILES,)),
     "open another worker's files": Attempt("os.readlink(f'/proc/{victim}/fd/0')", (FILES,)),

@@ -290,7 +290,7 @@ def _work(
             note(obeyed={"order": order["order"], "in_use": limit(order["limits"])})
 
     def shut_in() -> None:
-        surroundings.prepare(own, listener, sandbox.missing(real))
+        surroundings.prepare(own, listener, sandbox.missing(real), real)
         sandbox.enter(own, real)
 
     real = any(not device.emulated for device in spec.devices)

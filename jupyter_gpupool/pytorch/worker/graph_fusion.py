@@ -16,6 +16,16 @@ from .graph_steps import GraphSteps, refs_as
 #: A graph is compiled after so many calls: a rarer one is not worth the time.
 MIN_CALLS = 3
 
+#: Why this process compiles nothing; empty if it may.
+_refusal = ""
+
+
+def refuse(why: str) -> None:
+    """Let this process compile no graph, for that reason: it could start no compiler."""
+    global _refusal
+    _refusal = why
+
+
 #: One compilation at a time: the processor is needed for operators.
 _compiling = threading.Lock()
 
@@ -88,6 +98,9 @@ class FusedGraph:
         return results
 
     def _compile(self, examples: list[torch.Tensor]) -> None:
+        if _refusal:
+            self.state = _refusal
+            return
         try:
             module = self._module()
             with _compiling, torch.inference_mode():

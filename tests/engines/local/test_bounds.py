@@ -101,7 +101,7 @@ def tried(code: str) -> str:
     compile(code, "attempt", "exec")  # a mistake of this test's own would look like a refusal
     return str(
         hostile_operator.run(
-            f"import os, resource, subprocess, sys, threading, time\nanswer = ''\ntry: exec({code!r})\n"
+            f"import os, resource, sys, threading, time\nanswer = ''\ntry: exec({code!r})\n"
             "except BaseException as e: answer = f'{type(e).__name__}: {e}'"
         )
     )
@@ -139,16 +139,27 @@ def test_a_process_allocates_no_more_than_its_own_limit_which_it_cannot_raise(le
     assert raised.startswith(("ValueError", "PermissionError"))
 
 
+#: A worker in its sandbox starts no program, but it can have processes.
+FORK = """
+def fork(do):
+    pid = os.fork()
+    if not pid:
+        try: do()
+        finally: os._exit(0)
+    return pid
+"""
 #: Each process keeps to its own limit; together they do not.
-MANY_PROCESSES = f"""
-keep = '''import sys
-x = bytearray({MEMORY_MIB // 3} << 20)
-x[::4096] = b'x' * len(x[::4096])
-print(1, flush=True)
-sys.stdin.read()'''
-started = [subprocess.Popen([sys.executable, '-S', '-c', keep], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-           for _ in range(4)]
-assert [one.stdout.readline() for one in started] == [b"1\\n"] * 4
+MANY_PROCESSES = f"""{FORK}
+said, say = os.pipe()
+over, go_on = os.pipe()
+def keep():
+    os.close(go_on)
+    x = bytearray({MEMORY_MIB // 3} << 20)
+    x[::4096] = b'x' * len(x[::4096])
+    os.write(say, b'1')
+    os.read(over, 1)
+started = [fork(keep) for _ in range(4)]
+assert [os.read(said, 1) for _ in started] == [b'1'] * 4
 """
 #: In memory that no process maps.
 FILES_IN_MEMORY = f"""
@@ -173,7 +184,7 @@ def test_memory_that_no_limit_of_a_process_bounds_is_found_by_the_watch(
 
 def test_without_the_watch_nothing_else_holds_it(one_server: Bounded, lease: Lease) -> None:
     one_server.watched(lease, memory_mib=0)
-    assert tried(MANY_PROCESSES + "[one.communicate() for one in started]") == ""
+    assert tried(MANY_PROCESSES + "os.close(go_on)\n[os.waitpid(pid, 0) for pid in started]") == ""
 
 
 # -- processes
@@ -181,7 +192,7 @@ def test_without_the_watch_nothing_else_holds_it(one_server: Bounded, lease: Lea
 THREADS = (
     f"[threading.Thread(target=time.sleep, args=(600,), daemon=True).start() for _ in range({TASKS + 20})]"
 )
-FORKS = f"for _ in range({TASKS + 20}): subprocess.Popen(['sleep', '600'])"
+FORKS = f"{FORK}\nfor _ in range({TASKS + 20}): fork(lambda: time.sleep(600))"
 
 
 @pytest.mark.parametrize("code", [THREADS, FORKS], ids=["threads", "processes"])
@@ -189,7 +200,7 @@ def test_who_starts_too_many_is_ended_with_all_that_it_has_started(
     code: str, one_server: Bounded, lease: Lease, eventually: Callable[..., Any]
 ) -> None:
     pid = one_server.engine._workers.addresses()[lease.id].pid
-    one_server.watched(lease, tasks=TASKS)
+    one_server.watched(lease, tasks=TASKS, memory_mib=0)
     assert f"where {TASKS} are allowed" in ends(one_server, lease, code, eventually)
     eventually(lambda: not measure.members([pid])[pid], "all its processes are gone")
 
@@ -198,10 +209,13 @@ def test_a_bomb_of_forks_does_not_outrun_its_end(
     one_server: Bounded, lease: Lease, eventually: Callable[..., Any]
 ) -> None:
     pid = one_server.engine._workers.addresses()[lease.id].pid
-    one_server.watched(lease, tasks=TASKS)
-    # A tree of 127 shells, each with a child of its own: enough, and no more than the machine bears.
-    bomb = "b() { [ $1 -gt 0 ] && { b $(($1 - 1)) & b $(($1 - 1)) & }; sleep 600; }; b 6"
-    reason = ends(one_server, lease, f"subprocess.Popen(['sh', '-c', {bomb!r}])", eventually)
+    one_server.watched(lease, tasks=TASKS, memory_mib=0)
+    # A tree of 127 processes: enough, and no more than the machine bears.
+    bomb = (
+        f"{FORK}\ndef bomb(depth):\n    for _ in range(2 if depth else 0): fork(lambda: bomb(depth - 1))\n"
+        "    time.sleep(600)\nfork(lambda: bomb(6))"
+    )
+    reason = ends(one_server, lease, bomb, eventually)
     assert f"where {TASKS} are allowed" in reason
     eventually(lambda: not measure.members([pid])[pid], "all its processes are gone")
 

@@ -142,7 +142,7 @@ def test_what_a_worker_starts_ends_with_it(
         worker = server.start(lease)
         with attached(attach_spec(lease, worker)):
             started = hostile_operator.run(
-                "import subprocess; answer = subprocess.Popen(['sleep', '600']).pid"
+                "import os, time\nanswer = os.fork()\nif not answer:\n    time.sleep(600)\n    os._exit(0)"
             )
             assert alive(started)
             if parent == "died before it":

@@ -64,10 +64,11 @@ def test_a_test_of_an_argument_holds_as_it_says(
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("with_programs", [False, True])
 @pytest.mark.parametrize("with_driver", [False, True])
-def test_the_filter(machine: str, with_driver: bool) -> None:
+def test_the_filter(machine: str, with_driver: bool, with_programs: bool) -> None:
     numbers = NUMBERS[machine]
-    code = seccomp.worker_filter(machine, PID, with_driver)
+    code = seccomp.worker_filter(machine, PID, with_driver, with_programs)
 
     def of(name: str, *arguments: int) -> int:
         return verdict(code, numbers[name], *arguments, machine=machine)
@@ -94,7 +95,7 @@ def test_the_filter(machine: str, with_driver: bool) -> None:
     assert {of("fcntl", 2, command) for command in (8, 10, 15, 1 << 32 | 8)} == {EPERM}
     assert {of("fcntl", 2, command) for command in (0, 1, 2, 3, 4, 7, 1030, 1031)} == {bpf.ALLOW}
     assert of("ioctl", 2, 0xC0304629) == bpf.ALLOW, "one of a driver"
-    assert of("execve") == bpf.ALLOW, "graphs are compiled"
+    assert of("execve") == of("execveat") == (bpf.ALLOW if with_programs else EPERM)
     assert verdict(code, NEWEST + 1, machine=machine) == verdict(code, 1 << 30, machine=machine) == ENOSYS
     other = next(one for one in MACHINES if one != machine)
     assert verdict(code, numbers["ptrace"], machine=other) == bpf.KILL_PROCESS

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import copy
+import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,8 +247,32 @@ def test_graphs_are_forgotten_with_their_programs(attached: object) -> None:
     assert commands.FREE_GRAPH not in buffer  # it has been sent
 
 
-def test_with_inductor_in_the_worker(attached: object) -> None:
-    """Whether there is a compiler or not, before it is done and after: the numbers are right."""
+def unconfined(listener: socket.socket, spec: Any) -> None:
+    from jupyter_gpupool.pytorch.worker import worker
+
+    os._exit(worker.serve(spec, listener, lambda usage: None))
+
+
+@pytest.mark.parametrize("shut_in", [True, False])
+def test_with_inductor_in_the_worker(
+    start_worker: Callable, shut_in: bool, tmp_path: Path, eventually: Callable
+) -> None:
+    """Whether it can start a compiler or not, before it is done and after: the numbers are right."""
+    from jupyter_gpupool.engines.local.sandbox.layers import SYSTEM_CALLS
+    from jupyter_gpupool.engines.local.sandbox.sandbox import prepare
+    from jupyter_gpupool.pytorch.client import session
+
+    session.activate(start_worker(serve=None if shut_in else unconfined).spec)
+    try:
+        compile_and_compute()
+        if shut_in and not prepare("auto", tmp_path).lacks[SYSTEM_CALLS]:
+            eventually(lambda: states() != ["compiling"], "it gives up")
+            assert states() == ["the sandbox of a worker with emulated GPUs starts no compiler"]
+    finally:
+        session.deactivate()
+
+
+def compile_and_compute() -> None:
     layer = torch.nn.Linear(4, 4).cuda()
     fast = compiled(lambda x: torch.tanh(layer(x)) * 2, options={"inductor": True})
     x = torch.randn(3, 4, device="cuda")

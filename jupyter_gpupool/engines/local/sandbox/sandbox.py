@@ -72,7 +72,7 @@ def _entrances(
         layers.PRIVILEGES: lambda: privileges.enter(machine),
         layers.FILES: lambda: landlock.enter(worker_paths.rules(environment, str(own), real)),
         layers.SYSTEM_CALLS: lambda: seccomp.enter(
-            machine, seccomp.worker_filter(machine, os.getpid(), with_driver)
+            machine, seccomp.worker_filter(machine, os.getpid(), with_driver, with_programs=real)
         ),
     }
 

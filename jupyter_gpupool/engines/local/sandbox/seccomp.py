@@ -57,17 +57,21 @@ _WITHOUT_DRIVER = (
 )
 
 
+#: Programs: a GPU's compilers among them, by which graphs are compiled for it.
+_PROGRAMS = ("execve", "execveat")
+
+
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def worker_filter(machine: str, pid: int, with_driver: bool) -> list[Instruction]:
+def worker_filter(machine: str, pid: int, with_driver: bool, with_programs: bool) -> list[Instruction]:
     """Return the filter of a worker with that process id. Raises KeyError for a machine that has none.
 
-    ``with_driver``: leave what a GPU's driver might need.
+    ``with_driver``: leave what a GPU's driver might need. ``with_programs``: let it start programs.
     """
     numbers = NUMBERS[machine]
-    refusals = [*_ALWAYS, *(() if with_driver else _WITHOUT_DRIVER)]
+    refusals = [*_ALWAYS, *(() if with_driver else _WITHOUT_DRIVER), *(() if with_programs else _PROGRAMS)]
     own, itself = Test(0, (pid,), 0xFFFFFFFF), Test(0, (0, pid), 0xFFFFFFFF)
     tests: dict[str, Sequence[Test]] = {
         "clone": [Test(0, (0,), _NEW_NAMESPACES)],
