@@ -5,9 +5,6 @@ Each is measured beside a bare connection of the same kind, plain or TLS 1.3, in
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
-import ssl
 import statistics
 import time
 from collections.abc import Callable
@@ -17,9 +14,9 @@ import torch
 
 from jupyter_gpupool.pytorch.client.dispatch import attachment
 from jupyter_gpupool.pytorch.protocol.sizes import host_bytes
-from jupyter_gpupool.transport import tls
 
-from .far_worker import Certificate, certificate, far_worker
+from .echo import MOST_BYTES, Echo
+from .far_worker import certificate, far_worker
 
 GOALS = {
     "to_slice_to_socket": (">=", 0.9),
@@ -28,7 +25,7 @@ GOALS = {
     "lone_operator_above_socket_us": ("<=", 150),
 }
 MIB = 1 << 20
-SIZE = 256 * MIB
+SIZE = MOST_BYTES
 ROUNDS = 7
 
 
@@ -36,9 +33,9 @@ def run() -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _Echo() as echo, far_worker(linked=False):
+        with Echo() as echo, far_worker(linked=False):
             figures = {**_copies(echo), **_lone(echo), **_overlap()}
-        with certificate() as secured, _Echo(secured) as echo, far_worker(linked=False, secured=secured):
+        with certificate() as secured, Echo(secured) as echo, far_worker(linked=False, secured=secured):
             figures |= _copies(echo, "tls_")
             figures["tls_lone_operator_above_socket_us"] = _lone(echo)["lone_operator_above_socket_us"]
         with far_worker() as link:
@@ -63,7 +60,7 @@ def _median(function: Callable[[], Any], rounds: int = ROUNDS) -> float:
     return statistics.median(times[1:])
 
 
-def _copies(echo: _Echo, kind: str = "") -> dict[str, Any]:
+def _copies(echo: Echo, kind: str = "") -> dict[str, Any]:
     """Copy into memory that exists already, at both ends."""
     d = attachment.dispatcher()
     host = torch.zeros(SIZE, dtype=torch.uint8)
@@ -86,7 +83,7 @@ def _copies(echo: _Echo, kind: str = "") -> dict[str, Any]:
     }
 
 
-def _lone(echo: _Echo) -> dict[str, Any]:
+def _lone(echo: Echo) -> dict[str, Any]:
     x = torch.zeros((), device="cuda")
     ours = _median(lambda: x.item(), 500) * 1e6
     bare = _median(echo.ping, 500) * 1e6
@@ -130,54 +127,3 @@ def _overlap() -> dict[str, Any]:
         "copy_while_computing_ms": round(1e3 * both_s, 1),
         "copy_while_computing_holds_up_ms": round(1e3 * held_s, 1),
     }
-
-
-class _Echo:
-    """A process that receives bytes into its own memory, or replies with eight of them."""
-
-    def __init__(self, secured: Certificate | None = None) -> None:
-        self._secured = secured
-
-    def __enter__(self) -> _Echo:
-        listener = socket.create_server(("127.0.0.1", 0))
-        files = (self._secured.certfile, self._secured.keyfile) if self._secured else None
-        self._process = multiprocessing.get_context("spawn").Process(
-            target=_take, args=(listener, files), daemon=True
-        )
-        self._process.start()
-        self._sock = socket.create_connection(listener.getsockname())
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._secured:
-            context = tls.client_context()
-            self._sock = context.wrap_socket(self._sock, server_hostname="127.0.0.1")
-        listener.close()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._sock.close()
-        self._process.kill()
-        self._process.join()
-
-    def up(self, data: memoryview) -> None:
-        self._sock.sendall(len(data).to_bytes(8, "big"))
-        self._sock.sendall(data)
-        self._sock.recv(8)
-
-    def ping(self) -> None:
-        self._sock.sendall((0).to_bytes(8, "big"))
-        self._sock.recv(8)
-
-
-def _take(listener: socket.socket, files: tuple[str, str] | None) -> None:
-    sock, _ = listener.accept()
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if files:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*files)
-        sock = context.wrap_socket(sock, server_side=True)
-    memory = memoryview(bytearray(SIZE))
-    while head := sock.recv(8):
-        left = memory[: int.from_bytes(head, "big")]
-        while left:
-            left = left[sock.recv_into(left) :]
-        sock.sendall(head)

@@ -1,7 +1,7 @@
-"""Calls of JAX programs, tiny ones and training steps, on a leased slice and on JAX's own CPU client.
+"""Calls of JAX programs, tiny ones and training steps, on a leased slice and on JAX's own CPU client; and copies.
 
 A program's dispatch ends when the call returns, and is that of one in a row of 20; the whole ends when its result is
-there.
+there. Copies to the slice are measured beside a bare connection.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from jupyter_client.manager import start_new_kernel
 
 import jupyter_gpupool
 
+from .echo import MOST_BYTES, Echo
 from .missing import Missing
 
 GOALS = {
     "tiny_dispatch_us": ("<=", 30.0),
     "step_dispatch_to_local": ("<=", 2.0),
     "long_step_to_local": ("<=", 1.05),
+    "to_slice_to_socket": (">=", 0.9),
     "first_result_in_a_notebook_s": ("<=", 1.5),
 }
 KERNELS = 7
 ROUNDS = 300
 LONG_ROUNDS = 15
 IN_A_ROW = 20
+COPIES = 7
 
 Call = Callable[[], Any]
 
@@ -57,10 +60,36 @@ def run() -> dict[str, Any]:
         )
         figures["long_step_ms"] = round(statistics.median(remote) * 1e3, 1)
         figures["long_step_to_local"] = _ratio(local, remote)
+        figures |= _copies(slice_)
     figures["first_result_in_a_notebook_s"] = round(
         statistics.median(_first_result() for _ in range(KERNELS)), 2
     )
     return figures
+
+
+def _copies(slice_: Any) -> dict[str, float]:
+    """Copy 256 MiB to the slice, and use one of its numbers."""
+    import jax
+    import numpy as np
+
+    host = np.zeros(MOST_BYTES, np.uint8)
+    first = jax.jit(lambda x: x[0])
+
+    def up() -> None:
+        first(jax.device_put(host, slice_)).item()
+
+    def timed(function: Callable[[], None]) -> float:
+        began = time.perf_counter()
+        function()
+        return time.perf_counter() - began
+
+    with Echo() as echo:
+        rounds = [(timed(up), timed(lambda: echo.up(host.data))) for _ in range(COPIES + 1)][1:]
+    ours = statistics.median(ours for ours, _ in rounds)
+    return {
+        "to_slice_gb_per_s": round(MOST_BYTES / ours / 1e9, 2),
+        "to_slice_to_socket": round(statistics.median(bare / ours for ours, bare in rounds), 3),
+    }
 
 
 def _first_result() -> float:

@@ -91,7 +91,7 @@ def tests(setting: Setting) -> None:
 
 
 def copies(setting: Setting) -> None:
-    from benchmarks.copies import _Echo
+    from benchmarks.echo import Echo
     from benchmarks.far_worker import certificate
     from jupyter_gpupool.pytorch.protocol.sizes import host_bytes
 
@@ -128,10 +128,10 @@ def copies(setting: Setting) -> None:
     import benchmarks.copies
 
     benchmarks.copies.SIZE = max(nbytes, benchmarks.copies.SIZE)
-    with _Echo() as echo, attached(setting):
+    with Echo() as echo, attached(setting):
         remote("", echo)
         _overlap(setting, host)
-    with certificate() as secured, _Echo(secured) as echo, attached(setting, certificate=secured):
+    with certificate() as secured, Echo(secured) as echo, attached(setting, certificate=secured):
         remote("tls_", echo)
 
 
