@@ -31,6 +31,8 @@ NOTICE_AFTER_S = 2.0
 #: The buffers for copies of uploads that are kept for the next ones, a whole window of them, and the bytes of each.
 _MAX_SPARE = 8
 COPY_BYTES = 8 << 20
+#: How long a larger payload that was sent is waited for, in seconds, before it is copied after all.
+_LENT_WAIT_S = 0.05
 
 
 class SessionLost(Exception):
@@ -123,13 +125,18 @@ class ResumableConnection:
         return -1 if sock is None else sock.fileno()
 
     def keep_lent(self) -> None:
-        """Copy the lent payloads, of up to COPY_BYTES bytes, that may have to be sent again. Raises as :meth:`answer`.
+        """Copy the lent payloads that may have to be sent again. Raises as :meth:`answer`.
 
-        Called before their memory changes. Most of a long upload is acknowledged by then, and is not copied.
+        Called before their memory changes. Most of a long upload is acknowledged by then, and is not copied; a payload
+        of more than COPY_BYTES soon is, unless the worker is busy.
         """
         try:
             if self._sock is not None:
                 self.listen()
+            until = time.monotonic() + _LENT_WAIT_S
+            while (left_s := until - time.monotonic()) > 0 and self._is_large_lent():
+                if self._sock is None or self._reader.has_data(self._poll, left_s * 1000):
+                    self.listen()
         finally:
             for frame in self.end.kept:
                 if frame.lent:
@@ -137,7 +144,12 @@ class ResumableConnection:
                     frame.payload = self._copy(frame.payload)
                     frame.lent = False
 
+    def _is_large_lent(self) -> bool:
+        return any(f.lent and f.payload is not None and f.payload.nbytes > COPY_BYTES for f in self.end.kept)
+
     def _copy(self, data: memoryview) -> memoryview:
+        if data.nbytes > COPY_BYTES:
+            return memoryview(bytes(data))
         try:
             buffer = self._spare.pop()
         except IndexError:
@@ -298,8 +310,9 @@ class ResumableConnection:
     def _forget(self, last: Any) -> None:
         for frame in self.end.acknowledge(last):
             payload = frame.payload
-            if payload is not None and not frame.lent and len(self._spare) < _MAX_SPARE:
-                self._spare.append(payload.obj)  # type: ignore[arg-type]  # a copy's buffer
+            buffer = None if payload is None or frame.lent else payload.obj
+            if type(buffer) is bytearray and len(self._spare) < _MAX_SPARE:
+                self._spare.append(buffer)
 
     # -- connections
 

@@ -208,6 +208,34 @@ def test_a_session_survives_cut_connections(run_program: Callable[..., Any], wor
     assert not proxy.cuts_left and proxy.connections >= 4
 
 
+UPLOADS = """
+import jax, numpy as np
+add = jax.jit(lambda x: x + 1, donate_argnums=0)
+# Copied at once, into one buffer of many, and longer than those.
+for count, times in ((3, 20), (100_000, 80), (4_000_000, 3)):
+    host, sent = np.arange(count, dtype=np.float32), []
+    for k in range(times):
+        sent.append(jax.device_put(host))
+        host += 1
+    for k, there in enumerate(sent):
+        wanted = np.arange(count, dtype=np.float32) + k
+        assert np.array_equal(there, wanted) and np.array_equal(add(there), wanted + 1), (count, k)
+    assert host[0] == times
+    table = np.arange(count, dtype=np.float32).reshape(-1, 1).repeat(2, 1)
+    assert np.array_equal(jax.device_put(table.T), table.T), count
+print("the same")
+"""
+
+
+def test_a_program_may_change_what_it_has_sent_though_it_is_sent_again(
+    run_program: Callable[..., Any], worker: Any
+) -> None:
+    with CuttingProxy(("127.0.0.1", worker.spec.port), cuts=12, mean_bytes=3_000_000) as proxy:
+        done = run_program(UPLOADS, worker, port=proxy.port)
+    assert done.stdout == "the same\n", done.stderr
+    assert proxy.connections >= 8
+
+
 WITHOUT = """
 import jax, sys, warnings
 warnings.simplefilter("error")

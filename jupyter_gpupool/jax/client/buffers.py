@@ -46,7 +46,7 @@ class Buffers:
         return found
 
     def from_host(self, a: Any) -> None:
-        """Send an array's elements. They are copied first, so the program may change them at once."""
+        """Send an array's elements. Once this returns, the program may change them."""
         dtype = NAMES.get(a.type)
         if dtype is None:
             raise StatusError(
@@ -59,7 +59,7 @@ class Buffers:
             if a.num_byte_strides
             else None
         )
-        data = _copied(a.data, DTYPES[dtype], dims, strides)
+        data = _elements(a.data, DTYPES[dtype], dims, strides)
         number = self._devices.index(a.device or a.memory)
         id = self._session.new_ids()
         self._session.upload(id, dtype, dims, number, data)
@@ -153,10 +153,10 @@ def _check_layout(address: int | None, handle: Handle | None, itemsize: int = 0)
     )
 
 
-def _copied(
+def _elements(
     address: int, dtype: tuple[int, int], dims: tuple[int, ...], strides: tuple[int, ...] | None
 ) -> memoryview:
-    """Return the bytes of an array in row-major order."""
+    """Return the bytes of an array in row-major order: its own if they are, or a copy."""
     import numpy as np
 
     itemsize = dtype[1]
@@ -172,5 +172,5 @@ def _copied(
 
     if 0 in dims:
         return memoryview(b"")
-    copied = np.array(Foreign(), order="C", copy=True)
-    return copied.reshape(-1).view(np.uint8).data
+    elements = np.ascontiguousarray(Foreign())
+    return elements.reshape(-1).view(np.uint8).data

@@ -28,6 +28,8 @@ from .native import Native
 _FREE_AFTER_S = 0.25
 #: The most ids that are freed with one command.
 _MAX_FREED = 4096
+#: Arrays of up to so many bytes are copied at once, before they are sent.
+_SMALL_BYTES = 1 << 16
 
 #: Called with an answer's fields after the message, or with the error.
 Done = Callable[[Any, "StatusError | None"], None]
@@ -134,7 +136,7 @@ class SliceSession:
             self._send(commands.FREE, freed=ids)
 
     def upload(self, id: int, dtype: str, dims: tuple[int, ...], device: int, data: memoryview) -> None:
-        """Send an array's elements. ``data`` does not change any more. Raises StatusError."""
+        """Send an array's elements; ``data`` may change once this returns. Raises StatusError."""
         if data.nbytes > self._max_bytes:
             raise StatusError(
                 RESOURCE_EXHAUSTED,
@@ -143,14 +145,14 @@ class SliceSession:
             )
         with self._lock:
             self._sites.made(id)
-            header = [id, [self._freed(), dtype, dims, device]]
-            self._transmit(
-                Frame(
-                    frames.pack(frames.Kind.UPLOAD, header, data.nbytes),
-                    data if data.nbytes else None,
-                    lent=True,
-                )
-            )
+            head = frames.pack(frames.Kind.UPLOAD, [id, [self._freed(), dtype, dims, device]], data.nbytes)
+            if data.nbytes <= _SMALL_BYTES:
+                self._transmit(Frame(head, memoryview(bytes(data)) if data.nbytes else None))
+                return
+            try:
+                self._transmit(Frame(head, data, lent=True))
+            finally:
+                self._guarded(self._connection.keep_lent)
 
     def send_results(self, call: int, facts: list[Any], data: bytes) -> None:
         """Answer a call of a function of this process. Raises StatusError."""
@@ -226,10 +228,13 @@ class SliceSession:
         return frame.number
 
     def _transmit(self, frame: Frame) -> None:
+        self._guarded(self._connection.send, frame)
+
+    def _guarded(self, function: Callable[..., None], *args: Any) -> None:
         if self._why_over:
             raise StatusError(UNAVAILABLE, self._why_over)
         try:
-            self._connection.send(frame)
+            function(*args)
         except (SessionLost, frames.WireError) as e:
             self._lose(str(e))
             raise StatusError(UNAVAILABLE, self._why_over) from None

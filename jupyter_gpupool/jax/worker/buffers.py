@@ -14,6 +14,7 @@ from jupyter_gpupool.jax.protocol.status import StatusError, status_of
 
 #: How often an array that is being computed is looked at, in seconds.
 _LOOK_S = 0.005
+_ALIGNMENT = 64
 
 
 class Buffer:
@@ -88,6 +89,13 @@ class Buffer:
         if self._fetch is not None and self._form is not None:
             self.array = array_of(content, *self._form, self._here)
             self._fetch = None  # not before: who uses it meanwhile has to wait
+
+
+def aligned(nbytes: int) -> np.ndarray[Any, Any]:
+    """Memory for elements that XLA need not copy: it uses what begins at a multiple of 64 bytes as it is."""
+    content = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    begin = -content.ctypes.data % _ALIGNMENT
+    return content[begin : begin + nbytes]
 
 
 def array_of(

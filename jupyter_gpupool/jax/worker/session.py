@@ -23,7 +23,7 @@ from jupyter_gpupool.transport.frames import WireError
 from jupyter_gpupool.transport.specs import DeviceSpec
 
 from . import calls
-from .buffers import Buffer, array_of
+from .buffers import Buffer, aligned, array_of
 from .custom_calls import Array
 from .programs import Program, compiled, rounded
 from .running import Running
@@ -298,7 +298,7 @@ class JaxSession:
             ok = False
         if not ok:
             raise WireError("an upload that is no array")
-        data = np.empty(length, np.uint8)
+        data = aligned(length)
         if length:
             receive(data.data)
         self._free(freed)
