@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: The layers, as the sandbox calls them.
-PRIVILEGES, FILES, CALLS = "privileges", "files", "system calls"
+SPACES, PRIVILEGES, FILES, CALLS = "namespaces", "privileges", "files", "system calls"
 
 PROLOGUE = """
 import ctypes, mmap, os, resource, socket, struct, subprocess, sys
@@ -73,16 +73,20 @@ ATTEMPTS = {
         "if code: raise OSError(code, os.strerror(code))",
         (CALLS,),
     ),
-    "read another worker's environment": Attempt("open(f'/proc/{victim}/environ', 'rb').read(1)", (FILES,)),
-    "open another worker's files": Attempt("os.readlink(f'/proc/{victim}/fd/0')", (FILES,)),
+    "read another worker's environment": Attempt(
+        "open(f'/proc/{victim}/environ', 'rb').read(1)", (SPACES, FILES)
+    ),
+    "open another worker's files": Attempt("os.readlink(f'/proc/{victim}/fd/0')", (SPACES, FILES)),
     "read another worker's memory as a file": Attempt(
-        "f = open(f'/proc/{victim}/mem', 'rb'); f.seek(mapped()); assert f.read(1)", (FILES,), "tracing"
+        "f = open(f'/proc/{victim}/mem', 'rb'); f.seek(mapped()); assert f.read(1)",
+        (SPACES, FILES),
+        "tracing",
     ),
     "read another worker's memory": Attempt(
         "buffer = ctypes.create_string_buffer(1)\n"
         "here = struct.pack('QQ', ctypes.addressof(buffer), 1); there = struct.pack('QQ', mapped(), 1)\n"
         "assert call(310, victim, here, 1, there, 1, 0) == 1",
-        (FILES, CALLS),
+        (SPACES, FILES, CALLS),
         "tracing",
     ),
     "trace another worker": Attempt(
@@ -92,11 +96,11 @@ ATTEMPTS = {
         "    except OSError as e: done.append(e)\n"
         "done = []; t = threading.Thread(target=trace); t.start(); t.join()\n"  # the tracer ends, and lets it go
         "if done[0] != 0: raise done[0]",
-        (FILES, CALLS),
+        (SPACES, FILES, CALLS),
         "tracing",
     ),
     "take another worker's descriptor": Attempt(
-        "call(438, os.pidfd_open(victim), 0, 0)", (FILES, CALLS), "tracing"
+        "call(438, os.pidfd_open(victim), 0, 0)", (SPACES, FILES, CALLS), "tracing"
     ),
     "signal another worker": Attempt("os.kill(victim, 0)", (FILES, CALLS)),
     "signal another worker by its files": Attempt(
@@ -114,10 +118,12 @@ ATTEMPTS = {
     "pin another worker to a processor": Attempt(
         "os.sched_setaffinity(victim, os.sched_getaffinity(victim))", (CALLS,)
     ),
-    "connect by TCP": Attempt("socket.create_connection(('127.0.0.1', port), 10).close()", (FILES, CALLS)),
+    "connect by TCP": Attempt(
+        "socket.create_connection(('127.0.0.1', port), 10).close()", (SPACES, FILES, CALLS)
+    ),
     "listen on a port": Attempt("socket.create_server(('127.0.0.1', 0)).close()", (FILES, CALLS)),
     "send a datagram": Attempt(
-        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', port))", (CALLS,)
+        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', port))", (SPACES, CALLS)
     ),
     "connect to a Unix socket": Attempt(
         "s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(unix); s.close()", (CALLS,)
@@ -145,10 +151,10 @@ ATTEMPTS = {
         "namespaces",
     ),
     "share memory by a key": Attempt("call(31, call(29, 0, 4096, 0o600), 0, 0)", (CALLS,)),
-    "change its groups": Attempt("os.setgroups(os.getgroups())", (PRIVILEGES,), "root"),
+    "change its groups": Attempt("os.setgroups(os.getgroups())", (SPACES, PRIVILEGES), "root"),
     "mount a file system": Attempt(
         "call(165, b'none', own.encode(), b'tmpfs', 0, None); call(166, own.encode(), 0)",
-        (PRIVILEGES, FILES, CALLS),
+        (SPACES, PRIVILEGES, FILES, CALLS),
         "root",
     ),
 }

@@ -182,12 +182,13 @@ def test_a_worker_writes_to_its_own_directory_and_to_devices() -> None:
 
 
 def test_which_layers_a_worker_has() -> None:
-    lacks = {"privileges": "", "files": "no Landlock", "system calls": ""}
+    lacks = {"namespaces": "", "privileges": "", "files": "no Landlock", "system calls": ""}
     assert layers.missing("auto", lacks, real=False) == lacks
     assert layers.missing("require", lacks, real=True) == lacks
     assert all(layers.missing("off", {}, real=False).values())
     with_gpu = layers.missing("auto", {}, real=True)
-    assert [layer for layer, why in with_gpu.items() if why] == ["files"] and "'require'" in with_gpu["files"]
+    assert [layer for layer, why in with_gpu.items() if why] == ["namespaces", "files"]
+    assert "'require'" in with_gpu["files"]
     assert all(layers.missing("auto", {}, real=True, driver_is_loaded=False).values())
     assert layers.missing("require", {}, real=True, driver_is_loaded=False) == dict.fromkeys(
         layers.LAYERS, ""
@@ -195,6 +196,6 @@ def test_which_layers_a_worker_has() -> None:
 
 
 def test_no_worker_starts_where_a_layer_is_required_and_missing() -> None:
-    lacks = {"privileges": "", "files": "no Landlock"}
+    lacks = {"namespaces": "none here", "privileges": "", "files": "no Landlock"}
     assert layers.objection("require", lacks) == "files: no Landlock"
     assert layers.objection("auto", lacks) == layers.objection("require", {"files": ""}) == ""

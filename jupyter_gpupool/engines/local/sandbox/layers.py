@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 #: What each layer closes; they are entered in this order.
-PRIVILEGES, FILES, SYSTEM_CALLS = LAYERS = ("privileges", "files", "system calls")
+NAMESPACES, PRIVILEGES, FILES, SYSTEM_CALLS = LAYERS = ("namespaces", "privileges", "files", "system calls")
+#: What each of these closes, another one closes, too; many containers refuse them.
+_OPTIONAL = (NAMESPACES,)
 
 Mode = Literal["auto", "require", "off"]
 
@@ -25,7 +27,7 @@ def missing(
         if mode == "off":
             why = "sandbox is set to 'off'"
         elif mode == "auto" and real and not why:
-            if layer == FILES:
+            if layer in (NAMESPACES, FILES):
                 why = "with GPUs that are not emulated it is on only if sandbox is set to 'require'"
             elif not driver_is_loaded:
                 why = "the NVIDIA driver's module for CUDA is loaded by the first worker, which needs privileges"
@@ -37,4 +39,4 @@ def objection(mode: Mode, lacks: Mapping[str, str]) -> str:
     """Return why no worker may start, where the sandbox is required; empty if nothing is wrong."""
     if mode != "require":
         return ""
-    return "; ".join(f"{layer}: {why}" for layer, why in lacks.items() if why)
+    return "; ".join(f"{layer}: {why}" for layer, why in lacks.items() if why and layer not in _OPTIONAL)

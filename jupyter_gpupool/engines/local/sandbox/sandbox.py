@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from . import landlock, layers, privileges, seccomp, worker_paths
+from . import landlock, layers, namespaces, privileges, seccomp, worker_paths
 
 #: What CUDA needs, and what its driver makes when it is loaded.
 _CUDA_DEVICE = "/dev/nvidia-uvm"
@@ -69,6 +69,7 @@ def _entrances(
 ) -> dict[str, Callable[[], None]]:
     machine = platform.machine()
     return {
+        layers.NAMESPACES: lambda: namespaces.enter(machine),
         layers.PRIVILEGES: lambda: privileges.enter(machine),
         layers.FILES: lambda: landlock.enter(worker_paths.rules(environment, str(own), real)),
         layers.SYSTEM_CALLS: lambda: seccomp.enter(
@@ -110,6 +111,7 @@ def _lacks(folder: Path, environment: Iterable[str]) -> dict[str, str]:
     machine = platform.machine()
     found: dict[str, str] = {}
     asked: dict[str, Callable[[], str]] = {
+        layers.NAMESPACES: lambda: namespaces.missing(machine),
         layers.PRIVILEGES: privileges.missing,
         layers.FILES: landlock.missing,
         layers.SYSTEM_CALLS: lambda: seccomp.missing(machine),
