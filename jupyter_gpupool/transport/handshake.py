@@ -23,6 +23,9 @@ _FIRST_PAUSES_S = (0.02, 0.1, 0.5)
 #: A session sends operators; a holder keeps the lease alive and sends only pings; another worker of the lease sends
 #: the lease's whole state.
 ROLES = ("session", "holder", "worker")
+#: The longest answer to a hello, in bytes. Who sends it has proven nothing yet.
+_MAX_WELCOME = 1 << 20
+_MAX_REASON_CHARACTERS = 1000
 #: A fatal TLS alert: "protocol version". A client of an earlier version reports it as it is.
 _OTHER_VERSION = bytes((21, 3, 3, 0, 2, 2, 70))
 
@@ -92,9 +95,9 @@ def connect(
         frames.send(conn, frames.Kind.HELLO, hello)
         kind = frames.Kind.PING
         while kind is frames.Kind.PING:  # the worker is setting up its GPUs
-            kind, welcome, _ = frames.receive(conn)
+            kind, welcome, _ = frames.receive(conn, _MAX_WELCOME)
         if kind is frames.Kind.REFUSED:
-            raise moved_to(welcome) or Refused(welcome["message"])
+            raise moved_to(welcome) or Refused(_reason(welcome))
         if kind is not frames.Kind.WELCOME or not isinstance(welcome, dict):
             raise frames.WireError(f"expected a welcome, got {kind.name}")
         if isinstance(conn, tls.SecureSocket) and not proofs.proves(
@@ -126,6 +129,14 @@ def connect_first(
         except ConnectionError:
             time.sleep(pause_s)
     return connect()
+
+
+def _reason(header: Any) -> str:
+    """Why a worker refuses, as far as it is a line for people."""
+    said = str(header.get("message", "")) if isinstance(header, dict) else ""
+    return (
+        "".join(c if c.isprintable() else " " for c in said[:_MAX_REASON_CHARACTERS]) or "no reason is given"
+    )
 
 
 def _secret_for(conn: tls.Connection, secret: str) -> dict[str, Any]:

@@ -83,10 +83,15 @@ class Interceptor:
 
 def welcoming(**fields: object) -> Callable[[ssl.SSLSocket], None]:
     """What plays a worker that welcomes everybody, with these fields of the welcome."""
+    return answering(frames.Kind.WELCOME, fields)
+
+
+def answering(kind: frames.Kind, header: object) -> Callable[[ssl.SSLSocket], None]:
+    """What answers every hello by that frame."""
 
     def play(near: ssl.SSLSocket) -> None:
         frames.receive(near)
-        frames.send(near, frames.Kind.WELCOME, fields)
+        frames.send(near, kind, header)
         with contextlib.suppress(OSError):
             near.recv(1)  # until the client goes
 

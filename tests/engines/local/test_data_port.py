@@ -25,7 +25,7 @@ from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 
 from ...conftest import PATIENCE_S
-from ...support.interceptor import Interceptor, welcoming
+from ...support.interceptor import Interceptor, answering, welcoming
 
 torch = pytest.importorskip("torch", reason="workers need PyTorch")
 
@@ -167,6 +167,25 @@ def test_who_stands_between_learns_nothing_and_gets_nowhere(tmp_path: Path, cert
             (await asyncio.to_thread(session_of, each)).close()
 
     play(tmp_path, certificates, story)
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "said"),
+    [
+        (frames.Kind.REFUSED, {"message": "no\x1b[2J, " + "x" * 5000}, r"^no \[2J, x{900,1000}$"),
+        (frames.Kind.REFUSED, [1], "no reason is given"),
+        (frames.Kind.REFUSED, {"moved": ["elsewhere", "x"]}, "no reason is given"),
+        (frames.Kind.WELCOME, {"proof": b"", "x": "x" * (2 << 20)}, "longer than"),
+        (frames.Kind.WELCOME, None, "expected a welcome"),
+    ],
+)
+def test_what_anybody_may_answer_harms_no_client(kind: frames.Kind, header: object, said: str) -> None:
+    spec = AttachSpec("lease", "127.0.0.1", 0, SECRET, (), secure=True)
+    with (
+        Interceptor(("", 0), names(spec), answering(kind, header)) as between,
+        pytest.raises((handshake.Refused, frames.WireError), match=said),
+    ):
+        session_of(replace(spec, port=between.port))
 
 
 def test_each_worker_has_a_certificate_of_its_own(tmp_path: Path, certificates: Any) -> None:
