@@ -35,6 +35,10 @@ COMMANDS = {
     "server": (f"{_HERE}.server.ServerApp", "serve this machine's GPUs as a pool"),
     "server init": (f"{_HERE}.server.InitApp", "create the directory of a secured server for many users"),
     "server renew": (f"{_HERE}.server.RenewApp", "renew the certificate of a secured server"),
+    "server administrator": (
+        f"{_HERE}.server.AdministratorApp",
+        "create an administrator's token by its ledger",
+    ),
     "server environment add": (f"{_HERE}.environment.AddApp", "offer leases another release of PyTorch"),
     "server environment list": (f"{_HERE}.environment.ListApp", "list the releases that leases can use"),
     "server environment remove": (f"{_HERE}.environment.RemoveApp", "offer a release no longer"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from traitlets import TraitError
 
+from jupyter_gpupool.client import bundle
+from jupyter_gpupool.core.errors import PoolError
 from jupyter_gpupool.server.daemon import directory as folder
 from jupyter_gpupool.server.daemon.daemon_app import GPUPoolDaemon
 from jupyter_gpupool.server.daemon.pool_app import DEFAULT_PORT, GPUPoolServer
@@ -181,6 +184,15 @@ class InitApp(Command):
         return folder.Listening(self.args.host, self.args.port, self.args.data_port)
 
 
+def with_configuration(given: str | None) -> tuple[Path, str]:
+    """Return a secured server's directory, and its configuration. Raises UsageError."""
+    directory = (Path(given).expanduser() if given else folder.default()).absolute()
+    configuration = directory / folder.CONFIGURATION
+    if not configuration.is_file():
+        raise UsageError(f"{directory} is not a server's directory; to create one: gpupool server init")
+    return directory, str(configuration)
+
+
 class RenewApp(Command):
     name = "server renew"
     usage = "[options] [DIRECTORY]"
@@ -197,14 +209,7 @@ class RenewApp(Command):
         add_addresses(parser, "the addresses in the directory's configuration")
 
     def check(self) -> None:
-        given = self.args.directory
-        self._directory = (Path(given).expanduser() if given else folder.default()).absolute()
-        configuration = self._directory / folder.CONFIGURATION
-        if not configuration.is_file():
-            raise UsageError(
-                f"{self._directory} is not a server's directory; to create one: gpupool server init"
-            )
-        self.args.config = str(configuration)
+        self._directory, self.args.config = with_configuration(self.args.directory)
 
     def act(self) -> int:
         addresses = self.args.address or list(GPUPoolDaemon(config=self.config).addresses)
@@ -212,3 +217,52 @@ class RenewApp(Command):
             raise UsageError("which addresses? Give --address, or set c.GPUPoolDaemon.addresses")
         print(f"Wrote {folder.renew(self._directory, addresses)}, for {', '.join(addresses)}")
         return 0
+
+
+class AdministratorApp(Command):
+    name = "server administrator"
+    usage = "[options] [DIRECTORY]"
+    description = (
+        "Create an administrator's token in the ledger of a secured server, which may be running, and write its\n"
+        "bundle, a tar archive: where the former one was lost, or where the configuration names another ledger, such\n"
+        "as one on PostgreSQL. Whoever reads the server's configuration can do this."
+    )
+    examples = (
+        "  gpupool server administrator --output administrator.tar /etc/gpupool/server\n"
+        "  kubectl exec gpupool-0 -- gpupool server administrator --output - /var/lib/gpupool/server | tar -xC admin"
+    )
+    asks_pool = False
+    classes = [GPUPoolDaemon, *GPUPoolDaemon.classes]
+
+    def add_options(self, parser: Parser) -> None:
+        parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="the server's directory")
+        parser.add_argument(
+            "--output", metavar="FILE", required=True, help="new file for the bundle, or - for stdout"
+        )
+
+    def check(self) -> None:
+        self._directory, self.args.config = with_configuration(self.args.directory)
+        if self.args.output == "-" and sys.stdout.isatty():
+            raise UsageError("refusing to write a tar archive to a terminal; use --output FILE, or pipe it")
+
+    def act(self) -> int:
+        self.config.GPUPoolDaemon.directory = str(self._directory)
+        if self.args.output == "-":
+            sys.stdout.buffer.write(self._archive())
+            sys.stdout.buffer.flush()
+            return 0
+        path = Path(self.args.output).expanduser()
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+                try:
+                    f.write(self._archive())
+                except BaseException:
+                    path.unlink()
+                    raise
+        except OSError as e:
+            raise PoolError(f"cannot write {path}: {e.strerror}") from None
+        print(f"Wrote {path}")
+        return 0
+
+    def _archive(self) -> bytes:
+        return bundle.tar(GPUPoolDaemon(config=self.config).new_administrator())

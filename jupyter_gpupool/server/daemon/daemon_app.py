@@ -100,7 +100,7 @@ class GPUPoolDaemon(GPUPoolServer):
             self.config.LocalEngine.setdefault(name, value)
             if name in RayEngine.class_trait_names(config=True):
                 self.config.RayEngine.setdefault(name, value)
-        self.config.PoolService.setdefault("db_url", f"sqlite:///{Path(self.directory) / folder.LEDGER}")
+        self.config.PoolService.setdefault("db_url", self._ledger_url())
         if self.log_style == "json":
             json_logs.use_json(self.log)
         # Every connection without TLS writes a line, and anybody can open thousands.
@@ -111,6 +111,13 @@ class GPUPoolDaemon(GPUPoolServer):
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         os.umask(0o077)  # the ledger, its journal, the workers' files: nobody else's to read
+
+    def new_administrator(self) -> dict[str, str]:
+        """Record a new administrator's token in this server's ledger. Return the bundle's files. Raises PoolError."""
+        names = self.addresses or [socket.gethostname()]
+        hosts = [bundle.with_port(name).rpartition(":")[0] for name in names]
+        db_url = str(self.config.PoolService.get("db_url") or self._ledger_url())
+        return folder.new_administrator(db_url, self._read_ca(), [f"{host}:{self.port}" for host in hosts])
 
     def own_address(self, port: int) -> str:
         name = bundle.with_port(self.addresses[0] if self.addresses else socket.gethostname())
@@ -227,6 +234,9 @@ class GPUPoolDaemon(GPUPoolServer):
     def _own_urls(self) -> list[str]:
         names = self.addresses or [socket.gethostname()]
         return [f"https://{bundle.with_port(a).rpartition(':')[0]}:{self._bound}" for a in names]
+
+    def _ledger_url(self) -> str:
+        return f"sqlite:///{Path(self.directory) / folder.LEDGER}"
 
     def _read_ca(self) -> str:
         try:

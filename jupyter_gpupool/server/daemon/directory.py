@@ -15,6 +15,8 @@ from jupyter_gpupool.client import bundle
 from jupyter_gpupool.core.errors import InvalidRequest, PoolError
 from jupyter_gpupool.core.files import write_atomically
 from jupyter_gpupool.pool.ledger.ledger import Ledger
+from jupyter_gpupool.pool.tenancy import audit_log
+from jupyter_gpupool.pool.tenancy.audit_log import Entry
 from jupyter_gpupool.pool.tenancy.tokens import Tokens, new_token
 
 from . import certificates
@@ -139,8 +141,10 @@ def initialise(folder: Path, addresses: Sequence[str], listening: Listening = Li
             }
             for path, content in written.items():
                 _write(path, content)
-            files = _administrator(
-                folder, ca.certificate.decode(), [f"{_host(a)}:{listening.port}" for a in addresses]
+            files = new_administrator(
+                f"sqlite:///{folder / LEDGER}",
+                ca.certificate.decode(),
+                [f"{_host(a)}:{listening.port}" for a in addresses],
             )
             for name, text in files.items():
                 _write(folder / ADMINISTRATOR / name, text.encode())
@@ -177,11 +181,19 @@ def renew(folder: Path, addresses: Sequence[str]) -> Path:
     return folder / SERVER_CERTIFICATE
 
 
-def _administrator(folder: Path, ca: str, addresses: Sequence[str]) -> dict[str, str]:
-    ledger, tokens = Ledger(f"sqlite:///{folder / LEDGER}"), Tokens()
+def new_administrator(db_url: str, ca: str, addresses: Sequence[str]) -> dict[str, str]:
+    """Record a new administrator's token in a ledger. Return the bundle's files by name. Raises LedgerUnavailable.
+
+    ``ca``: the certificate of the authority to trust (PEM). ``addresses``: of the servers, with their ports.
+    """
+    ledger, now = Ledger(db_url), time.time()
     try:
-        token = new_token("administrator", time.time(), owner="administrator", administers=True)
-        shown = tokens.create(ledger, token)
+        token = new_token("administrator", now, owner="administrator", administers=True)
+        with ledger.together():
+            shown = Tokens().create(ledger, token)
+            with ledger.transaction() as tx:
+                outcome = "of administrator, by a command that reached the ledger"
+                audit_log.write(tx, [Entry(now, "token create", token.id, outcome, token.namespace)])
     finally:
         ledger.close()
     return bundle.files(ca, shown, f"Token {token.id}, the administrator's", addresses)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import itertools
 import os
 import shutil
 import sys
+import tarfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 from jupyter_gpupool.core.errors import InvalidRequest
 from jupyter_gpupool.server.daemon import directory
 
-from .conftest import gpupool
+from .conftest import Server, gpupool
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -46,6 +48,33 @@ def test_what_is_no_server_is_refused_even_so(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "is not empty" in done.stderr
     assert list(files(tmp_path)) == ["notes"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_an_administrator_is_made_by_the_ledger_of_a_running_server(
+    new_server: Callable[..., Server], tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    server = new_server()
+    with contextlib.ExitStack() as stack:
+        if kind == "postgresql":
+            url = stack.enter_context(request.getfixturevalue("postgresql").database("ready"))
+            with (server.folder / directory.CONFIGURATION).open("a") as f:
+                f.write(f"c.PoolService.db_url = {url!r}\n")
+        stack.callback(server.end)
+        server.start()
+        made = gpupool("server", "administrator", "--output", tmp_path / "admin.tar", server.folder)
+        assert made.returncode == 0, made.stderr
+        (tmp_path / "admin").mkdir()
+        with tarfile.open(tmp_path / "admin.tar") as tar:
+            tar.extractall(tmp_path / "admin")
+        bundle = str(tmp_path / "admin")
+        again = gpupool("server", "administrator", "--output", tmp_path / "admin.tar", server.folder)
+        assert again.returncode == 1 and "File exists" in again.stderr
+        listed = gpupool("token", "list", GPUPOOL_CONFIG_DIR=bundle)
+        assert listed.returncode == 0, listed.stderr
+        # One of `server init`, which a ledger elsewhere does not have.
+        assert listed.stdout.count("(administrator)") == (2 if kind == "sqlite" else 1)
+        assert "by a command that reached the ledger" in gpupool("audit", GPUPOOL_CONFIG_DIR=bundle).stdout
 
 
 class Killed(BaseException):
