@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from jupyter_gpupool.core.durations import format_time
-from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.core.errors import NotLeading, PoolError
 from jupyter_gpupool.core.models import Scope
 from jupyter_gpupool.core.validation import check_namespace
 from jupyter_gpupool.pool.ledger.ledger import Ledger
@@ -143,7 +143,8 @@ class Administration:
                 await self._service.with_ledger(self._tokens.read)
                 if self.authenticator.used and time.monotonic() - recorded > _RECORD_INTERVAL_S:
                     recorded = time.monotonic()
-                    await self._record_uses()
+                    with contextlib.suppress(NotLeading):  # the leader records its own
+                        await self._record_uses()
                     live = {lease.id for lease in await self._service.leases(None)}
                     asked = self.authenticator.asked
                     self.authenticator.asked = {lease: of for lease, of in asked.items() if lease in live}

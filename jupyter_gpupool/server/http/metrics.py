@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from tornado import web
 from tornado.web import RequestHandler
 
-from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.core.errors import NotLeading, PoolError
 from jupyter_gpupool.core.models import MIB, Lease, LeaseState, WorkerUsage
 from jupyter_gpupool.server.service.health_monitor import expires_at
 from jupyter_gpupool.server.service.service import PoolService
@@ -261,6 +261,8 @@ class ServerFigures(PoolFigures):
             pool, leases = await self._service.pool(None), await self._service.leases(None)
             self.show(pool, leases)
             self._adopt(leases)
+        except NotLeading:
+            self.up.set(1)  # the leader has the figures
         except PoolError:
             self.up.set(0)
         worst: dict[tuple[str, str, str], int] = {}

@@ -142,6 +142,7 @@ class PoolService(FormerNames, LoggingConfigurable):
         self._ticker: asyncio.Task[None] | None = None
         self._health_task: asyncio.Task[None] | None = None
         self._election: LeaderElection | None = None  # where several daemons share the ledger
+        self._has_servers = True  # those of an engine that only a leader starts are not known while following
         self.address = ""  # the URL of this pool
         #: called regularly with what each worker reports, by lease id
         self.on_usage: Callable[[Mapping[str, WorkerUsage]], None] = lambda usage: None
@@ -216,7 +217,9 @@ class PoolService(FormerNames, LoggingConfigurable):
             self._ticker = None
             await self.engine.stop()
         try:
-            await self._call(self._require_manager().follow, await self.engine.servers())
+            servers = await self.engine.servers()
+            self._has_servers = bool(servers)
+            await self._call(self._require_manager().follow, servers)
         except PoolError as e:
             self.log.error("The pool's GPU servers cannot be listed yet: %s", e)
         self._waiters.wake_all()
@@ -313,7 +316,7 @@ class PoolService(FormerNames, LoggingConfigurable):
     async def forecast(self, request: Request) -> dict[str, Any]:
         """Return the outcome of a request if it were made now (see docs/reference/http.md)."""
         try:
-            lease = await self._call(self._require_manager().forecast, request)
+            lease = await self._call(self._informed_manager().forecast, request)
         except ImpossibleRequest as e:
             return {"outcome": "impossible", "position": None, "reason": str(e), "slices": []}
         return forecast_json(lease)
@@ -404,7 +407,7 @@ class PoolService(FormerNames, LoggingConfigurable):
 
     async def look(self, owner: str | None = None) -> tuple[dict[str, Any], list[Lease], Namespaces]:
         """Return the pool as :meth:`pool` does, its live leases, and the namespaces that decide who sees them."""
-        names = self._require_manager().namespaces
+        names = self._informed_manager().namespaces
         now = await self._call(self._require_manager().snapshot)
         return (
             pool_snapshot(now, self.engine.usage(), owner, names, self.health_monitor.ok),
@@ -482,6 +485,10 @@ class PoolService(FormerNames, LoggingConfigurable):
         if self._election is not None:
             self._election.check()
         return self._require_manager()
+
+    def _informed_manager(self) -> Manager:
+        """Return the manager for a question about the servers. Raises NotLeading if only the leader knows them."""
+        return self._require_manager() if self._has_servers else self._leading_manager()
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         """Run a function on the manager's thread, one call at a time."""
