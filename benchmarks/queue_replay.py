@@ -32,7 +32,7 @@ from .replay import Allocation, NoTrace, gpu_server, mean, means, percentile, re
 SOURCE = "https://github.com/alibaba/clusterdata/tree/master/cluster-trace-gpu-v2023"
 FOLDER = "gpu-trace-2023"
 FILES = ("default", "multigpu50")
-REQUESTS, SERVERS, SEEDS = 12_000, 60, (1, 2)
+REQUESTS, SERVERS, SEEDS = 12_000, 60, (1, 2, 3, 4)
 #: The load → how its figures begin.
 LOADS = {0.935: "", 0.95: "at_95_"}
 MAX_LIFETIME_S = 4 * 3600.0

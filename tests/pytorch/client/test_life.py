@@ -16,6 +16,8 @@ from jupyter_gpupool.pytorch.client import session
 from jupyter_gpupool.transport import frames, handshake, specs
 from jupyter_gpupool.transport.lifeline import Lifeline
 
+from ...support.processes import stop
+
 
 def test_goodbye_ends_the_worker(worker: object) -> None:
     line = Lifeline(worker.spec)  # type: ignore[attr-defined]
@@ -87,7 +89,7 @@ def test_a_killed_worker_is_a_clear_error_at_the_next_call(attached: object) -> 
 def test_a_call_that_waits_is_woken_when_the_worker_dies(attached: object) -> None:
     x = torch.ones(3, device="cuda")
     x.sum().item()
-    os.kill(attached.process.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+    stop(attached.process.pid)  # type: ignore[attr-defined]
     threading.Timer(0.2, attached.kill).start()  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="is gone"):
         x.sum().item()
