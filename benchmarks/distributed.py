@@ -1,15 +1,22 @@
-"""A step of DistributedDataParallel on two slices of one lease, beside two processes of this machine with gloo."""
+"""A step of DistributedDataParallel on two slices of one lease, beside two processes of this machine with gloo.
+
+The slices are on one server, or on two: then gradients go from worker to worker over TLS, or, where the workers are not
+linked, through the clients.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import multiprocessing
+import os
 import socket
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +25,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from jupyter_gpupool.engines.local import worker_files
+from jupyter_gpupool.transport import control
 from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec, WorkerSpec
 
-from .far_worker import serve
+from .far_worker import certificate, serve
 from .networks import ResNet50
 
 RANKS = 2
@@ -39,6 +48,7 @@ _WORKER = "the worker"
 def run() -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for name, steps in STEPS.items():
+        figures |= _on_two_servers(name, steps)
         with _ranks(None, name) as local, _ranks(_lease, name) as remote:
             ratios, times, cpu = [], [], []
             for _ in range(ROUNDS + 1):
@@ -59,6 +69,24 @@ def run() -> dict[str, Any]:
             f"{name}_local_cpu_ms": round(1e3 * local_cpu_s, 1),
             f"{name}_clients_cpu_ms": round(1e3 * clients_cpu_s, 1),
             f"{name}_worker_cpu_ms": round(1e3 * worker_cpu_s, 1),
+        }
+    return figures
+
+
+def _on_two_servers(name: str, steps: int) -> dict[str, Any]:
+    figures = {}
+    linked, unlinked = functools.partial(_spread_lease, True), functools.partial(_spread_lease, False)
+    with _ranks(None, name) as local, _ranks(linked, name) as direct, _ranks(unlinked, name) as through:
+        rounds = [[_round(ranks, steps) for ranks in (local, direct, through)] for _ in range(ROUNDS + 1)][1:]
+    for way, number in (("linked", 1), ("through_clients", 2)):
+        ratios = [found[number].wall_s / found[0].wall_s for found in rounds]
+        times = [found[number].wall_s / steps for found in rounds]
+        figures |= {
+            f"{name}_two_servers_{way}_to_local": round(statistics.median(ratios), 3),
+            f"{name}_two_servers_{way}_step_ms": round(1e3 * statistics.median(times), 1),
+            f"{name}_two_servers_{way}_mib_through_a_client": round(
+                rounds[-1][number].moved / steps / (1 << 20), 3
+            ),
         }
     return figures
 
@@ -109,6 +137,59 @@ def _lease() -> Iterator[AttachSpec]:
         line.release()
         worker.kill()
         worker.join()
+
+
+def _serve_linked(listener: socket.socket, spec: WorkerSpec, asked_at: socket.socket) -> None:
+    from jupyter_gpupool.pytorch.worker import worker
+
+    torch.set_num_threads(1)
+    os._exit(worker.serve(spec, listener, lambda usage: None, asked_at=asked_at))
+
+
+@contextmanager
+def _spread_lease(is_linked: bool) -> Iterator[AttachSpec]:
+    """A worker for each rank, as on servers of their own, which speak TLS."""
+    from tests.support.linking_engines import LinkingEngines
+
+    with ExitStack() as closing:
+        own, engines = closing.enter_context(certificate()), closing.enter_context(LinkingEngines())
+        parts, folders = [], []
+        for rank in range(RANKS):
+            device = DeviceSpec(rank, f"GPU-emulated-{rank}", "emulated", 8192, 8192, True)
+            spec = WorkerSpec(
+                "benchmark",
+                hashlib.sha256(_SECRET.encode()).hexdigest(),
+                (device,),
+                attach_timeout_s=300.0,
+                certfile=own.certfile,
+                keyfile=own.keyfile,
+            )
+            folders.append(Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="gpupool-bench-"))))
+            listener = closing.enter_context(socket.create_server(("127.0.0.1", 0), backlog=8))
+            asked_at = closing.enter_context(
+                control.listen(str(folders[-1]), spec.lease_id + worker_files.CONTROL)
+            )
+            worker = multiprocessing.get_context("spawn").Process(
+                target=_serve_linked, args=(listener, spec, asked_at), name=_WORKER, daemon=True
+            )
+            worker.start()
+            closing.callback(worker.join)
+            closing.callback(worker.kill)
+            address = listener.getsockname()
+            parts.append(AttachSpec(spec.lease_id, *address, _SECRET, (device,), spec.ttl_s, secure=True))
+        named = {part.devices[0].uuid: (part.host, part.port) for part in parts}
+        for folder, part in zip(folders, parts):
+            others = {name: to for name, to in named.items() if name != part.devices[0].uuid}
+            engines.introduce(folder, part, others if is_linked else {})
+        near = replace(
+            parts[0],
+            devices=tuple(part.devices[0] for part in parts),
+            addresses=tuple((part.host, part.port) for part in parts),
+        )
+        lines = [Lifeline(part, lambda reason: None) for part in parts]
+        yield near
+        for line in lines:
+            line.release()
 
 
 @contextmanager

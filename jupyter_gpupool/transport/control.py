@@ -13,9 +13,13 @@ JSON on a SOCK_SEQPACKET socket, which the worker listens on in the folder of th
   lease's other worker, and let the sessions rest before the last of it; the answer is {"bytes", "rest_s", "ahead": the
   bytes before that}. Then ``stay``: go on here; or ``leave``: {"to"}: send the clients there.
 - ``serve``: go on with what has arrived from the lease's other worker.
+- ``peers``: {"names": of the lease's workers on other servers}.
+- ``link``: {"peer": name, "to": [host, port], "secure"}, with the descriptor of a connection to there: the lease's
+  worker of that name, which the worker has asked for; or {"peer", "failed": why}.
 
-The worker sends ``{"wanted": true}`` unasked when a session waits for what is parked, and to each new connection
-``{"parked", "lent", "wanted"}``. It can neither ask for anything else, nor about another lease.
+The worker sends ``{"wanted": true}`` unasked when a session waits for what is parked, ``{"link": name}`` when its ranks
+are to exchange tensors with those of that worker, and to each new connection ``{"parked", "lent", "wanted"}``. It can
+neither ask for anything else, nor about another lease.
 """
 
 from __future__ import annotations

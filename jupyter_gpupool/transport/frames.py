@@ -42,6 +42,9 @@ class Kind(IntEnum):
     BYE = 9  # either: intentional end of the session, or of the holder's part; of a worker: {message, moved}
     ACK = 10  # either: the number of the last frame that this end has acted on
     PROBE = 11  # worker → holder: {machine, pid, born}, and back: {process, lives}
+    PEER = (
+        13  # worker → worker: [what, group, …], see pytorch/worker/spread_collectives.py; payload: elements
+    )
     STATE = 12  # worker → worker, after the lease's state: what else belongs to it; and back: {failed}
 
 

@@ -21,8 +21,9 @@ from .timed_socket import TimedSocket
 #: The pauses between attempts to make a first connection, in seconds.
 _FIRST_PAUSES_S = (0.02, 0.1, 0.5)
 #: A session sends operators; a holder keeps the lease alive and sends only pings; another worker of the lease sends
-#: the lease's whole state.
-ROLES = ("session", "holder", "worker")
+#: the lease's whole state. A peer is a worker with other slices of the lease, whose ranks exchange tensors with those
+#: here.
+ROLES = ("session", "holder", "worker", "peer")
 #: The longest answer to a hello, in bytes. Who sends it has proven nothing yet.
 _MAX_WELCOME = 1 << 20
 _MAX_REASON_CHARACTERS = 1000

@@ -15,7 +15,12 @@ from typing import Any
 
 import pytest
 
+from jupyter_gpupool.engines.local import worker_files
+from jupyter_gpupool.transport import control
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec, WorkerSpec
+
+from ..support.certificates import Certificates
+from ..support.linking_engines import LinkingEngines
 
 torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 
@@ -27,8 +32,10 @@ _warm = multiprocessing.get_context("forkserver")
 _warm.set_forkserver_preload(["jupyter_gpupool.pytorch.worker.worker"])
 
 
-def _serve(listener: socket.socket, spec: WorkerSpec, own: Path) -> None:
-    """In the sandbox that an engine would give it. ``own``: its directory."""
+def _serve(
+    listener: socket.socket, spec: WorkerSpec, own: Path, asked_at: socket.socket | None = None
+) -> None:
+    """In the sandbox that an engine would give it. ``own``: its directory; ``asked_at``: where that asks it."""
     from jupyter_gpupool.engines.local.sandbox import surroundings
     from jupyter_gpupool.engines.local.sandbox.sandbox import prepare
     from jupyter_gpupool.pytorch.worker import worker
@@ -39,7 +46,7 @@ def _serve(listener: socket.socket, spec: WorkerSpec, own: Path) -> None:
         surroundings.prepare(own, listener, sandbox.missing(real=False), real=False)
         sandbox.enter(own, real=False)
 
-    os._exit(worker.serve(spec, listener, lambda usage: None, shut_in=shut_in))
+    os._exit(worker.serve(spec, listener, lambda usage: None, asked_at=asked_at, shut_in=shut_in))
 
 
 @dataclasses.dataclass
@@ -71,7 +78,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         first: int = 0,
         serve: Callable[..., None] | None = None,
         devices: tuple[DeviceSpec, ...] = (),
-        **fields: float,
+        **fields: float | str,
     ) -> Running:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -116,6 +123,56 @@ def attached(worker: Running) -> Iterator[Running]:
     session.activate(worker.spec)
     yield worker
     session.deactivate()
+
+
+@dataclasses.dataclass
+class Linked:
+    """The workers of one lease on several GPU servers, and what a client needs to reach them."""
+
+    workers: list[Running]
+    spec: AttachSpec
+
+
+@pytest.fixture
+def linked(start_worker: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts a lease with so many slices on each of several servers, which speak TLS and link its workers.
+
+    ``ways``: the address by which others reach each worker, where it is another one than its own.
+    """
+    certificates = Certificates(tmp_path_factory.mktemp("certificates"))
+    with contextlib.ExitStack() as closing:
+
+        def start(*slices: int, ways: dict[int, Callable[[int], int]] | None = None) -> Linked:
+            engines = closing.enter_context(LinkingEngines())
+            folders, workers = [], []
+            for k, count in enumerate(slices):
+                folder = tmp_path_factory.mktemp("worker")
+                asked_at = control.listen(str(folder), "lease-of-a-test" + worker_files.CONTROL)
+                first = sum(slices[:k])
+                running = start_worker(
+                    count,
+                    first=first,
+                    serve=functools.partial(_serve, own=folder, asked_at=asked_at),
+                    certfile=str(certificates.certfile),
+                    keyfile=str(certificates.keyfile),
+                )
+                asked_at.close()
+                running.spec = dataclasses.replace(running.spec, secure=True)
+                folders.append(folder)
+                workers.append(running)
+            specs = [worker.spec for worker in workers]
+            reached = {
+                one.devices[0].uuid: (one.host, ways[k](one.port) if ways and k in ways else one.port)
+                for k, one in enumerate(specs)
+            }
+            for folder, one in zip(folders, specs):
+                others = {name: to for name, to in reached.items() if name != one.devices[0].uuid}
+                engines.introduce(folder, one, others)
+            devices = tuple(device for one in specs for device in one.devices)
+            addresses = tuple((one.host, one.port) for one in specs for _ in one.devices)
+            return Linked(workers, dataclasses.replace(specs[0], devices=devices, addresses=addresses))
+
+        yield start
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import sys
@@ -40,6 +41,7 @@ from .data_port import DataPort
 from .environment import Environment
 from .environments import Environments
 from .exit_codes import end_of
+from .linking import Linking
 from .moving import Moving
 from .parking import Parking
 from .replacement import Replacements
@@ -103,6 +105,8 @@ class LocalEngine(
         self._workers = LocalWorkers(self.run_dir, self.log)
         self._parking = Parking(self.run_dir, self.clean_after_s, self.log)
         self._arriving: dict[str, tuple[Lease, int]] = {}
+        self.linking = Linking(self._parking.channel, bool(self.certfile), self.log)
+        self._parking.on_link = self.linking.on_asked
         self.moving = Moving(self._parking, self._workers, bool(self.certfile), self._has_arrived)
         self._bounds = Bounds(
             self.run_dir,
@@ -148,6 +152,7 @@ class LocalEngine(
 
         def left(lease_id: str) -> None:
             self._parking.ended(lease_id)
+            self.linking.forget(lease_id)
             self._replacements.forget(lease_id)
             self._arriving.pop(lease_id, None)
 
@@ -301,6 +306,7 @@ class LocalEngine(
         self._parent.is_stopping = True
         if self._health is not None:
             self._health.stop()
+        await self.linking.stop()
         await self._bounds.stop()
         await self._replacements.cancel_all()
         if not self.persistent:
@@ -330,7 +336,10 @@ class LocalEngine(
         # Its holder is there, and may be out of reach for as long as a connection may be.
         spec = self._spec(lease, first)
         patient = replace(spec, attach_timeout_s=max(spec.attach_timeout_s, self.resume_s))
-        return await self._environments.start_worker(lease, patient, self.host, port)
+        worker = await self._environments.start_worker(lease, patient, self.host, port)
+        with contextlib.suppress(EngineError):  # it has ended already
+            await self.linking.listen(lease.id)
+        return worker
 
     # -- parking
 

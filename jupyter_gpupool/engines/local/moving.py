@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,12 @@ from typing import Any
 from jupyter_gpupool.core.errors import EngineError
 from jupyter_gpupool.core.models import WorkerAddress
 
+from .linking import connected
 from .parking import Parking
 from .workers import LocalWorkers
 
 #: How long a worker that was left may take to say so to its clients and to end, in seconds.
 _END_TIMEOUT_S = 10.0
-#: How long the server of the other worker may take to accept a connection, in seconds.
-_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Moving:
     async def send(self, lease_id: str, to: WorkerAddress) -> Sent:
         """Let a worker send its lease to another one. Raises EngineError; then the lease goes on here."""
         # A worker in its sandbox makes no connection.
-        with contextlib.closing(await _connected(to)) as sock:
+        with contextlib.closing(await connected(to)) as sock:
             answer = await self._ask(
                 lease_id, "send", [sock.fileno()], to=[to.host, to.port], secure=self._certified
             )
@@ -89,13 +87,3 @@ class Moving:
         if self._workers.gone(lease_id) is None:
             raise EngineError(f"lease {lease_id} has no worker here")
         return await self._parking.channel(lease_id).ask(what, descriptors, **fields)
-
-
-async def _connected(to: WorkerAddress) -> socket.socket:
-    """A connection to a worker of another server. Raises EngineError."""
-    try:
-        return await asyncio.to_thread(
-            socket.create_connection, (to.host, to.port), timeout=_CONNECT_TIMEOUT_S
-        )
-    except OSError as e:
-        raise EngineError(f"the other worker cannot be reached: {e}") from None

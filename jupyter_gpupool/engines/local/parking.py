@@ -40,6 +40,8 @@ class Parking:
         self.arena: Arena | None = None
         #: called with the id of a parked lease that needs its GPUs
         self.on_wake: Callable[[str], None] = lambda lease_id: None
+        #: called with the id of a lease, and the name of another worker of it that its worker asks to be linked to
+        self.on_link: Callable[[str, str], None] = lambda lease_id, peer: None
         #: the leases whose state is in the arena
         self.parked: set[str] = set()
         #: the leases of which the arena has a copy that was up to date when their workers were last asked
@@ -145,6 +147,8 @@ class Parking:
     def _on_notice(self, lease_id: str, notice: dict[str, Any]) -> None:
         if "parked" in notice:
             (self.parked.add if notice["parked"] else self.parked.discard)(lease_id)
+        if "link" in notice:
+            self.on_link(lease_id, notice["link"])
         if notice.get("wanted") and lease_id not in self._wanted:
             self._wanted.add(lease_id)
             if lease_id in self.parked:

@@ -9,8 +9,9 @@ from typing import Any
 #: What a worker answers from what it knows, and what takes as long as it takes to copy or send all of its memory; in
 #: seconds.
 _SHORT_S, _LONG_S = 10.0, 600.0
-_SHORT = ("state", "forget", "stay", "leave")
+_SHORT = ("state", "forget", "stay", "leave", "link")
 _MAX_FAILURE_CHARACTERS = 500
+_MAX_NAME_CHARACTERS = 200
 
 
 def time_limit_s(what: str) -> float:
@@ -30,6 +31,10 @@ def _is_time(given: Any) -> bool:
     return _is_size(given) or (type(given) is float and math.isfinite(given))
 
 
+def _is_name(given: Any) -> bool:
+    return isinstance(given, str) and 0 < len(given) <= _MAX_NAME_CHARACTERS
+
+
 _Forms = Mapping[str, Callable[[Any], bool]]
 _ANSWERS: Mapping[str, _Forms] = {
     "state": {
@@ -45,7 +50,7 @@ _ANSWERS: Mapping[str, _Forms] = {
 #: What an answer may have besides; workers of an earlier version do not say it.
 _BESIDES: Mapping[str, _Forms] = {"send": {"ahead": _is_size}}
 #: A notice has any of these.
-_NOTICE: _Forms = {"parked": _is_flag, "wanted": _is_flag, "lent": _is_size}
+_NOTICE: _Forms = {"parked": _is_flag, "wanted": _is_flag, "lent": _is_size, "link": _is_name}
 
 
 def is_answer(what: str, message: Mapping[str, Any]) -> bool:

@@ -145,6 +145,18 @@ class Agent:
             return {"failed": str(e)}
         return {"bytes": sent.nbytes, "rest_s": sent.rest_s}
 
+    async def introduce(self, lease_id: str, others: dict[str, dict[str, Any]]) -> dict[str, str]:
+        """Let a worker be linked to those of its lease on other servers. Return ``{}`` or ``{"failed": why}``.
+
+        ``others``: their addresses, by their names.
+        """
+        addresses = {peer: WorkerAddress(**address) for peer, address in others.items()}
+        try:
+            await self._engine.linking.introduce(lease_id, addresses)
+        except EngineError as e:
+            return {"failed": str(e)}
+        return {}
+
     async def stay(self, lease_id: str) -> dict[str, str]:
         """Let a lease that was sent go on here. Return ``{}`` or ``{"failed": why}``."""
         return await _tried(self._engine.moving.stay(lease_id))

@@ -118,10 +118,27 @@ class RayEngine(
             workers = await asyncio.gather(*starts, return_exceptions=True)
             if meeting.failure is not None:
                 raise meeting.failure
+            addresses = dict(zip(parts, cast(list[WorkerAddress], workers)))
+            await self._introduce(lease.id, {slices[name][0].gpu_uuid: name for name in parts}, addresses)
         except BaseException:
             await self.stop_worker(lease.id)
             raise
-        return _joined(dict(zip(parts, cast(list[WorkerAddress], workers))))
+        return _joined(addresses)
+
+    async def _introduce(
+        self, lease_id: str, servers: Mapping[str, str], workers: Mapping[str, WorkerAddress]
+    ) -> None:
+        """Let the workers of a lease be linked to each other: ``servers`` has each one's server by its name."""
+        if len(workers) < 2:
+            return
+        await asyncio.gather(
+            *(
+                self._node(own).introduce(
+                    lease_id, {peer: workers[name] for peer, name in servers.items() if name != own}
+                )
+                for own in workers
+            )
+        )
 
     async def stop_worker(self, lease_id: str) -> None:
         nodes = [*self._parts.pop(lease_id, {}).values()]

@@ -233,6 +233,16 @@ class Node:
             if wanted < held.get(index, 0):
                 await self.claims.change(lease_id, index, uuid, wanted)
 
+    async def introduce(self, lease_id: str, others: Mapping[str, WorkerAddress]) -> None:
+        """Let the worker of a lease be linked to these, by their names. Where it cannot be, clients do without."""
+        addresses = {peer: address.to_json() for peer, address in others.items()}
+        try:
+            await self._moved("introduce", lease_id, addresses)
+        except EngineError as e:
+            self._log.warning(
+                "The worker of lease %s on %s is linked to no other: %s", lease_id, self.name, e
+            )
+
     # -- moving
 
     async def send(self, lease_id: str, to: WorkerAddress) -> tuple[int, float]:

@@ -82,7 +82,8 @@ GRAPHS = -27
 #: place: group of 16 bytes, its size, the rank, the number of the collective in its group; call: kind, operation and
 #: root, see collectives.py; inputs and outputs: pairs of a storage id and a layout.
 MEET = -28
-#: [code, box]: this session is the rank with that id of 16 bytes, so that others hear of its end; the answer is None.
+#: [code, box]: this session is the rank with that id of 16 bytes, so that others hear of its end. The answer has
+#: the names of the lease's other workers that this one is linked to, or None.
 #: What nobody has taken is freed when the last rank has ended.
 JOIN = -29
 #: [code, box, name of 16 bytes, storage id, layout]: send a copy of a tensor to whatever rank takes that name
@@ -94,6 +95,14 @@ TAKE = -31
 ARRIVED = -32
 #: [code, box, name]: free what this rank has sent under that name, unless it has been taken
 WITHDRAW = -33
+#: [code, group of 16 bytes, the name of each rank's worker, own rank]: the worker is to meet the group's ranks at these
+#: workers of the lease. The answer is why it cannot, or an empty string.
+LINK = -34
+#: [code, worker, box, name, storage id, layout, [source rank, own rank], timeout in seconds]: as TAKE, of a rank at
+#: the lease's worker of that name
+FETCH = -35
+#: [code, worker, box, name]: as ARRIVED, of a rank at the lease's worker of that name
+IS_THERE = -36
 
 #: The number of fields after each code.
 FIELDS = {
@@ -130,6 +139,9 @@ FIELDS = {
     TAKE: 6,
     ARRIVED: 2,
     WITHDRAW: 2,
+    LINK: 3,
+    FETCH: 7,
+    IS_THERE: 3,
 }
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
 
+from .exchange_plan import Call as Call
 from .templates import BadRecord
 
 #: The length in bytes of a group's random id.
@@ -20,6 +21,8 @@ MAX_RANKS = 4096
 #: How often a rank that waits looks whether its own session still goes on, in seconds.
 _LOOK_S = 0.5
 
+#: A copy is a broadcast that leaves the root's own tensors alone.
+_KINDS = frozenset(("all_reduce", "broadcast", "copy", "gather", "scatter", "reduce_scatter", "all_to_all"))
 #: What combines two ranks' elements, by c10d's names.
 _COMBINE: dict[str, Callable[..., torch.Tensor]] = {
     "SUM": torch.add,
@@ -33,14 +36,6 @@ _COMBINE: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-class Call(NamedTuple):
-    """What all ranks of a collective have to agree on. ``operation``: of :data:`_COMBINE`; ``root``: a rank."""
-
-    kind: str
-    operation: str
-    root: int
-
-
 class Part(NamedTuple):
     """What a rank brings, and where it takes the result."""
 
@@ -48,20 +43,56 @@ class Part(NamedTuple):
     outputs: Sequence[torch.Tensor]
 
 
-class _Meeting:
+class Meeting:
+    """One collective: the parts of the ranks that have come to it."""
+
     def __init__(self, call: Call) -> None:
         self.call = call
         self.parts: dict[int, Part] = {}
         self.done = False
         self.failure: Exception | None = None
 
+    def missing(self, size: int) -> list[int]:
+        """The ranks for which the others wait."""
+        return [r for r in range(size) if r not in self.parts]
 
-class _Group:
-    def __init__(self, size: int) -> None:
+    def lacks(self, ranks: Collection[int]) -> bool:
+        """Whether one of these ranks has not come."""
+        return any(r not in self.parts for r in ranks)
+
+
+class Group:
+    """The ranks of a group. ``near``: how many of them are in this worker."""
+
+    def __init__(self, id: bytes, size: int) -> None:
+        self.id = id
         self.size = size
+        self.near = size
         self.members: dict[int, object] = {}
         self.gone: set[int] = set()
-        self.meetings: dict[int, _Meeting] = {}
+        self.meetings: dict[int, Meeting] = {}
+
+    def new_meeting(self, call: Call) -> Meeting:
+        """A collective that has just begun."""
+        return Meeting(call)
+
+    def objection(self) -> Exception | None:
+        """Why its ranks cannot meet any more."""
+        return gone(self.gone) if self.gone else None
+
+    def is_over(self, meeting: Meeting) -> bool:
+        """Whether nothing has to be known any more of a collective that is about to be computed or has failed."""
+        return meeting.failure is not None or len(meeting.parts) == self.size
+
+
+class Patience(NamedTuple):
+    """How long a rank waits: until ``deadline`` on a monotonic clock, which is in ``timeout_s``, and no longer than its
+    own session goes on."""
+
+    rank: int
+    timeout_s: float
+    deadline: float
+    is_over: Callable[[], bool]
 
 
 class Meetings:
@@ -69,7 +100,7 @@ class Meetings:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._groups: dict[bytes, _Group] = {}
+        self._groups: dict[bytes, Group] = {}
 
     def meet(
         self,
@@ -87,49 +118,69 @@ class Meetings:
         call something else; ValueError for tensors that do not fit together; BadRecord.
         """
         group_id, size, rank, number = place
+        patience = Patience(rank, timeout_s, time.monotonic() + timeout_s, is_over)
         with self._changed:
-            group = self._groups.setdefault(group_id, _Group(size))
+            group = self._groups.get(group_id) or self._groups.setdefault(group_id, Group(group_id, size))
             if group.size != size or group.members.setdefault(rank, member) is not member:
                 raise BadRecord(f"rank {rank} of {size} in a group of {group.size} that has it already")
-            meeting = group.meetings.setdefault(number, _Meeting(call))
+            meeting = group.meetings.get(number)
+            if meeting is None:
+                meeting = group.meetings[number] = group.new_meeting(call)
             if rank in meeting.parts:
                 raise BadRecord(f"rank {rank} comes twice to collective {number}")
             if meeting.call != call:
-                meeting.failure = RuntimeError(
-                    f"rank {rank} calls {_named(call)} where others call {_named(meeting.call)}"
-                )
+                meeting.failure = meeting.failure or other_call(rank, call, meeting.call)
             if isinstance(part, Exception):
                 meeting.failure = meeting.failure or RuntimeError(f"rank {rank} cannot take part: {part}")
                 part = Part((), ())
             meeting.parts[rank] = part
-            if group.gone and meeting.failure is None:
-                meeting.failure = _gone(group.gone)
-            is_last = len(meeting.parts) == size
-            if is_last or meeting.failure is not None:
+            meeting.failure = meeting.failure or group.objection()
+            is_last = len(meeting.parts) == group.near
+            if group.is_over(meeting):
                 group.meetings.pop(number, None)
-        if is_last and meeting.failure is None:
-            self._hold(meeting, size)
-        with self._changed:
             self._changed.notify_all()
-            deadline = time.monotonic() + timeout_s
-            while not meeting.done and meeting.failure is None:
-                if is_over() or time.monotonic() > deadline:
-                    missing = [r for r in range(size) if r not in meeting.parts]
-                    meeting.failure = RuntimeError(
-                        f"rank {rank} waited {timeout_s:g} s in {_named(call)} for {_ranks(missing)}"
-                    )
-                    self._changed.notify_all()
-                    break
-                self._changed.wait(_LOOK_S)
+        try:
+            if is_last and meeting.failure is None:
+                self._complete(group, number, meeting, patience)
+            self._until(lambda: meeting.done, group, meeting, patience)
             if meeting.failure is not None:
                 raise meeting.failure
+        except Exception as e:
+            self._note_failure(group, number, meeting, e)
+            raise
 
-    def _hold(self, meeting: _Meeting, size: int) -> None:
+    def _until(
+        self, condition: Callable[[], bool], group: Group, meeting: Meeting, patience: Patience
+    ) -> None:
+        """Wait until that is true. Raises the collective's failure, if there is one before."""
+        with self._changed:
+            while not condition():
+                if meeting.failure is not None:
+                    raise meeting.failure
+                if patience.is_over() or time.monotonic() > patience.deadline:
+                    meeting.failure = RuntimeError(
+                        f"rank {patience.rank} waited {patience.timeout_s:g} s in {_named(meeting.call)} "
+                        f"for {named_ranks(meeting.missing(group.size))}"
+                    )
+                    self._changed.notify_all()
+                    continue
+                self._changed.wait(_LOOK_S)
+
+    def _complete(self, group: Group, number: int, meeting: Meeting, patience: Patience) -> None:
+        """Compute the result, in the thread of the last rank here."""
         try:
-            compute(meeting.call, [meeting.parts[r] for r in range(size)])
+            compute(meeting.call, [meeting.parts[r] for r in range(group.size)])
         except Exception as e:
             meeting.failure = e
-        meeting.done = True
+        self._finish(meeting)
+
+    def _finish(self, meeting: Meeting) -> None:
+        with self._changed:
+            meeting.done = True
+            self._changed.notify_all()
+
+    def _note_failure(self, group: Group, number: int, meeting: Meeting, failure: Exception) -> None:
+        """A collective has failed at a rank here."""
 
     def leave(self, member: object) -> None:
         """A session has ended: whoever waits for its ranks is told."""
@@ -138,21 +189,31 @@ class Meetings:
                 left = {rank for rank, one in group.members.items() if one is member}
                 if not left:
                     continue
-                group.gone |= left
-                for meeting in group.meetings.values():
-                    if not left <= meeting.parts.keys():
-                        meeting.failure = meeting.failure or _gone(left)
+                self._note_gone(group, left)
                 if group.gone >= group.members.keys():
                     del self._groups[id]
             self._changed.notify_all()
 
+    def _note_gone(self, group: Group, left: set[int]) -> None:
+        group.gone |= left
+        for meeting in group.meetings.values():
+            if meeting.lacks(left):
+                meeting.failure = meeting.failure or gone(left)
 
-def _gone(ranks: set[int]) -> RuntimeError:
+
+def gone(ranks: Collection[int]) -> RuntimeError:
+    """What ranks hear that wait for those."""
     verb = "has" if len(ranks) == 1 else "have"
-    return RuntimeError(f"{_ranks(sorted(ranks))} {verb} ended or left the lease")
+    return RuntimeError(f"{named_ranks(sorted(ranks))} {verb} ended or left the lease")
 
 
-def _ranks(ranks: Sequence[int]) -> str:
+def other_call(rank: int, call: Call, others: Call) -> RuntimeError:
+    """What all ranks hear where one of them calls something else."""
+    return RuntimeError(f"rank {rank} calls {_named(call)} where others call {_named(others)}")
+
+
+def named_ranks(ranks: Sequence[int]) -> str:
+    """Ranks, as a message names them."""
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
@@ -164,45 +225,57 @@ def _named(call: Call) -> str:
     )
 
 
-def compute(call: Call, parts: Sequence[Part]) -> None:
-    """Fill every rank's outputs. Raises BadRecord, and ValueError for tensors that do not fit together."""
+def compute(call: Call, parts: Sequence[Part], here: Collection[int] | None = None) -> None:
+    """Fill the outputs of the ranks ``here``; None: of all. Raises BadRecord, and ValueError for tensors that do not
+    fit together.
+
+    Of the other ranks only those tensors are used that go to the ranks here; in the place of others may be anything.
+    """
     kind, operation, root = call
     inputs, outputs = [p.inputs for p in parts], [p.outputs for p in parts]
     every = range(len(parts))
-    receivers = every if root < 0 else (root,)
+    receives = every if root < 0 or kind in ("broadcast", "copy", "scatter") else (root,)
+    receivers = [r for r in receives if (here is None or r in here) and (kind, r) != ("copy", root)]
+    if kind not in _KINDS:
+        raise BadRecord(f"a collective named {kind!r:.40}")
+    if not receivers:
+        return
     if kind == "all_reduce":
         count = _common(inputs)
-        # What every rank gets can be summed where the first one's is, unless that is read once more.
-        in_place = root < 0 and count == 1 and _is_own(inputs, outputs)
+        # What every rank gets can be summed where the first one's is, unless that is read once more; it is not where
+        # the first rank is elsewhere.
+        is_copy = here is not None and 0 not in here
+        in_place = is_copy or (root < 0 and count == 1 and _is_own(inputs, outputs))
         totals = [_combined(operation, [inputs[r][k] for r in every], in_place) for k in range(count)]
         for r in receivers:
             _fill(outputs[r], totals)
     elif kind == "broadcast":
         sent = [t.clone() for t in inputs[root]]
-        for r in every:
+        for r in receivers:
             _fill(outputs[r], sent)
+    elif kind == "copy":
+        for r in receivers:
+            _fill(outputs[r], inputs[root])
     elif kind == "gather":
         sent = [inputs[r][0].clone() for r in every if _common(inputs) == 1]
         for r in receivers:
             _fill(outputs[r], sent)
     elif kind == "scatter":
-        sent = [t.clone() for t in inputs[root]]
-        for r in every:
-            _fill(outputs[r], sent[r : r + 1])
+        rows = {r: [t.clone() for t in inputs[root][r : r + 1]] for r in receivers}
+        for r in receivers:
+            _fill(outputs[r], rows[r])
     elif kind == "reduce_scatter":
         if _common(inputs) != len(parts):
             raise ValueError(f"{len(parts)} ranks scatter {_common(inputs)} tensors each")
-        totals = [_combined(operation, [inputs[r][k] for r in every]) for k in every]
-        for r in every:
-            _fill(outputs[r], totals[r : r + 1])
-    elif kind == "all_to_all":
+        reduced = {k: _combined(operation, [inputs[r][k] for r in every]) for k in receivers}
+        for r in receivers:
+            _fill(outputs[r], [reduced[r]])
+    else:
         if _common(inputs) != len(parts):
             raise ValueError(f"{len(parts)} ranks exchange {_common(inputs)} tensors each")
-        swapped = [[inputs[r][k].clone() for r in every] for k in every]
-        for r in every:
+        swapped = {k: [inputs[r][k].clone() for r in every] for k in receivers}
+        for r in receivers:
             _fill(outputs[r], swapped[r])
-    else:
-        raise BadRecord(f"a collective named {kind!r:.40}")
 
 
 def _common(tensors: Sequence[Sequence[torch.Tensor]]) -> int:

@@ -131,11 +131,18 @@ class WorkerControl:
         answer = self._obey(str(what), message, descriptors)
         return {"failed": f"this worker does not know how to {what!r}"} if answer is None else answer
 
+    def ask_for_link(self, name: str) -> bool:
+        """Ask for a connection to the lease's worker of that name. False where no engine is there to hear it."""
+        return self._send({"link": name})
+
     def _note_wanted(self) -> None:
         self._wanted = True
         self._send({"wanted": True})
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> bool:
+        """Return whether there is an engine that has it."""
         with self._sending, contextlib.suppress(OSError):  # the engine has gone; the next one is told again
             if self._sock is not None:
                 control.send(self._sock, message)
+                return True
+        return False

@@ -13,7 +13,11 @@ from jupyter_gpupool.pytorch.protocol.sizes import rounded
 from .collectives import GROUP_BYTES, MAX_RANKS, Call, Meetings, Part
 from .device import Device
 from .error_reports import report_of
+from .exchange_plan import Elements
+from .far_messages import FarMessages
 from .messages import Messages
+from .peer_links import PeerLinks
+from .spread_collectives import SpreadMeetings
 from .storages import BeyondStorage, Poisoned, Slot, StaleTensorError, within
 from .templates import BadRecord
 
@@ -25,17 +29,26 @@ class Exchanges:
     """``commands``: what executes each command, as a function of its fields. ``is_over``: the client is gone."""
 
     def __init__(
-        self, session: WorkerSession, meetings: Meetings, messages: Messages, is_over: Callable[[], bool]
+        self,
+        session: WorkerSession,
+        meetings: Meetings,
+        messages: Messages,
+        is_over: Callable[[], bool],
+        links: PeerLinks | None = None,
+        far: FarMessages | None = None,
     ) -> None:
         self._session = session
         self._meetings = meetings
         self._messages = messages
         self._is_over = is_over
+        self._links = links
+        self._far = far
         self.commands: dict[int, Callable[..., Any]] = {
             codes.MEET: self._meet,
             codes.POST: self._post,
             codes.TAKE: self._take,
             codes.WITHDRAW: self._withdraw,
+            codes.FETCH: self._fetch,
         }
 
     def leave(self) -> None:
@@ -76,7 +89,7 @@ class Exchanges:
         except BadRecord:
             raise
         except Exception as e:
-            self._complain(agreed.kind, e)
+            self._complain(agreed.kind if agreed.kind != "copy" else "copy_", e)
 
     def _element(self, id: Any, wire: Any) -> torch.Tensor:
         geom, slot = self._session.geometry(wire), self._session.slot(id)
@@ -84,14 +97,30 @@ class Exchanges:
         return slot.view(geom)
 
     def _complain(self, name: str, error: Exception) -> None:
-        self._session.complain(report_of(f"c10d::{name}", error, self._session.number), error)
+        named = f"aten::{name}" if name == "copy_" else f"c10d::{name}"
+        self._session.complain(report_of(named, error, self._session.number), error)
+
+    def link(self, group: Any, workers: Any, rank: Any) -> tuple[str, None]:
+        """Answer LINK."""
+        if not isinstance(group, bytes) or len(group) != GROUP_BYTES or not isinstance(workers, list):
+            raise BadRecord(f"a group of {workers!r:.80}")
+        meetings, links = self._meetings, self._links
+        if not isinstance(meetings, SpreadMeetings) or links is None:
+            return "this worker is linked to no other", None
+        known = all(name == links.name or links.is_name(name) for name in workers)
+        if not known or type(rank) is not int or not 0 <= rank < len(workers) <= MAX_RANKS:
+            raise BadRecord(f"rank {rank!r:.40} of {workers!r:.80}")
+        found = links.reach({*workers} - {links.name}, self._is_over)
+        if isinstance(found, str):
+            return found, None
+        return meetings.spread(self._session.sender, group, rank, [found.get(name) for name in workers]), None
 
     # -- from one rank to another
 
-    def join(self, box: Any) -> tuple[None, None]:
+    def join(self, box: Any) -> tuple[list[str] | None, None]:
         """Answer JOIN."""
         self._messages.join(self._session.sender, box)
-        return None, None
+        return self._links.linked(self._is_over) if self._links is not None else None, None
 
     def _post(self, box: Any, name: Any, id: Any, wire: Any) -> None:
         """Execute POST: keep a copy of a tensor until another rank takes it."""
@@ -113,12 +142,7 @@ class Exchanges:
 
     def _take(self, box: Any, name: Any, id: Any, wire: Any, ranks: Any, timeout_s: Any) -> None:
         """Execute TAKE: wait for what another rank sends."""
-        try:
-            source, here = ranks
-            if not isinstance(box, bytes) or not isinstance(name, bytes) or not 0 <= timeout_s < 1e9:
-                raise ValueError("a place that cannot be")
-        except (TypeError, ValueError) as e:
-            raise BadRecord(f"a message of {ranks!r:.80}: {e}") from None
+        source, here = _checked(box, name, ranks, timeout_s)
         try:
             target = self._session.target(id, wire)
             sent = self._messages.take(box, name, (source, here), timeout_s, self._is_over)
@@ -133,6 +157,38 @@ class Exchanges:
             self._session.complain_of_target(e)
         except Exception as e:
             self._complain("recv_", e)
+
+    def _fetch(self, peer: Any, box: Any, name: Any, id: Any, wire: Any, ranks: Any, timeout_s: Any) -> None:
+        """Execute FETCH: wait for what a rank at another worker sends."""
+        between = _checked(box, name, ranks, timeout_s)
+        try:
+            target = self._session.target(id, wire)
+            links, far = self._linked(peer)
+            expected = Elements(target.dtype, target.numel())
+            found = far.fetch(
+                links.get(peer, self._is_over), (box, name), between, expected, timeout_s, self._is_over
+            )
+            target.copy_(found.view(target.shape))
+        except (BadRecord, Poisoned) as e:
+            if isinstance(e, BadRecord):
+                raise
+            self._session.complain_of_target(e)
+        except Exception as e:
+            self._complain("recv_", e)
+
+    def is_there(self, peer: Any, box: Any, name: Any) -> tuple[bool, None]:
+        """Answer IS_THERE."""
+        _checked(box, name, (0, 0), 0)
+        links, far = self._linked(peer)
+        try:
+            return far.has(links.get(peer, self._is_over), (box, name), self._is_over), None
+        except RuntimeError:  # who receives it hears of it
+            return True, None
+
+    def _linked(self, peer: Any) -> tuple[PeerLinks, FarMessages]:
+        if self._links is None or self._far is None or not self._links.is_name(peer):
+            raise BadRecord(f"a worker named {peer!r:.60}")
+        return self._links, self._far
 
     def _fill(self, target: torch.Tensor, sent: Slot, source: int) -> None:
         values = sent.memory()
@@ -150,6 +206,17 @@ class Exchanges:
         if not isinstance(box, bytes) or not isinstance(name, bytes):
             raise BadRecord(f"a message named {name!r:.60}")
         return self._messages.has(box, name), None
+
+
+def _checked(box: Any, name: Any, ranks: Any, timeout_s: Any) -> tuple[int, int]:
+    """The ranks between which a message goes. Raises BadRecord."""
+    try:
+        source, here = ranks
+        if not isinstance(box, bytes) or not isinstance(name, bytes) or not 0 <= timeout_s < 1e9:
+            raise ValueError("a place that cannot be")
+    except (TypeError, ValueError) as e:
+        raise BadRecord(f"a message of {ranks!r:.80}: {e}") from None
+    return source, here
 
 
 def _copied(source: torch.Tensor, device: Device) -> Slot:

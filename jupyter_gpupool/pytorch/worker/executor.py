@@ -22,8 +22,10 @@ from .device import Device, HostCopy
 from .device_errors import DeviceFailure
 from .error_reports import report_call, report_of
 from .exchanges import Exchanges
+from .far_messages import FarMessages
 from .graph_calls import Graphs
 from .messages import Messages
+from .peer_links import PeerLinks
 from .read_ahead import SessionOver
 from .recurrent import Saved
 from .residence import Residence
@@ -55,12 +57,16 @@ class WorkerSession:
         meetings: Meetings | None = None,
         messages: Messages | None = None,
         is_over: Callable[[], bool] = lambda: False,
+        links: PeerLinks | None = None,
+        far: FarMessages | None = None,
     ) -> None:
         self._residence = residence
         #: whether memory of this session has been copied, so that writes are noted
         self.has_copies = False
         self.shared = shared or SharedStorages()
-        self._exchanges = Exchanges(self, meetings or Meetings(), messages or Messages(self.shared), is_over)
+        self._exchanges = Exchanges(
+            self, meetings or Meetings(), messages or Messages(self.shared), is_over, links, far
+        )
         #: stands for this session where its storages are shared
         self.sender = object()
         self.devices = devices
@@ -197,6 +203,8 @@ class WorkerSession:
             codes.OPEN_STORAGE: functools.partial(self._reply, self._open_storage),
             codes.JOIN: functools.partial(self._reply, self._exchanges.join),
             codes.ARRIVED: functools.partial(self._reply, self._exchanges.arrived),
+            codes.IS_THERE: functools.partial(self._reply, self._exchanges.is_there),
+            codes.LINK: functools.partial(self._reply, self._exchanges.link),
             **self._exchanges.commands,
             codes.SEED: self._seed,
             codes.RESET: self._reset,

@@ -18,6 +18,8 @@ from .templates import BadRecord
 BOX_BYTES = 16
 #: How many ranks that have ended are remembered.
 _MAX_ENDED = 4096
+#: How many messages workers of other servers may wait for.
+_MAX_WATCHED = 4096
 #: How often a rank that waits looks whether its own session still goes on, in seconds.
 _LOOK_S = 0.5
 
@@ -38,6 +40,8 @@ class Messages:
         #: what has been sent and not taken: the session that sent it, by name
         self._waiting: dict[bytes, object] = {}
         self._knows_all_ranks = True
+        #: what is to be called once a message is there or will not come
+        self._watched: dict[tuple[bytes, bytes], list[Callable[[], None]]] = {}
 
     def join(self, member: object, box: object) -> bytes:
         """A session has that box from now on. Raises BadRecord if it is another one's."""
@@ -67,6 +71,7 @@ class Messages:
             else:
                 self._waiting[name] = member
             self._changed.notify_all()
+        self._call_decided()
 
     def withdraw(self, member: object, box: object, name: object) -> None:
         """Free what this session has sent under that name, unless it has been taken. Raises BadRecord."""
@@ -82,6 +87,21 @@ class Messages:
         """Whether that message is there, or will not come."""
         with self._changed:
             return self._is_decided(box, name)
+
+    def when_decided(self, box: bytes, name: bytes, act: Callable[[], None]) -> None:
+        """Call ``act`` in some thread once that message is there, or will not come. Raises BadRecord for too many."""
+        with self._changed:
+            if sum(map(len, self._watched.values())) >= _MAX_WATCHED:
+                raise BadRecord("more messages than may be waited for")
+            self._watched.setdefault((box, name), []).append(act)
+        self._call_decided()
+
+    def _call_decided(self) -> None:
+        with self._changed:
+            decided = [message for message in self._watched if self._is_decided(*message)]
+            acts = [act for message in decided for act in self._watched.pop(message)]
+        for act in acts:
+            act()
 
     def _is_decided(self, box: bytes, name: bytes) -> bool:
         return self._shared.has(name) or box in self._ended or name in self._failures.get(box, ())
@@ -130,3 +150,4 @@ class Messages:
                     self._shared.withdraw(name, sender)
                 self._waiting.clear()
             self._changed.notify_all()
+        self._call_decided()

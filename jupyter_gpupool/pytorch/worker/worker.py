@@ -36,19 +36,21 @@ from jupyter_gpupool.transport.specs import (
 from . import devices
 from .admission import Admission
 from .arrival import Arrival
-from .collectives import Meetings
 from .control import WorkerControl
 from .departure import CannotMove, Departure
 from .device import Device
 from .device_errors import DeviceFailure
 from .executor import WorkerSession
+from .far_messages import FarMessages, What
 from .messages import Messages
 from .other_frameworks import Begin, OtherSession
+from .peer_links import PeerLink, PeerLinks, Read
 from .read_ahead import Frame, SessionOver
 from .residence import Residence
 from .served_session import ServedSession, patience_s
 from .shared_storages import SharedStorages
 from .software import software
+from .spread_collectives import SpreadMeetings
 from .templates import BadRecord
 
 #: Seconds between two checks of the lease.
@@ -101,6 +103,7 @@ def serve(
         answers = WorkerControl(
             asked_at, worker.residence, worker.place, worker.obey, lambda: worker.departure.is_sent
         )
+        worker.links.ask = answers.ask_for_link
         threading.Thread(target=answers.run, name="control", daemon=True).start()
     return worker.run(listener)
 
@@ -150,8 +153,12 @@ class Worker:
         self._look = look
         self._devices: list[Device] | None = None
         self.shared = SharedStorages()
-        self._meetings = Meetings()
+        self._meetings = SpreadMeetings()
         self._messages = Messages(self.shared)
+        self._far_messages = FarMessages(self._messages, self.shared)
+        self.links = PeerLinks(
+            spec, lambda: self.secret, self._hear_peer, self._meetings.wake, self._lose_peer
+        )
         self.residence = Residence(self.devices, self.shared)
         self.admission = Admission(is_open=not spec.awaits_state)
         self.certificate = tls.OwnCertificate(spec.certfile, spec.keyfile) if spec.certfile else None
@@ -276,7 +283,11 @@ class Worker:
             host, port = message["to"]
             sock = socket.socket(fileno=descriptors.pop()) if descriptors else None
             return self.departure.send(host, port, message["secure"], sock)
-        if what == "stay":
+        if what == "link":
+            self.links.obey(message, descriptors)
+        elif what == "peers":
+            self.links.introduce(message["names"])
+        elif what == "stay":
             self.departure.stay()
         elif what == "leave":
             self.departure.leave(*message["to"])
@@ -396,6 +407,9 @@ class Worker:
                 ):  # the other one has gone, and the engine learns of it there
                     self.arrival.receive(conn)
                 return
+            if hello["role"] == "peer":
+                self.links.serve(hello["peer"], conn)
+                return
             if hello["role"] == "holder":
                 self._hold(conn, hello, admitted)
                 return
@@ -421,7 +435,9 @@ class Worker:
     ) -> dict[str, Any]:
         """Let an authenticated client in; it is known when ``admitted`` is closed. Raises BadNumbers, MovedAway."""
         self.secret = hello["secret"]
-        if hello["role"] == "worker":
+        if hello["role"] == "peer":
+            self.links.admit(hello.get("peer"))
+        if hello["role"] in ("worker", "peer"):
             return {}
         admitted.enter_context(self.admission)
         return self._resume(hello, opened)
@@ -494,7 +510,21 @@ class Worker:
 
     def _facts(self) -> dict[str, Any]:
         facts = devices.facts(self.spec.devices)
-        return {"torch": torch.__version__, "devices": facts, "software": software()}
+        return {
+            "torch": torch.__version__,
+            "devices": facts,
+            "software": software(),
+            # Without an engine it is linked to nobody.
+            "peer": self.links.name if self.links.ask is not None else "",
+        }
+
+    def _hear_peer(self, link: PeerLink, header: list[Any], nbytes: int, read: Read) -> None:
+        is_message = bool(header) and type(header[0]) is int and header[0] >= What.WANTED
+        (self._far_messages if is_message else self._meetings).hear(link, header, nbytes, read)
+
+    def _lose_peer(self, link: PeerLink, why: str) -> None:
+        self._meetings.lose(link, why)
+        self._far_messages.lose(link)
 
     def _hold(self, sock: tls.Connection, hello: dict[str, Any], admitted: contextlib.ExitStack) -> None:
         """Serve a connection of a holder. The holder may come back, unless it gave itself no id."""
@@ -596,6 +626,8 @@ class Worker:
             residence=self.residence,
             on_failing=self._admit_nobody,
             on_failure=self._fail,
+            links=self.links,
+            far=self._far_messages,
         )
         return session
 

@@ -340,6 +340,28 @@ def test_a_program_on_several_servers(pool: Pool) -> None:
     assert pool.client.leases() == []
 
 
+def test_what_goes_between_servers_does_not_pass_the_program(pool: Pool) -> None:
+    torch = pytest.importorskip("torch")
+    from jupyter_gpupool.pytorch.client import session
+    from jupyter_gpupool.pytorch.client.dispatch import attachment
+
+    lease, line = pool.hold(ask(0.4, 6, spread=True))
+    assert [piece.server for piece in lease.slices[::2]] == list(NAMES)
+    session.activate(spec_of(lease))
+    try:
+        x = torch.arange(100_000.0, device="cuda:0")
+        streams = attachment.streams()
+        before = [stream.bytes_up + stream.bytes_down for stream in streams]
+        for there in ("cuda:2", "cuda:4", "cuda:1", "cuda:5", "cuda:0"):
+            x = x.to(there) + 1
+        torch.cuda.synchronize()
+        assert [stream.bytes_up + stream.bytes_down for stream in streams] == before
+        assert torch.equal(x.cpu(), torch.arange(100_000.0) + 5)
+    finally:
+        session.deactivate()
+    line.release()
+
+
 def test_a_lease_on_several_servers_is_lost_with_one_of_its_workers(pool: Pool, eventually: Callable) -> None:
     lease, line = pool.hold(ask(0.4, 6, spread=True))
     assert lease.worker is not None

@@ -289,6 +289,7 @@ def test_who_sends_is_told_of_cards_after_an_error_of_the_store(
     monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
 ) -> None:
     monkeypatch.setattr(ranks, "_places", [str])
+    monkeypatch.setattr(ranks, "_peers", [lambda index: ""])
 
     class Store(dist.HashStore):
         fails = False

@@ -38,7 +38,9 @@ FOUR = [[4], [1], 0, "float32", 0]
 class Rank:
     """A session with a storage of four floats, numbered 1."""
 
-    def __init__(self, device: EmulatedDevice, shared: SharedStorages, messages: Messages) -> None:
+    def __init__(
+        self, device: EmulatedDevice, shared: SharedStorages, messages: Messages, **elsewhere: Any
+    ) -> None:
         self.answers: list[Any] = []
         self.complaints: list[dict[str, Any]] = []
         self.session = WorkerSession(
@@ -47,6 +49,7 @@ class Rank:
             self.complaints.append,
             shared,
             messages=messages,
+            **elsewhere,
         )
         self.session.run([ALLOCATE, 1, 16, 0])
 

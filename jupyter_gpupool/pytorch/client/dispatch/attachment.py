@@ -278,7 +278,12 @@ def _place(index: int) -> str:
     return f"{part.lease_id} {part.host} {part.port}"
 
 
-ranks.tell_workers_apart_by(_place)
+def _peer(index: int) -> str:
+    """The name by which other workers of the lease know the one that has the slice ``index``."""
+    return str(stream(index).connection.welcome.get("peer") or "")
+
+
+ranks.tell_workers_apart_by(_place, _peer)
 
 
 def begin(session: ClientSession) -> None:

@@ -1,6 +1,6 @@
 """Operators of a lease with slices on several servers: each goes to the worker that has its tensors.
 
-The workers are not connected to each other. Copies between them go through this process.
+Copies between workers go from worker to worker, or, where these are not linked, through this process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jupyter_gpupool.pytorch.client.tensor import device_names
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
 from jupyter_gpupool.pytorch.torch_internals.client import NativeGenerator
 
-from . import composites, copies, generator_handles, mixed_devices
+from . import composites, copies, direct_copies, generator_handles, mixed_devices
 from .dispatcher import Dispatcher
 
 aten = torch.ops.aten
@@ -71,6 +71,8 @@ class MultiWorkerDispatcher:
 
     def _copy(self, destination: RemoteTensor, source: RemoteTensor) -> RemoteTensor:
         there = self._of[destination._geometry.index]
+        if self._directly(destination, source):
+            return destination
         host = torch.empty(source._geometry.size, dtype=source.dtype, device="cpu")
         copies.download(self._of[source._geometry.index], source, host)
         if source.dtype == destination.dtype:
@@ -80,6 +82,21 @@ class MultiWorkerDispatcher:
         twin = self._empty(host, destination._geometry.index, destination, destination.device)
         copies.upload(there, twin, host)
         return there(aten.copy_.default, (destination, twin), {})
+
+    def _directly(self, destination: RemoteTensor, source: RemoteTensor) -> bool:
+        here, there = (self._of[t._geometry.index] for t in (source, destination))
+        fits = destination.dtype == source.dtype and destination.shape == source.shape
+        if not direct_copies.are_linked(here.stream, there.stream):
+            return False
+        arrives = destination
+        if not fits:
+            shape = torch.empty(source._geometry.size, dtype=source.dtype, device="meta")
+            arrives = self._empty(shape, destination._geometry.index, destination, destination.device)
+        if not direct_copies.copy(source, here.stream, arrives, there.stream):
+            return False
+        if not fits:
+            there(aten.copy_.default, (destination, arrives), {})
+        return True
 
     def _to_copy(self, source: RemoteTensor, index: int, kwargs: dict[str, Any]) -> RemoteTensor:
         wanted = {k: kwargs[k] for k in ("dtype", "memory_format") if kwargs.get(k) is not None}

@@ -1,10 +1,12 @@
 """Tensors that one rank sends to another: ranks that share a worker exchange them in it.
 
+Ranks at workers that are linked do so, too: a tensor waits at the sender's worker, and the receiver's fetches it.
+
 A send leaves a copy in the worker at once. A receive waits for it in the worker, in order with the rank's operators; so
 that begins only when the program waits for it: a rank may begin to receive before it sends what the other waits for.
 
-Whether two ranks share a worker is known when both have begun to exchange. What was begun before goes by the host from
-then on if they do not, in the order in which it was begun.
+Whether two ranks share a worker, or have linked ones, is known when both have begun to exchange. What was begun before
+goes by the host from then on if they do not, in the order in which it was begun.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 
 from jupyter_gpupool.pytorch.client.tensor.command_stream import CommandStream, stream_of
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
-from jupyter_gpupool.pytorch.protocol.commands import ARRIVED, POST, TAKE, WITHDRAW
+from jupyter_gpupool.pytorch.protocol.commands import ARRIVED, FETCH, IS_THERE, POST, TAKE, WITHDRAW
 from jupyter_gpupool.pytorch.torch_internals.client import work_from_future
 
 from . import worker_collectives
@@ -110,7 +112,7 @@ class _BetweenTwo(_Pending):
         """The other one's card is known: begin by the host if it is far. Called once."""
         by_host, self._by_host = self._by_host, None  # it may have a copy of the tensor
         try:
-            if by_host is not None and not self._ranks.is_near(self._other):
+            if by_host is not None and not _is_direct(self._ranks, self._other):
                 self._leave_worker()
                 self._host = by_host()
         except Exception as e:
@@ -171,12 +173,15 @@ class _Receiving(_BetweenTwo):
         waits_s = ranks.timeout_s if timeout_s is None else min(timeout_s, ranks.timeout_s)
         stream = stream_of(tensor._storage)
         self._done = True  # the command is queued even where an earlier one's error is raised here
-        stream.push((TAKE, *self._address(), *_wire(tensor), between, waits_s))
+        where = (TAKE,) if ranks.is_near(self._source) else (FETCH, ranks.card(self._source).peer)
+        stream.push((*where, *self._address(), *_wire(tensor), between, waits_s))
         stream.flush()  # others may wait for what follows
 
     def _has_arrived(self) -> bool:
         stream: CommandStream = stream_of(self._tensors[0]._storage)
-        return bool(stream.ask((ARRIVED, *self._address())))
+        is_near = self._ranks.is_near(self._source)
+        where = (ARRIVED,) if is_near else (IS_THERE, self._ranks.card(self._source).peer)
+        return bool(stream.ask((*where, *self._address())))
 
 
 def send(args: Sequence[Any], by_host: Callable[[], Host]) -> Any:
@@ -195,7 +200,7 @@ def send(args: Sequence[Any], by_host: Callable[[], Host]) -> Any:
     stream = stream_of(tensor._storage)
     stream.push((POST, ranks.own.box, name, *_wire(tensor)))
     stream.flush()  # the other one waits for it
-    if ranks.known_card(to) is None or not ranks.is_near(to):
+    if ranks.known_card(to) is None or not _is_direct(ranks, to):
         return noted(args, _Sending(ranks, to, name, tensor, by_host())).boxed()
     done: Any = torch.futures.Future()
     done.set_result([tensor])
@@ -222,9 +227,13 @@ def _begun(args: Sequence[Any]) -> tuple[Ranks, Any, int, int] | None:
         return None
     if ranks.known_card(other) is not None:
         ranks.settle(other)
-        if not ranks.is_near(other):
+        if not _is_direct(ranks, other):
             return None
     return ranks, tensors[0], other, tag
+
+
+def _is_direct(ranks: Ranks, other: int) -> bool:
+    return ranks.is_near(other) or ranks.is_linked(other)
 
 
 def _wire(t: RemoteTensor) -> list[Any]:

@@ -24,8 +24,9 @@ _over = threading.Event()
 _natives: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 #: The longest time that the end of the process waits for all of them, in seconds.
 _END_S = 5.0
-#: what names the worker that has a slice, by the slice's number
+#: what names the worker that has a slice, by the slice's number: for this process, and for the lease's other workers
 _places: list[Callable[[int], str]] = []
+_peers: list[Callable[[int], str]] = []
 
 
 @atexit.register
@@ -43,9 +44,13 @@ def start_native(thread: threading.Thread) -> None:
     thread.start()
 
 
-def tell_workers_apart_by(place_of: Callable[[int], str]) -> None:
-    """Compare ranks' workers by what ``place_of`` returns for the index of a device."""
+def tell_workers_apart_by(place_of: Callable[[int], str], peer_of: Callable[[int], str]) -> None:
+    """Compare ranks' workers by what ``place_of`` returns for the index of a device.
+
+    ``peer_of`` returns the name by which other workers of the lease know it; empty where they are not linked.
+    """
     _places[:] = [place_of]
+    _peers[:] = [peer_of]
 
 
 def begin_world() -> None:
@@ -55,10 +60,16 @@ def begin_world() -> None:
 
 
 class Card(NamedTuple):
-    """What a rank says of itself. ``nonce`` is random."""
+    """What a rank says of itself.
+
+    ``nonce`` is random; ``peer``: its worker's name among those of the lease; ``linked``: the names of those that its
+    worker was linked to when it said so.
+    """
 
     place: str
     nonce: str
+    peer: str = ""
+    linked: Sequence[str] = ()
 
     def digest(self, *parts: Any) -> bytes:
         """A name of 16 bytes that only this rank and those who have its card can know."""
@@ -86,7 +97,7 @@ class Ranks:
         self.size: int = pg.size()
         self.rank: int = pg.rank()
         self.timeout_s = timeout_s
-        self.own = Card(_places[0](index), secrets.token_hex(16))
+        self.own = Card(_places[0](index), secrets.token_hex(16), _peers[0](index))
         #: the next number of a message, by its direction, the other rank and the tag
         self.counts: Counter[tuple[str, int, int]] = Counter()
         self._store = pg.get_group_store()
@@ -97,8 +108,9 @@ class Ranks:
         self._watching = threading.Lock()
         self._watcher: threading.Thread | None = None
 
-    def publish(self) -> None:
-        """Let the others read this rank's card."""
+    def publish(self, linked: Sequence[str] = ()) -> None:
+        """Let the others read this rank's card, by which its worker is linked to those of these names."""
+        self._cards[self.rank] = self.own = self.own._replace(linked=list(linked))
         self._store.set(f"{self._key}/{self.rank}", json.dumps(self.own))
 
     def card(self, rank: int) -> Card:
@@ -110,18 +122,28 @@ class Ranks:
 
         Raises RuntimeError, naming the missing ones, after the group's timeout.
         """
+        self._wait_for(lambda: [r for r in ranks if self.known_card(r) is None])
+        for r in ranks:
+            self.settle(r)
+        return [self._cards[r] for r in ranks]
+
+    def gather(self, what: str, text: str) -> list[str]:
+        """What each rank of the group says under that name, once all have. Raises RuntimeError as :meth:`cards`."""
+        keys = [f"{self._key}/{what}/{r}" for r in range(self.size)]
+        self._store.set(keys[self.rank], json.dumps(text))
+        self._wait_for(lambda: [r for r, key in enumerate(keys) if not self._store.check([key])])
+        return [str(json.loads(self._store.get(key))) for key in keys]
+
+    def _wait_for(self, missing: Callable[[], list[int]]) -> None:
         deadline, pause_s = time.monotonic() + self.timeout_s, 0.001
-        while missing := [r for r in ranks if self.known_card(r) is None]:
+        while ranks := missing():
             if time.monotonic() > deadline:
-                named = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+                named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
                 raise RuntimeError(
                     f"rank {self.rank} waited {self.timeout_s:g} s for {named} to exchange tensors"
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-        for r in ranks:
-            self.settle(r)
-        return [self._cards[r] for r in ranks]
 
     def known_card(self, rank: int, store: Any = None) -> Card | None:
         """A rank's card, if it has one already. ``store``: where to look, instead of the group's own connection."""
@@ -182,6 +204,12 @@ class Ranks:
     def is_near(self, rank: int) -> bool:
         """Whether that rank has its slices at the same worker; waits until it has said so."""
         return self.card(rank).place == self.own.place
+
+    def is_linked(self, rank: int) -> bool:
+        """Whether that rank's worker and this one are linked, as both say; waits until it has said so."""
+        card, own = self.card(rank), self.own
+        leases = {one.place.partition(" ")[0] for one in (card, own)}
+        return len(leases) == 1 and card.peer in own.linked and own.peer in card.linked
 
     def check(self, index: int) -> None:
         """Raise RuntimeError for a tensor on a slice of another worker than this rank's others."""

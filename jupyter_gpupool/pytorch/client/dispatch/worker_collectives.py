@@ -1,11 +1,13 @@
 """Collectives of ``torch.distributed`` in place of NCCL: ranks that share a worker exchange their tensors in it.
 
-Ranks on different workers exchange them through the host, see host_collectives.py.
+Ranks on several workers of a lease exchange them from worker to worker. Where these cannot be linked, and of other
+leases, they exchange them through the host, see host_collectives.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ from typing import Any
 
 import torch
 
-from jupyter_gpupool.pytorch.client.tensor.command_stream import stream_of
+from jupyter_gpupool.pytorch.client.tensor.command_stream import CommandStream, stream_of
 from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
-from jupyter_gpupool.pytorch.protocol.commands import JOIN, MEET
+from jupyter_gpupool.pytorch.protocol.commands import JOIN, LINK, MEET
 from jupyter_gpupool.pytorch.torch_internals.client import work_from_future
 
 from . import ranks as ranks_
-from .ranks import Ranks
+from .ranks import Card, Ranks
+
+log = logging.getLogger(__name__)
 
 #: The longest time that a rank waits for others where the program has not chosen one, as NCCL's, in seconds.
 DEFAULT_TIMEOUT_S = 600.0
@@ -27,7 +31,7 @@ DEFAULT_TIMEOUT_S = 600.0
 
 @dataclass
 class Group:
-    """A process group whose ranks' leased tensors are exchanged. ``id``: empty where they are on several workers."""
+    """A process group whose ranks' leased tensors are exchanged. ``id``: empty where that is done by the host."""
 
     id: bytes
     size: int
@@ -39,6 +43,9 @@ class Group:
 #: the process groups in whose place this stands, with their timeouts in seconds; all others leave tensors to the host
 _asked: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 _known: weakref.WeakKeyDictionary[Any, Group] = weakref.WeakKeyDictionary()
+
+#: why ranks exchange tensors through this process, where that has been logged
+_said: set[str] = set()
 
 #: what ranks know of each other, by process group
 _ranks: weakref.WeakKeyDictionary[Any, Ranks] = weakref.WeakKeyDictionary()
@@ -82,7 +89,7 @@ def run(name: str, args: Sequence[Any]) -> Any:
     ranks = ranks_of(pg, example)
     assert ranks is not None, "this stands in for it"
     if group is None:
-        group = _known[pg] = _agreed(ranks)
+        group = _known[pg] = _agreed(ranks, stream_of(example._storage))
     if not group.id:
         return NotImplemented
     outputs, call, inputs, results = plan(group, *args)
@@ -135,17 +142,33 @@ def ranks_of(pg: Any, example: RemoteTensor) -> Ranks | None:
         ranks.check(index)
     elif pg in _asked:
         ranks = _ranks[pg] = Ranks(pg, _asked[pg], index)
-        stream_of(example._storage).ask((JOIN, ranks.own.box))
-        ranks.publish()  # who knows of this rank may send to it, and leave
+        linked = stream_of(example._storage).ask((JOIN, ranks.own.box))
+        ranks.publish(linked or ())  # who knows of this rank may send to it, and leave
     return ranks
 
 
-def _agreed(ranks: Ranks) -> Group:
+def _agreed(ranks: Ranks, stream: CommandStream) -> Group:
     """What all ranks of a group find out together, at its first collective."""
     cards = ranks.cards(range(ranks.size))
     together = all(card.place == ranks.own.place for card in cards)
     id = hashlib.sha256("".join(card.nonce for card in cards).encode()).digest()[:16]
-    return Group(id if together else b"", ranks.size, ranks.rank, ranks.timeout_s)
+    if not together and (why := _objection(ranks, cards, id, stream)):
+        if why not in _said:
+            log.warning("Ranks on several GPU servers exchange tensors through this process: %s", why)
+            _said.add(why)
+        id = b""
+    return Group(id, ranks.size, ranks.rank, ranks.timeout_s)
+
+
+def _objection(ranks: Ranks, cards: Sequence[Card], id: bytes, stream: CommandStream) -> str:
+    """Why the group's workers cannot be linked, the same for all ranks; empty if they are."""
+    leases = {card.place.partition(" ")[0] for card in cards}
+    if len(leases) > 1:
+        return "they are of several leases"
+    peers = [card.peer for card in cards]
+    if not all(peers):
+        return "a GPU server of the lease links no workers"
+    return next(filter(None, ranks.gather("linked", stream.ask((LINK, id, peers, ranks.rank)))), "")
 
 
 def _first(value: Any) -> Any:

@@ -74,6 +74,8 @@ class CommandStream:
         connection.on_error = self._note
         self._lock = threading.Lock()
         self._trouble: list[Exception] = []
+        #: how many errors the worker has reported
+        self.reports = 0
         self.sites = Sites()
         self._gone = ""
         #: when the session broke by itself, on a monotonic clock
@@ -194,6 +196,7 @@ class CommandStream:
 
     def _note(self, report: Any) -> None:
         self._end_with(report)
+        self.reports += 1
         self._trouble.append(exception(report, self.sites))
         self._limit = -1  # the next push raises it
 
