@@ -31,7 +31,7 @@ def missing() -> str:
         return f"needs an API server, which `make kubernetes` makes once and names in {VARIABLE}"
     lacking = [name for name in PROGRAMS if not os.access(Path(folder, "bin", name), os.X_OK)]
     if lacking:
-        return f"{folder}/bin lacks {', '.join(lacking)}; `make kubernetes` makes them"
+        return f"{folder}/bin lacks {', '.join(lacking)}; `make kubernetes` makes them{_why(Path(folder))}"
     for program in ("unshare", "openssl"):
         if shutil.which(program) is None:
             return f"needs {program}"
@@ -43,6 +43,15 @@ def missing() -> str:
         if namespaces.returncode == 0
         else "needs the right to make mount and PID namespaces, as root has it"
     )
+
+
+def _why(folder: Path) -> str:
+    """The last words of make_tools.sh, where .ci/run has kept them."""
+    try:
+        lines = (folder / "made.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return f" ({lines[-1][:200]})" if lines else ""
 
 
 class ControlPlane:

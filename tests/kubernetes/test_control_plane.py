@@ -60,3 +60,11 @@ def test_a_server_that_never_answers_is_not_asked_for_ever(
 def test_several_objects_are_not_created_by_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssertionError):
         plane(tmp_path, 0, monkeypatch).kubectl("create", "-f", "-", given=[{"kind": "Pod"}] * 2)
+
+
+def test_where_there_is_none_its_tests_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    assert control_plane.missing().endswith("kubectl; `make kubernetes` makes them")
+    (tmp_path / "made.log").write_text("09:00 fetching packages\ndpkg-source is missing\n")
+    assert "lacks etcd, " in control_plane.missing()
+    assert control_plane.missing().endswith("(dpkg-source is missing)")
