@@ -52,6 +52,7 @@ KINDS = {
     "kubernetes/test_cluster.py": "cluster",
     "kubernetes/test_controller.py": "cluster",
     "kubernetes/test_controller_crashes.py": "cluster",
+    "kubernetes/test_farm_in_cluster.py": "cluster",
     "kubernetes/test_leadership.py": "unit",
     "kubernetes/test_parked_pods.py": "cluster",
     "kubernetes/test_plan.py": "unit",

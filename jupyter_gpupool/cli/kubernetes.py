@@ -251,6 +251,18 @@ class ManifestsApp(Command):
             help="also print a pool within the cluster, on a node with so many NVIDIA GPUs; 0: of emulated ones",
         )
         parser.add_argument(
+            "--farm",
+            action="store_true",
+            help="the pool within the cluster has so many GPUs on every node with GPUs, which Ray joins; needs the "
+            "Secret gpupool-authority",
+        )
+        parser.add_argument(
+            "--database",
+            metavar="SECRET[/KEY]",
+            type=secret_key,
+            help="two servers of a farm share the PostgreSQL whose URL this Secret has (default of KEY: url)",
+        )
+        parser.add_argument(
             "--service-monitor",
             metavar="NAMESPACE",
             default="",
@@ -278,9 +290,14 @@ class ManifestsApp(Command):
             raise UsageError("who certifies the webhook? Give either --tls DIRECTORY or --issuer NAME")
         if self.args.service_monitor and self.args.pool is None:
             raise UsageError("--service-monitor is for a pool within the cluster; add --pool GPUS")
+        if self.args.farm and self.args.pool is None:
+            raise UsageError("--farm is for a pool within the cluster; add --pool GPUS")
+        if self.args.database and not self.args.farm:
+            raise UsageError("two pool servers need GPU servers that both reach; add --farm")
 
     def act(self) -> int:
         from jupyter_gpupool.kubernetes.controller_manifests import controller_manifests
+        from jupyter_gpupool.kubernetes.farm_manifests import farm_manifests
         from jupyter_gpupool.kubernetes.kustomize import write_base
         from jupyter_gpupool.kubernetes.manifests import TLS, Options, as_yaml, dns_names, manifests
         from jupyter_gpupool.kubernetes.pool_manifests import pool_manifests
@@ -305,12 +322,14 @@ class ManifestsApp(Command):
             args.pool or 0,
             args.service_monitor,
             args.admission,
+            args.farm,
+            args.database,
         )
         objects = manifests(options)
         if args.controller:
             objects += controller_manifests(options)
         if args.pool is not None:
-            objects[1:1] = pool_manifests(options)
+            objects[1:1] = farm_manifests(options) if args.farm else pool_manifests(options)
         if args.output:
             for path in write_base(Path(args.output).expanduser(), objects):
                 print(f"Wrote {path}")
@@ -358,6 +377,14 @@ def kubernetes_version(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"a version of Kubernetes is written as 1.30, not {text!r}")
     return 1, int(match[1])
+
+
+def secret_key(text: str) -> tuple[str, str]:
+    """Parse a Secret's name with a key, such as gpupool-database/url. Raises ArgumentTypeError."""
+    name, _, key = text.partition("/")
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name) or not re.fullmatch(r"[A-Za-z0-9._-]*", key):
+        raise argparse.ArgumentTypeError(f"a Secret is written as NAME or NAME/KEY, not {text!r}")
+    return name, key or "url"
 
 
 def add_user_prefix(parser: argparse.ArgumentParser) -> None:

@@ -42,7 +42,8 @@ class Options:
     ``issuer``: a ClusterIssuer of cert-manager. ``client_image``: whence the client is copied; empty: ``image``.
     ``user_prefix``: of the cluster's ServiceAccounts in the pool, for the controller. ``pool_gpus``: GPUs of a pool
     within the cluster, 0 for emulated ones; ``monitoring_namespace``: of the Prometheus that reads its metrics.
-    ``admission``: what serves Pods, ``webhook``, ``policy`` (within the API server), or ``both``.
+    ``farm``: the pool has so many GPUs on each node; ``database``: Secret and key with the URL of the PostgreSQL that
+    two pool servers share. ``admission``: what serves Pods, ``webhook``, ``policy`` (in the API server), or ``both``.
     """
 
     image: str
@@ -58,6 +59,8 @@ class Options:
     pool_gpus: int = 0
     monitoring_namespace: str = ""
     admission: str = "webhook"
+    farm: bool = False
+    database: tuple[str, str] | None = None
 
 
 def dns_names(namespace: str) -> list[str]:

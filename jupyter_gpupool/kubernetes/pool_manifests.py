@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from jupyter_gpupool.client.bundle import DEFAULT_PORT
@@ -28,33 +29,39 @@ def pool_addresses(namespace: str) -> list[str]:
 def pool_manifests(options: Options) -> list[dict[str, Any]]:
     """Return the objects, to be created in the webhook's namespace."""
     return [
-        _object("v1", "ServiceAccount", options, automountServiceAccountToken=False),
-        _claim(options),
-        _service(options),
+        pool_object("v1", "ServiceAccount", options, automountServiceAccountToken=False),
+        claim(options),
+        service(options, tuple(ports())),
         _network_policy(options),
-        *([_service_monitor(options)] if options.monitoring_namespace else []),
+        *([service_monitor(options)] if options.monitoring_namespace else []),
         _deployment(options),
     ]
 
 
-def _object(version: str, kind: str, options: Options, **fields: Any) -> dict[str, Any]:
+def pool_object(version: str, kind: str, options: Options, **fields: Any) -> dict[str, Any]:
+    """Return an object of the pool's name."""
     return named(version, kind, NAME, options.namespace, **fields)
 
 
-def _claim(options: Options) -> dict[str, Any]:
+def claim(options: Options) -> dict[str, Any]:
+    """Return the claim for the server's directory."""
     spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-    return _object("v1", "PersistentVolumeClaim", options, spec=spec)
+    return pool_object("v1", "PersistentVolumeClaim", options, spec=spec)
 
 
-def _ports() -> dict[str, int]:
+def ports() -> dict[str, int]:
+    """Return the ports by name."""
     return {"control": DEFAULT_PORT, "data": _DATA_PORT, "metrics": METRICS_PORT}
 
 
-def _service(options: Options) -> dict[str, Any]:
-    ports = [
-        {"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in _ports().items()
+def service(options: Options, names: Collection[str]) -> dict[str, Any]:
+    """Return the Service with these ports."""
+    found = [
+        {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
+        for name, port in ports().items()
+        if name in names
     ]
-    return _object("v1", "Service", options, spec={"selector": _LABELS, "ports": ports})
+    return pool_object("v1", "Service", options, spec={"selector": _LABELS, "ports": found})
 
 
 def _network_policy(options: Options) -> dict[str, Any]:
@@ -71,13 +78,20 @@ def _network_policy(options: Options) -> dict[str, Any]:
             }
         )
     spec = {"podSelector": {"matchLabels": _LABELS}, "policyTypes": ["Ingress"], "ingress": ingress}
-    return _object("networking.k8s.io/v1", "NetworkPolicy", options, spec=spec)
+    return pool_object("networking.k8s.io/v1", "NetworkPolicy", options, spec=spec)
 
 
-def _service_monitor(options: Options) -> dict[str, Any]:
+def service_monitor(options: Options) -> dict[str, Any]:
+    """Return what lets Prometheus's operator read the metrics."""
     endpoint = {"port": "metrics", "path": "/metrics", "interval": "30s"}
     spec = {"selector": {"matchLabels": _LABELS}, "endpoints": [endpoint]}
-    return _object("monitoring.coreos.com/v1", "ServiceMonitor", options, spec=spec)
+    return pool_object("monitoring.coreos.com/v1", "ServiceMonitor", options, spec=spec)
+
+
+def serves_pool(options: Options, without_emulation: str) -> list[str]:
+    """Return the command of a pool server; ``without_emulation``: the option by which its engine emulates nothing."""
+    command = ["gpupool", "server", f"--GPUPoolDaemon.metrics_address=0.0.0.0:{METRICS_PORT}"]
+    return [*command, without_emulation if options.pool_gpus else "--emulate", DIRECTORY]
 
 
 def _deployment(options: Options) -> dict[str, Any]:
@@ -90,16 +104,14 @@ def _deployment(options: Options) -> dict[str, Any]:
         read_only=False,
         command=["gpupool", "server", "init", "--keep", *addresses, DIRECTORY],
     )
-    command = ["gpupool", "server", f"--GPUPoolDaemon.metrics_address=0.0.0.0:{METRICS_PORT}"]
-    command.append("--LocalEngine.emulate=never" if options.pool_gpus else "--emulate")
     serves = container(
         "pool",
         options.image,
         volume=VOLUME,
         folder=FOLDER,
         read_only=False,
-        command=[*command, DIRECTORY],
-        ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _ports().items()],
+        command=serves_pool(options, "--LocalEngine.emulate=never"),
+        ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports().items()],
         readinessProbe={"tcpSocket": {"port": "control"}, "periodSeconds": 5},
     )
     # Workers take what the programs need; only the GPUs can be said here.
@@ -122,4 +134,4 @@ def _deployment(options: Options) -> dict[str, Any]:
         "selector": {"matchLabels": _LABELS},
         "template": {"metadata": {"labels": _LABELS}, "spec": template},
     }
-    return _object("apps/v1", "Deployment", options, spec=spec)
+    return pool_object("apps/v1", "Deployment", options, spec=spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +75,20 @@ def configuration(webhook: RunningWebhook) -> dict[str, Any]:
     return made
 
 
-def running_cluster(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Iterator[Cluster]:
-    """What the fixture `cluster` yields."""
+def running_cluster(
+    tmp_path_factory: pytest.TempPathFactory, project_root: Path, visible: Sequence[Path] = ()
+) -> Iterator[Cluster]:
+    """What the fixture `cluster` yields. ``visible``: further folders that containers see."""
     folder = tmp_path_factory.mktemp("cluster")
     plane = ControlPlane(folder, free_ports(3))
     server = initialised(tmp_path_factory.mktemp("pool"))
-    visible = [project_root, Path(sys.prefix), Path(sys.base_prefix)]
+    seen = [project_root, Path(sys.prefix), Path(sys.base_prefix), *visible]
     files = {"/workspace/dlbs/run_pytorch.sh": RUN_PYTORCH}
     stop: list[Callable[[], Any]] = []
     try:
         stop.append(plane.stop)
         plane.start()
-        kubelet = Kubelet(plane, folder, slices=800, files=files, visible=visible)
+        kubelet = Kubelet(plane, folder, slices=800, files=files, visible=seen)
         stop.append(kubelet.stop)
         kubelet.start()
         stop.append(server.end)

@@ -34,11 +34,6 @@ def main() -> None:
     (root / "tmp").chmod(0o1777)
     (root / "var" / "run").symlink_to("/run")
     _mount("-t", "proc", "proc", str(root / "proc"))
-    for source in spec["visible"]:
-        target = root / source.lstrip("/")
-        if not target.exists():
-            target.mkdir(parents=True)
-            _mount("--bind", source, str(target))
     for path, text in spec["files"].items():
         target = root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +45,11 @@ def main() -> None:
         _mount("--bind", mount["source"], str(target))
         if mount["read_only"]:
             _mount("-o", "remount,bind,ro", str(target))
+    for source in spec["visible"]:
+        target = root / source.lstrip("/")
+        target.mkdir(parents=True, exist_ok=True)
+        if not any(target.iterdir()):  # else it is a part of another one
+            _mount("--bind", source, str(target))
     os.chroot(root)
     os.chdir("/")
     command, environment = spec["command"], spec["env"]

@@ -28,6 +28,8 @@ from .control_plane import ControlPlane
 CONTAINER = Path(__file__).with_name("container.py")
 MERGE = {"Content-Type": "application/merge-patch+json"}
 _INTERVAL_S = 0.1
+#: Whose Pods' containers are started again when they end; those of others never are.
+_RESTARTED = ("StatefulSet", "DaemonSet")
 #: Seconds between two looks at the Secrets of running Pods.
 _REFRESH_S = 1.0
 
@@ -46,6 +48,7 @@ class Kubelet:
         self._image = {"files": files, "visible": [str(path) for path in visible]}
         self._pods: dict[str, RunningPod] = {}
         self._forgotten: set[tuple[str, str]] = set()
+        self._addresses: dict[tuple[str, str], str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._server = self._serve_logs()
@@ -60,6 +63,15 @@ class Kubelet:
         for pod in self._pods.values():
             pod.kill()
         self._server.shutdown()
+
+    def address(self, namespace: str, name: str) -> str:
+        """The address of a Pod, which one of the same name gets, too. All share this machine's ports."""
+        return self._addresses.setdefault((namespace, name), f"127.0.1.{len(self._addresses) + 1}")
+
+    def folder(self, namespace: str, name: str, volume: str) -> Path:
+        """Where a volume of a Pod is."""
+        (pod,) = [pod for pod in self._pods.values() if pod.names == (namespace, name) and not pod.is_deleted]
+        return pod.folder(volume)
 
     def forget(self, namespace: str, name: str) -> None:
         """Neither report on a Pod nor end it from now on: the API server has lost this node."""
@@ -105,11 +117,13 @@ class Kubelet:
                     self._attend_to(pod)
 
     def _attend_to(self, pod: dict[str, Any]) -> None:
-        uid = pod["metadata"]["uid"]
-        if (pod["metadata"]["namespace"], pod["metadata"]["name"]) in self._forgotten:
+        uid, names = pod["metadata"]["uid"], (pod["metadata"]["namespace"], pod["metadata"]["name"])
+        if names in self._forgotten:
             return
         if uid not in self._pods:
-            self._pods[uid] = RunningPod(self._api, pod, self._folder / uid, self._image)
+            self._pods[uid] = RunningPod(
+                self._api, pod, self._folder / uid, self._image, self.address(*names)
+            )
         self._pods[uid].advance(pod)
 
     def _serve_logs(self) -> http.server.ThreadingHTTPServer:
@@ -145,8 +159,10 @@ class _NotYet(Exception):
 class RunningPod:
     """A Pod on the node: its volumes, the processes of its containers, and the state that the API server has of it."""
 
-    def __init__(self, api: httpx.Client, pod: dict[str, Any], folder: Path, image: dict[str, Any]) -> None:
-        self._api, self._folder, self._image = api, folder, image
+    def __init__(
+        self, api: httpx.Client, pod: dict[str, Any], folder: Path, image: dict[str, Any], address: str
+    ) -> None:
+        self._api, self._folder, self._image, self._address = api, folder, image, address
         metadata = pod["metadata"]
         self._uid, self._account = metadata["uid"], pod["spec"].get("serviceAccountName", "default")
         self.names: tuple[str, str] = (metadata["namespace"], metadata["name"])
@@ -159,7 +175,7 @@ class RunningPod:
         self._reported: Any = None
         self._waiting = ""
         self._kill_at: float | None = None
-        self._deleted = False
+        self.is_deleted = False
         folder.mkdir()
 
     def log(self, container: str) -> bytes:
@@ -185,6 +201,8 @@ class RunningPod:
                 return
             for container in pod["spec"]["containers"] if not self._failed else []:
                 self._processes[container["name"]] = self._start(pod, container)
+        if any(owner["kind"] in _RESTARTED for owner in pod["metadata"].get("ownerReferences", [])):
+            self._start_again(pod)
         if time.monotonic() > self._refreshed_at + _REFRESH_S:
             self._refreshed_at = time.monotonic()
             with contextlib.suppress(_NotYet):  # what has been mounted stays
@@ -195,6 +213,9 @@ class RunningPod:
 
     def mounted(self, volume: str, file: str) -> str:
         return (self._folder / "volumes" / volume / file).read_text()
+
+    def folder(self, volume: str) -> Path:
+        return Path(self._sources[volume])
 
     def write(self, volume: str, file: str, text: str) -> None:
         write_atomically(self._folder / "volumes" / volume / file, text, 0o644)
@@ -211,6 +232,12 @@ class RunningPod:
                 self._failed = True
                 break
         return True
+
+    def _start_again(self, pod: dict[str, Any]) -> None:
+        """Start the containers again that have ended."""
+        for container in pod["spec"]["containers"]:
+            if self._processes[container["name"]].poll() is not None:
+                self._processes[container["name"]] = self._start(pod, container)
 
     def kill(self) -> None:
         for process in [*self._initial.values(), *self._processes.values()]:
@@ -235,10 +262,14 @@ class RunningPod:
                 raise _NotYet(
                     f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret "{name}" not found'
                 )
-            for key, value in secret.json().get("data", {}).items():
-                write_atomically(
-                    folder / key, base64.b64decode(value), volume["secret"].get("defaultMode", 0o644)
-                )
+            data = secret.json().get("data", {})
+            for item in volume["secret"].get("items") or [{"key": key, "path": key} for key in data]:
+                content = base64.b64decode(data[item["key"]])
+                write_atomically(folder / item["path"], content, volume["secret"].get("defaultMode", 0o644))
+        elif "configMap" in volume:
+            found = self._api.get(f"{namespace}/configmaps/{volume['configMap']['name']}")
+            for key, text in found.json()["data"].items():
+                (folder / key).write_text(text)
         elif "projected" in volume:
             for source in volume["projected"]["sources"]:
                 self._project(folder, source)
@@ -268,7 +299,7 @@ class RunningPod:
 
     def _start(self, pod: dict[str, Any], container: dict[str, Any]) -> subprocess.Popen[bytes]:
         root = self._folder / f"{container['name']}.root"
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         mounts = [
             {
                 "source": self._sources[m["name"]],
@@ -277,12 +308,17 @@ class RunningPod:
             }
             for m in container.get("volumeMounts", [])
         ]
+        environment = self._environment(pod, container)
+        words = [*container.get("command", []), *container.get("args", [])]
         spec = {
             **self._image,
             "root": str(root),
             "mounts": mounts,
-            "command": [*container.get("command", []), *container.get("args", [])],
-            "env": self._environment(pod, container),
+            "command": [
+                re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], found[0]), word)
+                for word in words
+            ],
+            "env": environment,
         }
         file = self._folder / f"{container['name']}.json"
         file.write_text(json.dumps(spec))
@@ -296,7 +332,7 @@ class RunningPod:
             str(CONTAINER),
             str(file),
         ]
-        with (self._folder / f"{container['name']}.log").open("wb") as log:
+        with (self._folder / f"{container['name']}.log").open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -307,14 +343,22 @@ class RunningPod:
         if container["image"].startswith("bare:"):
             environment = {"HOME": "/tmp", "PATH": f"{sys.base_prefix}/bin:/usr/bin:/bin"}
         for variable in container.get("env", []):
-            value = variable.get("value", "")
-            if "valueFrom" in variable:
-                place: Any = pod
-                for step in variable["valueFrom"]["fieldRef"]["fieldPath"].split("."):
-                    place = place[step]
-                value = place
-            environment[variable["name"]] = value
+            source = variable.get("valueFrom")
+            environment[variable["name"]] = self._value(pod, source) if source else variable.get("value", "")
         return environment
+
+    def _value(self, pod: dict[str, Any], source: dict[str, Any]) -> str:
+        if "secretKeyRef" in source:
+            of = source["secretKeyRef"]
+            secret = self._api.get(f"/api/v1/namespaces/{self.names[0]}/secrets/{of['name']}").json()
+            return base64.b64decode(secret["data"][of["key"]]).decode()
+        path = source["fieldRef"]["fieldPath"]
+        if path == "status.podIP":
+            return self._address
+        place: Any = pod
+        for step in path.split("."):
+            place = place[step]
+        return str(place)
 
     def _report(self, pod: dict[str, Any]) -> None:
         codes = {name: process.poll() for name, process in self._processes.items()}
@@ -340,7 +384,13 @@ class RunningPod:
             }
             for name, code in codes.items()
         ]
-        status = {"phase": phase, "startTime": now, "containerStatuses": statuses}
+        status = {
+            "phase": phase,
+            "startTime": now,
+            "podIP": self._address,
+            "podIPs": [{"ip": self._address}],
+            "containerStatuses": statuses,
+        }
         self._api.patch(f"{self._path}/status", content=json.dumps({"status": status}), headers=MERGE)
 
     def _end(self, grace_s: float) -> None:
@@ -353,8 +403,8 @@ class RunningPod:
         if alive and self._kill_at is not None and time.monotonic() > self._kill_at:
             self.kill()
             alive = []
-        if not alive and not self._deleted:
-            self._deleted = True
+        if not alive and not self.is_deleted:
+            self.is_deleted = True
             self._api.request("DELETE", self._path, params={"gracePeriodSeconds": 0})
 
     def _event(self, pod: dict[str, Any], reason: str, message: str) -> None:

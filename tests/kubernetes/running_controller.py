@@ -18,9 +18,9 @@ PREFIX = "cluster-01:"
 
 
 class RunningController:
-    """The process, as its account of the cluster."""
+    """The process, as its account of the cluster. ``bundle``: of a pool's administrator; else of the cluster's pool."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, bundle: Path | None = None) -> None:
         plane = cluster.plane
         plane.new_namespace(SYSTEM)
         *rights, deployment = controller_manifests(options(cluster.webhook))
@@ -29,7 +29,10 @@ class RunningController:
         assert done.returncode == 0, done.stderr
         self._plane, self._folder = plane, folder
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._environment = {**os.environ, "GPUPOOL_CONFIG_DIR": str(cluster.server.folder / "admin")}
+        self._environment = {
+            **os.environ,
+            "GPUPOOL_CONFIG_DIR": str(bundle or cluster.server.folder / "admin"),
+        }
 
     def has_token(self) -> bool:
         """Whether the cluster has made the account's token by now."""

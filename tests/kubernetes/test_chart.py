@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jupyter_gpupool.kubernetes.controller_manifests import controller_manifests
+from jupyter_gpupool.kubernetes.farm_manifests import farm_manifests
 from jupyter_gpupool.kubernetes.manifests import TLS, Options, dns_names, manifests
 from jupyter_gpupool.kubernetes.pool_manifests import pool_manifests
 
@@ -36,6 +37,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "monitoring": {"namespace": "monitoring", "dashboard": True},
 }
+FARM = {**EVERYTHING["pool"], "farm": True, "database": {"secret": "gpupool-database", "key": "uri"}}
 #: Of others, which have no schema among Kubernetes' own.
 FOREIGN = ("ServiceMonitor",)
 
@@ -54,6 +56,8 @@ def charts_values(draw: st.DrawFn) -> dict[str, Any]:
         **draw(st.sampled_from([{"tls": PEM}, {"issuer": "cluster-ca"}])),
     }
     minor = draw(st.integers(20, 40))
+    farm = draw(st.booleans())
+    secret = draw(st.just("") | words) if farm else ""
     prefix = st.none() | st.text("ab:/'\"{}#$ \\", max_size=12)
     return {
         "image": f"{draw(words)}:1",
@@ -62,14 +66,19 @@ def charts_values(draw: st.DrawFn) -> dict[str, Any]:
         "kubernetesVersion": f"1.{minor}{draw(st.sampled_from(['', '.0', '.7']))}",
         "webhook": webhook,
         "controller": {"enabled": draw(st.booleans()), "userPrefix": draw(prefix)},
-        "pool": {"enabled": draw(st.booleans()), "gpus": draw(st.integers(0, 1024))},
+        "pool": {
+            "enabled": draw(st.booleans()),
+            "gpus": draw(st.integers(0, 1024)),
+            "farm": farm,
+            "database": {"secret": secret, "key": draw(words)},
+        },
         "monitoring": {"namespace": draw(st.just("") | words)},
     }
 
 
 def printed(values: dict[str, Any], namespace: str) -> list[dict[str, Any]]:
     """What `gpupool kubernetes manifests` prints for these values."""
-    webhook = values["webhook"]
+    webhook, pool = values["webhook"], values["pool"]
     tls = TLS(*(PEM[name].encode() for name in ("certificate", "key", "ca"))) if "tls" in webhook else None
     options = Options(
         image=values["image"],
@@ -82,15 +91,19 @@ def printed(values: dict[str, Any], namespace: str) -> list[dict[str, Any]]:
         account_tokens=webhook["accountTokens"],
         client_image=webhook["clientImage"],
         user_prefix=values["controller"]["userPrefix"],
-        pool_gpus=values["pool"]["gpus"],
+        pool_gpus=pool["gpus"],
         monitoring_namespace=values["monitoring"]["namespace"],
         admission=values["admission"],
+        farm=pool["farm"],
+        database=(pool["database"]["secret"], pool["database"]["key"])
+        if pool["database"]["secret"]
+        else None,
     )
     objects = manifests(options)
     if values["controller"]["enabled"]:
         objects += controller_manifests(options)
-    if values["pool"]["enabled"]:
-        objects += pool_manifests(options)
+    if pool["enabled"]:
+        objects += farm_manifests(options) if pool["farm"] else pool_manifests(options)
     return objects
 
 
@@ -101,12 +114,12 @@ def by_name(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 @given(charts_values(), words)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_chart_has_the_objects_of_the_manifests(values: dict[str, Any], namespace: str) -> None:
     wanted = by_name(printed(values, namespace))
     del wanted[f"Namespace {namespace}"]  # Helm makes it
     found = by_name(rendered(values, namespace))
-    if values["pool"]["enabled"]:
+    if "PersistentVolumeClaim gpupool" in wanted:
         # The claim outlives its release.
         kept = found["PersistentVolumeClaim gpupool"]["metadata"].pop("annotations")
         assert kept == {"helm.sh/resource-policy": "keep"}
@@ -116,8 +129,11 @@ def test_the_chart_has_the_objects_of_the_manifests(values: dict[str, Any], name
 
 
 @pytest.mark.parametrize("minor", range(27, 38))
-def test_the_objects_are_valid(minor: int) -> None:
-    values = {**EVERYTHING, "kubernetesVersion": f"1.{minor}"}
+@pytest.mark.parametrize(
+    "pool", [EVERYTHING["pool"], FARM, {**FARM, "database": {}}], ids=["node", "two", "one"]
+)
+def test_the_objects_are_valid(minor: int, pool: dict[str, Any]) -> None:
+    values = {**EVERYTHING, "pool": pool, "kubernetesVersion": f"1.{minor}"}
     values["admission"] = "both" if minor >= 34 else "webhook"
     found = rendered(values)
     for one in found:
@@ -128,7 +144,7 @@ def test_the_objects_are_valid(minor: int) -> None:
 
 
 def test_helm_finds_nothing_to_complain_about() -> None:
-    for values in ({"image": "gpupool:1"}, EVERYTHING):
+    for values in ({"image": "gpupool:1"}, EVERYTHING, {**EVERYTHING, "pool": FARM}):
         report = helm.lint(CHART, values, strict=True, namespace=NAMESPACE)
         assert report["errors"] == []
         assert [m["error"] for m in report["messages"]] == ["icon is recommended"]
@@ -146,6 +162,22 @@ def test_where_the_pool_runs_and_what_it_may_pull() -> None:
     )
     claim = found["PersistentVolumeClaim gpupool"]["spec"]
     assert (claim["storageClassName"], claim["resources"]["requests"]) == ("fast", {"storage": "2Gi"})
+
+
+def test_where_a_farm_runs_and_what_its_servers_are_told() -> None:
+    lines = "c.RayEngine.park_memory_mib = 1024\nc.PoolService.reclaim = 'idle'\n"
+    found = by_name(rendered({**EVERYTHING, "pool": {**FARM, "settings": lines}}))
+    server = found["DaemonSet gpupool-server"]["spec"]["template"]["spec"]
+    assert (server["nodeSelector"], server["tolerations"]) == (FARM["nodeSelector"], FARM["tolerations"])
+    pool = found["StatefulSet gpupool"]["spec"]["template"]["spec"]
+    assert "nodeSelector" not in pool and "tolerations" not in pool
+    assert server["imagePullSecrets"] == pool["imagePullSecrets"] == [{"name": "registry"}]
+    assert found["ConfigMap gpupool"]["data"]["gpupool_config.py"].endswith(f'["DATABASE_URL"]\n{lines}')
+    elsewhere = {**FARM, "nodeSelector": {"pool": "a100"}}
+    server = by_name(rendered({**EVERYTHING, "pool": elsewhere}))["DaemonSet gpupool-server"]["spec"][
+        "template"
+    ]
+    assert server["spec"]["nodeSelector"] == {"pool": "a100"}
 
 
 def test_the_dashboard_is_that_of_the_documentation(project_root: Path) -> None:
@@ -178,6 +210,12 @@ def test_helm_certifies_the_webhook_where_nobody_else_does() -> None:
         ({"image": "a", "replica": 2}, "replica"),
         ({"image": "a", "replicas": 0}, "/replicas"),
         ({"image": "a", "pool": {"gpus": "4"}}, "/pool/gpus"),
+        ({"image": "a", "pool": {"database": {"secret": "b"}}}, "/pool/database/secret"),
+        (
+            {"image": "a", "pool": {"farm": True, "database": {"secret": "b", "key": ""}}},
+            "/pool/database/key",
+        ),
+        ({"image": "a", "pool": {"settings": "c.a.b = 1"}}, "/pool/settings"),
         ({"image": "a", "webhook": {"issuer": "a", "tls": PEM}}, "/webhook/tls"),
         ({"image": "a", "webhook": {"tls": {"ca": PEM["ca"]}}}, "/webhook/tls"),
         ({"image": "a", "admission": "policy", "kubernetesVersion": "1.33"}, "need Kubernetes 1.34"),

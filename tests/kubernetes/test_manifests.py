@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from cryptography import x509
+from traitlets.config import Config
 
 from jupyter_gpupool.kubernetes import certificate
 from jupyter_gpupool.kubernetes.certificate import kept_certificate
@@ -117,8 +118,9 @@ def test_from_1_30_on_the_controller_may_create_only_its_own_secrets(tmp_path: P
     assert policy["spec"]["matchConstraints"]["resourceRules"][0]["operations"] == ["CREATE"]
 
 
-def test_a_kustomize_base_holds_what_is_printed(folder: Path, tmp_path: Path) -> None:
-    options = ("--tls", str(folder), "--controller", "--pool", "2", "--service-monitor", "monitoring")
+@pytest.mark.parametrize("farm", [(), ("--farm", "--database", "db")], ids=["node", "farm"])
+def test_a_kustomize_base_holds_what_is_printed(folder: Path, tmp_path: Path, farm: tuple[str, ...]) -> None:
+    options = ("--tls", str(folder), "--controller", "--pool", "2", "--service-monitor", "monitoring", *farm)
     for _ in range(2):  # also over a former one
         done = run(*options, "--output", str(tmp_path / "base"))
         assert done.returncode == 0, done.stderr
@@ -169,6 +171,72 @@ def test_without_a_prometheus_nobody_reads_the_metrics_of_a_pool_within_the_clus
         one for one in found if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "gpupool"
     ]
     assert "metrics" not in str(policy["spec"])
+
+
+def farm_of(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
+    found = printed("--tls", str(folder), "--farm", *options)
+    names = [one for one in found if one["metadata"]["name"] in ("gpupool", "gpupool-pool", "gpupool-ray")]
+    servers = [one for one in found if one["metadata"]["name"] == "gpupool-server"]
+    return {f"{one['kind']} {one['metadata']['name']}": one for one in [*names, *servers]}
+
+
+@pytest.mark.parametrize("database", [(), ("--database", "db/uri")], ids=["claim", "postgresql"])
+@pytest.mark.parametrize("gpus", ["0", "4"])
+def test_a_farm_within_the_cluster(folder: Path, gpus: str, database: tuple[str, ...]) -> None:
+    found = farm_of(folder, "--pool", gpus, *database)
+    for one in found.values():
+        for version in VERSIONS:
+            kubernetes_validate.validate(one, version, strict=True)
+    programs = {
+        "gpupool": found["StatefulSet gpupool"],
+        "gpupool-ray": found["StatefulSet gpupool-ray"],
+        "gpupool-server": found["DaemonSet gpupool-server"],
+    }
+    for name, program in programs.items():
+        template = program["spec"]["template"]
+        policy = found[f"NetworkPolicy {name}"]["spec"]
+        assert policy["podSelector"]["matchLabels"] == template["metadata"]["labels"]
+        members, *others = policy["ingress"]
+        (peer,) = members["from"]
+        (expression,) = peer["podSelector"]["matchExpressions"]
+        assert "ports" not in members and expression["values"] == list(programs)
+        # Whoever reaches Ray may run anything there.
+        allowed = {port["port"] for rule in others for port in rule["ports"]}
+        assert allowed == {"gpupool": {"control"}, "gpupool-ray": set(), "gpupool-server": {"data"}}[name]
+        (container,) = template["spec"]["containers"]
+        assert "authority" not in [mount["name"] for mount in container["volumeMounts"]]
+        (token,) = [v["secret"]["items"] for v in template["spec"]["volumes"] if v["name"] == "ray"]
+        assert token == [{"key": "ray.token", "path": "token"}]
+        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert (environment["RAY_AUTH_MODE"], "RAY_AUTH_TOKEN" in environment) == ("token", False)
+    server = programs["gpupool-server"]["spec"]["template"]["spec"]
+    assert f"--num-gpus={gpus if gpus != '0' else 2}" in server["containers"][0]["command"]
+    limits = server["containers"][0]["resources"].get("limits", {})
+    assert limits.get("nvidia.com/gpu") == (gpus if gpus != "0" else None)
+    assert server.get("nodeSelector") == ({"nvidia.com/gpu.present": "true"} if gpus != "0" else None)
+    assert ("PersistentVolumeClaim gpupool" in found) == (not database)
+    assert programs["gpupool"]["spec"]["replicas"] == (2 if database else 1)
+
+
+def test_servers_of_a_farm_know_their_names_and_their_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = farm_of(tmp_path / "tls", "--pool", "4", "--database", "db/uri", "--namespace", "gpus")
+    pool, service = found["StatefulSet gpupool"], found["Service gpupool-pool"]
+    assert pool["spec"]["serviceName"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    names = [f"gpupool-{n}.gpupool-pool.gpus.svc" for n in range(pool["spec"]["replicas"])]
+    monkeypatch.setenv("DATABASE_URL", "postgresql://gpupool@db/gpupool")
+    for n in range(2):
+        monkeypatch.setenv("POD_NAME", f"gpupool-{n}")
+        c = Config()
+        exec(found["ConfigMap gpupool"]["data"]["gpupool_config.py"], {"get_config": lambda c=c: c})
+        # By the first one it is known to the other one.
+        assert c.GPUPoolDaemon.addresses == [names[n], names[1 - n]]
+        assert (c.PoolService.engine_name, c.PoolService.db_url) == ("ray", "postgresql://gpupool@db/gpupool")
+    for container in (pool["spec"]["template"]["spec"][key][0] for key in ("initContainers", "containers")):
+        (source,) = [v["valueFrom"] for v in container["env"] if v["name"] == "DATABASE_URL"]
+        assert source == {"secretKeyRef": {"name": "db", "key": "uri"}}
 
 
 def test_policies_in_place_of_the_webhook() -> None:
@@ -229,6 +297,9 @@ def test_a_certificate_is_renewed_by_the_same_authority(
         (["--issuer", "a", "--kubernetes", "2"], "a version of Kubernetes is written as 1.30"),
         (["--issuer", "a", "--replicas", "0"], "from 1 to 100"),
         (["--issuer", "a", "--service-monitor", "m"], "add --pool GPUS"),
+        (["--issuer", "a", "--farm"], "add --pool GPUS"),
+        (["--issuer", "a", "--pool", "1", "--database", "a"], "add --farm"),
+        (["--issuer", "a", "--pool", "1", "--farm", "--database", "A/b"], "NAME or NAME/KEY, not 'A/b'"),
         (["--issuer", "a", "--output", "/dev/null/x"], "the manifests cannot be written to /dev/null/x"),
         (["--tls", "/dev/null/x"], "cannot be used for certificates"),
     ],

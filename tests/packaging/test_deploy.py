@@ -80,6 +80,7 @@ def test_the_containerfile_is_one(containerfile: str) -> None:
     known = {
         "FROM",
         "RUN",
+        "ARG",
         "COPY",
         "ENV",
         "USER",
