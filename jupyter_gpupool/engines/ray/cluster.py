@@ -57,6 +57,8 @@ class Cluster:
     def _connect(self) -> None:
         # The pool sends no usage statistics; whether the cluster's head does is its administrator's choice.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray would take SIGTERM for a failure, and the pool could not end in good order.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         try:
             ray = importlib.import_module("ray")
         except ImportError as e:

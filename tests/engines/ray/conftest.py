@@ -166,6 +166,7 @@ class Pool:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        assert self.process.returncode == 0, "it ends in good order"
 
     def gpus(self) -> list[dict[str, Any]]:
         return [gpu for server in self.client.pool()["servers"] for gpu in server["gpus"]]
