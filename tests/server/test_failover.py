@@ -110,7 +110,9 @@ def two(postgresql: Any, eventually: Callable) -> Iterator[Callable[..., Daemons
         yield start
 
 
-def test_the_one_that_follows_answers_questions_and_refuses_changes(two: Callable[..., Daemons]) -> None:
+def test_the_one_that_follows_answers_questions_and_refuses_changes(
+    two: Callable[..., Daemons], capfd: pytest.CaptureFixture[str]
+) -> None:
     daemons = two(str(WITHOUT_WORKERS))
     leader = daemons.leader()
     with daemons.client(leader) as first, daemons.client(daemons.other(leader)) as second:
@@ -135,6 +137,7 @@ def test_the_one_that_follows_answers_questions_and_refuses_changes(two: Callabl
         assert second.wait(lease.id, lease, wait_s=30).state is LeaseState.RELEASED
     with daemons.client(daemons.other(leader), leader) as either:
         assert either.request(ask(0.5)).state.holds, "a client that knows both gets there"
+    assert " 503 " not in capfd.readouterr().err, "none of this is an error of the server"
 
 
 class Client(threading.Thread):

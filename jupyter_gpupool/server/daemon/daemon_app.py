@@ -273,7 +273,7 @@ class GPUPoolDaemon(GPUPoolServer):
         if held_back is None:
             return
         caller = getattr(handler, "caller", None)
-        log = self.log.error if status >= 500 else self.log.warning if refused else self.log.debug
+        log = self.log.error if self.failed(handler) else self.log.warning if refused else self.log.debug
         log(
             "%d %s %s",
             status,

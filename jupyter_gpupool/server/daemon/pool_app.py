@@ -18,7 +18,7 @@ from tornado.web import Application
 from traitlets import Int, TraitError, Unicode
 
 from jupyter_gpupool.client import discovery
-from jupyter_gpupool.core.errors import PoolError
+from jupyter_gpupool.core.errors import NotLeading, PoolError
 from jupyter_gpupool.engines.local.engine import LocalEngine
 from jupyter_gpupool.engines.ray.engine import RayEngine
 from jupyter_gpupool.former_names import FormerNames
@@ -209,8 +209,13 @@ class GPUPoolServer(FormerNames, JupyterApp):
             await asyncio.sleep(0.1)
         over.set()
 
+    @staticmethod
+    def failed(handler: Any) -> bool:
+        """Return whether a request met an error here; one that another server leads is sent on, which is none."""
+        return handler.get_status() >= 500 and getattr(handler, "refusal", "") != NotLeading.__name__
+
     def _log_request(self, handler: Any) -> None:
-        if handler.get_status() >= 500:
+        if self.failed(handler):
             self.log.error("%d %s", handler.get_status(), handler._request_summary())
         else:
             self.log.debug("%d %s", handler.get_status(), handler._request_summary())
