@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,7 +144,7 @@ class Exchanges:
     def _take(self, box: Any, name: Any, id: Any, wire: Any, ranks: Any, timeout_s: Any) -> None:
         """Execute TAKE: wait for what another rank sends."""
         source, here = _checked(box, name, ranks, timeout_s)
-        try:
+        with self._receiving():
             target = self._session.target(id, wire)
             sent = self._messages.take(box, name, (source, here), timeout_s, self._is_over)
             try:
@@ -151,17 +152,11 @@ class Exchanges:
             finally:
                 if self._session.shared.leave(sent):
                     sent.device.give_storage(sent.nbytes)
-        except (BadRecord, Poisoned) as e:
-            if isinstance(e, BadRecord):
-                raise
-            self._session.complain_of_target(e)
-        except Exception as e:
-            self._complain("recv_", e)
 
     def _fetch(self, peer: Any, box: Any, name: Any, id: Any, wire: Any, ranks: Any, timeout_s: Any) -> None:
         """Execute FETCH: wait for what a rank at another worker sends."""
         between = _checked(box, name, ranks, timeout_s)
-        try:
+        with self._receiving():
             target = self._session.target(id, wire)
             links, far = self._linked(peer)
             expected = Elements(target.dtype, target.numel())
@@ -169,9 +164,15 @@ class Exchanges:
                 links.get(peer, self._is_over), (box, name), between, expected, timeout_s, self._is_over
             )
             target.copy_(found.view(target.shape))
-        except (BadRecord, Poisoned) as e:
-            if isinstance(e, BadRecord):
-                raise
+
+    @contextlib.contextmanager
+    def _receiving(self) -> Iterator[None]:
+        """Complain of what fails meanwhile: the target is not there, or nothing comes. Raises BadRecord."""
+        try:
+            yield
+        except BadRecord:
+            raise
+        except Poisoned as e:
             self._session.complain_of_target(e)
         except Exception as e:
             self._complain("recv_", e)

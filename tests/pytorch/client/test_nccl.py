@@ -265,16 +265,20 @@ def test_batches_are_normalized_over_all_ranks(start_worker: Callable, tmp_path:
             torch.testing.assert_close(torch.as_tensor(values), expected, atol=1e-5, rtol=1e-4)
 
 
-def _killed(spec: Any, store: str, rank: int, answers: Any) -> None:
+def _met(spec: Any, store: str, rank: int, backend: str | None = "nccl", **options: Any) -> torch.Tensor:
+    """Attach this rank, let it meet the others once, and return what they have summed up."""
     from jupyter_gpupool.pytorch.client import session
 
     session.activate(spec)
-    dist.init_process_group(
-        init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=timedelta(minutes=5)
-    )
+    dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=SIZE, **options)
     x = torch.ones(3, device=f"cuda:{rank}")
     dist.all_reduce(x)
     torch.cuda.synchronize()
+    return x
+
+
+def _killed(spec: Any, store: str, rank: int, answers: Any) -> None:
+    x = _met(spec, store, rank, backend=None, timeout=timedelta(minutes=5))
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
@@ -306,13 +310,7 @@ def test_a_rank_that_is_killed_is_named_and_the_others_go_on(start_worker: Calla
 
 
 def _sets_its_timeout(spec: Any, store: str, rank: int, over: Any, answers: Any) -> None:
-    from jupyter_gpupool.pytorch.client import session
-
-    session.activate(spec)
-    dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=SIZE)
-    x = torch.ones(3, device=f"cuda:{rank}")
-    dist.all_reduce(x)
-    torch.cuda.synchronize()
+    x = _met(spec, store, rank)
     if rank == 1:
         over.wait()
         os._exit(0)
@@ -378,13 +376,7 @@ def test_what_is_not_there_is_refused_in_one_line_and_the_rest_goes_on(
 
 
 def _leaves(spec: Any, store: str, rank: int, left: Any, answers: Any) -> None:
-    from jupyter_gpupool.pytorch.client import session
-
-    session.activate(spec)
-    dist.init_process_group("nccl", init_method=f"file://{store}", rank=rank, world_size=SIZE)
-    x = torch.ones(3, device=f"cuda:{rank}")
-    dist.all_reduce(x)
-    torch.cuda.synchronize()
+    x = _met(spec, store, rank)
     if rank == 0:
         left.wait()
     dist.all_reduce(x)
