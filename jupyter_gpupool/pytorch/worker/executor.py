@@ -163,6 +163,14 @@ class WorkerSession:
             raise BadRecord("commands that are no list")
         self._began = time.perf_counter()
         self._unfinished.append(records)
+        try:
+            self._run_each(records)
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as e:
+            # Not of an operator, which is reported: fields are checked where they are used, and no earlier.
+            raise BadRecord(f"a command with fields that it cannot have ({e})") from e
+        self._submitted()
+
+    def _run_each(self, records: list[Any]) -> None:
         i, n = 0, len(records)
         while i < n:
             code = records[i]
@@ -184,7 +192,6 @@ class WorkerSession:
                     raise BadRecord(f"command code {code}, or its fields are missing")
                 self._commands[code](*records[i : i + width])
                 i += width
-        self._submitted()
 
     def _control_commands(self) -> dict[int, Callable[..., Any]]:
         """What executes each control command: code → function of the command's fields."""
@@ -206,7 +213,7 @@ class WorkerSession:
             codes.IS_THERE: functools.partial(self._reply, self._exchanges.is_there),
             codes.LINK: functools.partial(self._reply, self._exchanges.link),
             **self._exchanges.commands,
-            codes.SEED: self._seed,
+            codes.SEED: functools.partial(self._guarded, self._seed.__name__, self._seed),
             codes.RESET: self._reset,
             **self.graphs.records,
         }
@@ -216,7 +223,9 @@ class WorkerSession:
             commands[code] = functools.partial(self._guarded, act.__name__, act, self.handles)
         return commands
 
-    def _seed(self, seed: int, index: Any) -> None:
+    def _seed(self, seed: Any, index: Any) -> None:
+        if not isinstance(seed, int):
+            raise BadRecord(f"a seed of {seed!r:.60}")
         for device in self.devices if index == -1 else [self.device(index)]:
             device.generator.manual_seed(seed)
 
@@ -231,9 +240,25 @@ class WorkerSession:
 
     def add(self, id: int, slot: Slot) -> None:
         """Enter a new storage. Raises :class:`BadRecord` if there is one of that id."""
-        if id in self.storages:
-            raise BadRecord(f"storage {id} exists")
+        self.refuse_known(id)
         self.storages[id] = slot
+
+    def refuse_known(self, id: Any) -> None:
+        """Raise :class:`BadRecord` for what a new storage cannot be numbered."""
+        if type(id) is not int or id in self.storages:
+            raise BadRecord(f"a new storage numbered {id!r:.60}")
+
+    def add_all(self, ids: Sequence[int], slots: Sequence[Slot]) -> None:
+        """Enter new storages, all of them or none. Raises :class:`BadRecord`."""
+        added: list[int] = []
+        try:
+            for id, slot in zip(ids, slots):
+                self.add(id, slot)
+                added.append(id)
+        except BadRecord:
+            for id in added:
+                del self.storages[id]
+            raise
 
     def _free(self, id: int) -> None:
         slot = self.storages.pop(id, None)
@@ -252,6 +277,7 @@ class WorkerSession:
         device = self.device(index)
         if not isinstance(nbytes, int) or nbytes < 0:
             raise BadRecord(f"an allocation of {nbytes!r} bytes")
+        self.refuse_known(id)
 
         def allocate() -> Slot:
             device.take(rounded(nbytes))
@@ -331,16 +357,17 @@ class WorkerSession:
             self.complain(report_of("aten::copy_", e, self.number), e)
 
     def _write(self, id: int, wire: Any, content: Any) -> None:
-        elements = memoryview(content)
+        if not isinstance(content, bytes):
+            raise BadRecord("elements that are no bytes")
         geom = self.geometry(wire)
-        if elements.nbytes != numel(geom) * geom[3].itemsize:
+        if len(content) != numel(geom) * geom[3].itemsize:
             raise BadRecord("a copy whose size is not its tensor's")
         try:
             target = self.target(id, wire)
         except (Poisoned, BeyondStorage) as e:
             self.complain_of_target(e)
             return
-        self._guarded("copy_", self.slot(id).device.copy_from_host, target, memoryview(bytearray(elements)))
+        self._guarded("copy_", self.slot(id).device.copy_from_host, target, memoryview(bytearray(content)))
 
     def complain_of_target(self, error: Exception) -> None:
         """Report why a copy has no target, unless that was reported before."""
@@ -361,8 +388,7 @@ class WorkerSession:
         return None, None
 
     def _open_storage(self, name: Any, id: int) -> tuple[dict[str, int], None]:
-        if not isinstance(id, int) or id in self.storages:
-            raise BadRecord(f"a new storage numbered {id!r}")
+        self.refuse_known(id)
         slot = self.shared.open(name)
         self.add(id, slot)
         return {"nbytes": slot.nbytes}, None
@@ -412,7 +438,6 @@ class WorkerSession:
             t.account.give(taken)
             report = e.report if isinstance(e, Poisoned) else report_call(t, fields, e, self.number)
             for id, geom in zip(fields[m:], t.new):
-                self.storages.pop(id, None)
                 self.add(id, Slot(None, self.device(geom[4]), 0, report))
             if not isinstance(e, Poisoned):
                 self.complain(report, e)
@@ -440,8 +465,13 @@ class WorkerSession:
         if type(t.results) is tuple:
             self.add(ids[0], self._as_predicted(t, t.results, t.new_bytes[0], got, inputs))
             return
-        for id, nbytes, (geom, value) in zip(ids, t.new_bytes, pair(t.results, got)):
-            self.add(id, self._as_predicted(t, geom, nbytes, value, inputs))
+        self.add_all(
+            ids,
+            [
+                self._as_predicted(t, geom, nbytes, value, inputs)
+                for nbytes, (geom, value) in zip(t.new_bytes, pair(t.results, got))
+            ],
+        )
 
     def _as_predicted(self, t: Template, geom: Geometry, nbytes: int, value: Any, inputs: list[Any]) -> Slot:
         """A result as it was predicted: the client addresses its memory by the predicted layout."""
@@ -476,6 +506,8 @@ class WorkerSession:
         t = self._template(definition)
         if len(ids) != t.n_tensors or len(scalars) != t.n_scalars:
             raise BadRecord("a call with too few or too many inputs")
+        if type(number) is not int or number < 0:
+            raise BadRecord(f"a call numbered {number!r:.60}")
         tensors = [self.input(id, t.geometries[k]) for k, id in enumerate(ids)]
         self.note_writes([ids[k] for k in t.writes])
         args, kwargs = t.fill(tensors, scalars)
@@ -504,8 +536,9 @@ class WorkerSession:
         if value.storage_offset() or value.untyped_storage().nbytes() > value.numel() * value.itemsize:
             value = value.clone(memory_format=torch.contiguous_format)
         nbytes = value.untyped_storage().nbytes()
-        t.device.take(rounded(nbytes))
         id = -next(numbers)
+        self.refuse_known(id)
+        t.device.take(rounded(nbytes))
         self.add(id, Slot(value, t.device, nbytes))
         return ["new", id, _wire(value, index), nbytes]
 

@@ -36,6 +36,9 @@ class Storages(Scope, Protocol):
     def add(self, id: int, slot: Slot) -> None:
         """Enter a new storage."""
 
+    def add_all(self, ids: Sequence[int], slots: Sequence[Slot]) -> None:
+        """Enter new storages, all of them or none."""
+
     def note_writes(self, ids: Iterable[int]) -> None:
         """Storages are written to, so that copies of their memory are out of date."""
 
@@ -115,8 +118,7 @@ class Graphs:
             for slot in slots:
                 device.take(rounded(slot.nbytes))
                 taken += rounded(slot.nbytes)
-            for k, slot in zip(new, slots):
-                self._storages.add(k, slot)
+            self._storages.add_all(new, slots)
         except BadRecord:
             device.give(taken)
             raise

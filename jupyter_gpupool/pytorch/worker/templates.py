@@ -75,7 +75,8 @@ class Template:
         self.writes = self._writes(op)
         self.size = self.n_tensors + self.n_scalars + len(self.new)
         self.checked = False
-        if set(self.geometries) != set(range(self.n_tensors)):
+        numbers = range(len(self.geometries))  # not a client's number, which may be any
+        if len(numbers) != self.n_tensors or set(self.geometries) != set(numbers):
             raise BadRecord(f"{self.name}: tensors are not numbered from 0 to {self.n_tensors - 1}")
         #: the layouts of the tensors, in order
         self.layouts = tuple(self.geometries[k] for k in range(self.n_tensors))

@@ -583,7 +583,7 @@ class Worker:
                 served.say(f"{_MAX_SESSIONS} processes use this lease already, and no more are allowed")
                 return None
             threads = hello.get("threads")
-            if isinstance(threads, int) and 0 < threads <= 1024:
+            if type(threads) is int and 0 < threads <= 1024:
                 for device in self.devices():
                     device.match_threads(threads)
             numbers = self._numbers(hello.get("devices"))

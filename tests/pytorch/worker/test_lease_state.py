@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from typing import Any
 
@@ -15,65 +14,11 @@ torch = pytest.importorskip("torch", reason="the data plane needs PyTorch")
 
 from jupyter_gpupool.pytorch.protocol import commands as codes  # noqa: E402
 from jupyter_gpupool.pytorch.worker import state_stream  # noqa: E402
-from jupyter_gpupool.pytorch.worker.devices import create_devices  # noqa: E402
-from jupyter_gpupool.pytorch.worker.executor import WorkerSession  # noqa: E402
 from jupyter_gpupool.pytorch.worker.lease_state import BadState, LeaseState, Unparkable, put, take  # noqa: E402
 from jupyter_gpupool.pytorch.worker.plain_form import checked, plain  # noqa: E402
-from jupyter_gpupool.pytorch.worker.shared_storages import SharedStorages  # noqa: E402
-from jupyter_gpupool.pytorch.worker.state_stream import read_state, write_state  # noqa: E402
-from jupyter_gpupool.pytorch.worker.storages import whole  # noqa: E402
-from jupyter_gpupool.transport.specs import DeviceSpec  # noqa: E402
 
-
-class Workplace:
-    """Two slices and what sessions share, without a process; ``answers`` has everything that clients were sent."""
-
-    def __init__(self, memory_mib: int = 64) -> None:
-        specs = [DeviceSpec(k, f"GPU-{k}", "a GPU (emulated)", memory_mib, 64, True) for k in range(2)]
-        self.devices = create_devices(specs)
-        self.shared = SharedStorages()
-        self.sessions: dict[Any, WorkerSession] = {}
-        self.answers: list[Any] = []
-        self.residence: Any = None
-
-    def new_session(self, identity: Any, numbered: Any = None) -> WorkerSession:
-        def answer(header: Any, copy: Any) -> None:
-            self.answers.append((identity, header, None if copy is None else bytes(copy.wait())))
-
-        session = self.sessions[identity] = WorkerSession(
-            self.devices, answer, self.answers.append, self.shared, numbered, self.residence
-        )
-        return session
-
-    def run(self, identity: Any, *command: Any) -> None:
-        with torch.inference_mode():
-            self.sessions[identity].run(msgpack.unpackb(msgpack.packb(list(command))))
-
-    def stream(self) -> bytes:
-        state, memories = take(self.devices, list(self.sessions.items()), self.shared)
-        out = io.BytesIO()
-        write_state(self.devices, state, memories, out.write)
-        return out.getvalue()
-
-    def content(self) -> Any:
-        """All that a client could learn from now on, except for times."""
-        with torch.inference_mode():
-            storages = {
-                (identity, id): (slot.nbytes, slot.poison)
-                if slot.memory() is None
-                else (
-                    slot.base.dtype,
-                    slot.base.stride(),
-                    whole(slot.base.untyped_storage()).numpy().tobytes(),
-                )
-                for identity, session in self.sessions.items()
-                for id, slot in session.storages.items()
-            }
-        return (
-            storages,
-            [(d.allocated, d.generator.get_state().numpy().tobytes()) for d in self.devices],
-            {k: sorted(s.handles.named()[1]) for k, s in self.sessions.items()},
-        )
+from ...support.worker_programs import definitions, graph, program  # noqa: E402
+from ...support.workplace import Workplace, restore  # noqa: E402
 
 
 def elsewhere(place: Workplace) -> Workplace:
@@ -82,126 +27,6 @@ def elsewhere(place: Workplace) -> Workplace:
     there.answers = place.answers
     restore(place.stream(), there)
     return there
-
-
-def restore(stream: bytes, there: Workplace) -> None:
-    source = io.BytesIO(stream)
-
-    def read_into(view: memoryview) -> None:
-        if source.readinto(view) != len(view):
-            raise BadState("the stream ends too early")
-
-    description, memories = read_state(there.devices, read_into)
-    put(description, memories, there.devices, there.shared, there.new_session)
-    assert not source.read(), "it is read to its end"
-
-
-GEOM = [[2, 3], [3, 1], 0, "float32", 0]
-PART = [[2, 2], [3, 1], 1, "float32", 0]
-BITS = [[6], [1], 0, "int32", 0]
-
-
-def on(geometry: list[Any], device: int) -> list[Any]:
-    return [*geometry[:4], device]
-
-
-def definition(op: str, args: list[Any], results: Any, tensors: int, scalars: int = 0, **kwargs: Any) -> Any:
-    return {
-        **{"op": op, "tensors": tensors, "scalars": scalars},
-        **{"args": args, "kwargs": kwargs, "results": results},
-    }
-
-
-def definitions(device: int) -> list[Any]:
-    geom, part, bits = on(GEOM, device), on(PART, device), on(BITS, device)
-    return [
-        definition("aten::add.Tensor", [["t", 0, geom], ["t", 1, geom]], geom, 2),
-        definition("aten::mul_.Tensor", [["t", 0, part], ["t", 1, part]], None, 2),
-        definition("aten::bitwise_not_.default", [["t", 0, bits]], None, 1),
-        definition("aten::normal_.default", [["t", 0, geom], ["s", 0], 1], None, 1, 1),
-        definition("aten::normal_.default", [["t", 0, part]], None, 1, 1, generator=["g", 0]),
-        definition("aten::inverse.default", [["t", 0, geom]], geom, 1),  # fails: its result is poisoned
-        definition(
-            "aten::sort.default", [["t", 0, geom]], ["l", [geom, on([*GEOM[:3], "int64"], device)]], 1
-        ),
-    ]
-
-
-#: Two ids that one graph returns on the same storage, and a step that writes to its input.
-def graph(device: int) -> Any:
-    geom = on(GEOM, device)
-    return {
-        **{"inputs": [geom], "held": 1, "inductor": False},
-        "steps": [
-            [["aten::add_.Tensor", [["n", 0], ["n", 0]], {}], ["t", 0, geom]],
-            [["aten::clone.default", [["n", 0]], {}], ["t", 1, geom]],
-            [["aten::t.default", [["n", 2]], {}], ["t", 1, [[3, 2], [1, 3], 0, "float32", device]]],
-        ],
-        "returned": [[2, geom, 24], [3, [[3, 2], [1, 3], 0, "float32", device], 24]],
-    }
-
-
-Commands = list[tuple[Any, ...]]
-
-
-def program(rng: random.Random, length: int) -> tuple[Commands, Commands]:
-    """Commands of two sessions that use two devices: (session, code, field, …); the first ones, and the others."""
-    commands: Commands = []
-    live: dict[tuple[str, int], list[int]] = {}
-    names: dict[int, bytes] = {}
-    fresh = iter(range(1, 10_000))
-    for who in "ab":
-        for device in (0, 1):
-            commands += [(who, codes.DEFINE, 10 * device + k, d) for k, d in enumerate(definitions(device))]
-            commands.append((who, codes.DEFINE_GRAPH, device, graph(device)))
-            commands.append((who, codes.GENERATOR, 9000 + device, device, 5))
-            id = next(fresh)
-            live[who, device] = [id]
-            content = torch.arange(6.0).add(id).numpy().tobytes()
-            filled = (codes.WRITE, id, on(GEOM, device), content)  # at once: new memory may contain anything
-            commands.append((who, codes.ALLOCATE, id, 24, device, *filled))
-    first, commands = commands, []
-    for k in range(length):
-        who, device = rng.choice("ab"), rng.choice((0, 1))
-        ids, base = live[who, device], 10 * device
-        a, b = rng.choice(ids), rng.choice(ids)
-        new = [next(fresh) for _ in range(2)]
-        kind = rng.randrange(15)
-        if kind == 0:
-            commands.append((who, base, a, b, new[0]))
-            ids.append(new[0])
-        elif kind in (1, 2, 3, 4):
-            fields: list[tuple[Any, ...]] = [(a, b), (a,), (a, 0.5), (a, 9000 + device)]
-            commands.append((who, base + kind, *fields[kind - 1]))
-        elif kind == 5:
-            commands.append((who, base + 5, a, new[0]))
-            ids.append(new[0])
-        elif kind == 6:
-            commands.append((who, base + 6, a, *new))
-            ids.append(new[0])
-        elif kind == 7:
-            commands.append((who, codes.CALL_GRAPH, device, [a], new))
-            ids.append(new[0])
-        elif kind == 8 and len(ids) > 1:
-            ids.remove(a)
-            commands.append((who, codes.FREE, a))
-        elif kind == 9:
-            names[new[0]] = name = names.setdefault(a, k.to_bytes(16, "big"))
-            other = "b" if who == "a" else "a"
-            commands += [(who, codes.SEND_STORAGE, a, name), (other, codes.OPEN_STORAGE, name, new[0])]
-            live[other, device].append(new[0])
-        elif kind == 10:
-            commands.append((who, codes.SEED, k, rng.choice((-1, device))))
-        elif kind == 11:
-            commands += [(who, codes.EVENT, 8000 + k, device), (who, codes.DONE, 8000 + k)]
-        elif kind == 12:
-            commands.append((who, codes.GET_RNG, rng.choice((9000 + device, -1 - device))))
-        elif kind == 13:
-            run = definition("aten::nonzero.default", [["t", 0, on(GEOM, device)]], None, 1)
-            commands.append((who, codes.RUN, run, [a], [], k))
-        else:
-            commands.append((who, codes.READ, a, on(PART, device)))
-    return first, commands
 
 
 @settings(max_examples=6, deadline=None)

@@ -26,7 +26,8 @@ from jupyter_gpupool.pytorch.worker.sent_ahead import SentAhead  # noqa: E402
 from jupyter_gpupool.pytorch.worker.state_stream import StateWriter  # noqa: E402
 from jupyter_gpupool.pytorch.worker.templates import Template  # noqa: E402
 
-from .test_lease_state import Workplace, definition, program  # noqa: E402
+from ...support.worker_programs import definition, program  # noqa: E402
+from ...support.workplace import Workplace  # noqa: E402
 
 
 def chunk(nbytes: int) -> int:

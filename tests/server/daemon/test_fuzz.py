@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import random
 import re
+from collections import Counter
 
 import httpx
 import pytest
@@ -11,8 +14,8 @@ import pytest
 from jupyter_gpupool.server.http import handlers, tokens
 from jupyter_gpupool.server.http.openapi.document import document
 
-from ...conftest import PATIENCE_S
-from ..fuzzing import SOCKETS, fuzzed
+from ...conftest import PATIENCE_S, often
+from ..fuzzing import SOCKETS, calls_of, fuzzed, said_on
 from .conftest import Server
 from .unauthenticated import trusting
 
@@ -44,6 +47,31 @@ def test_every_call_by_its_description(server: Server, administers: bool) -> Non
     for line in server.log.splitlines():
         told = json.loads(line)
         assert told["level"] != "error", line
+        assert token.partition(".")[2] not in line
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+def test_very_many_calls(server: Server) -> None:
+    """Calls that fit the description and ones that are close to it, on connections that stay open."""
+    token = server.token(administers=True, expires_s=None)["token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    rng = random.Random(3)
+    kinds = calls_of(document(), often(3, 40))
+    met: Counter[int] = Counter()
+    connection = http.client.HTTPSConnection(
+        "localhost", server.port, timeout=PATIENCE_S, context=trusting(server)
+    )
+    for _ in range(often(2_000, 1_000_000)):
+        call = rng.choice(kinds)
+        status = said_on(connection, "/gpupool/api/v1", call, headers, rng)
+        met[status] += 1
+        assert status < 500, call
+    connection.close()
+    assert {200, 400, 404} <= set(met), met
+    assert server.administrator().pool()["healthy"]
+    for line in server.log.splitlines():
+        assert json.loads(line)["level"] != "error", line
         assert token.partition(".")[2] not in line
 
 
