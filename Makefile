@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 BIN := $(abspath $(VENV))/bin
 # What the installed package depends on; a change installs it anew.
-INSTALLED := pyproject.toml .make/hatch_build.py .make/install.py jupyter_gpupool/jupyter/jupyter_server_config.json
+INSTALLED := pyproject.toml .make/hatch_build.py .make/install.py .make/lock.py .make/lock.txt jupyter_gpupool/jupyter/jupyter_server_config.json
 EXTENSION := jupyter_gpupool/labextension/package.json
 PANEL := $(shell find labextension -type f -not -path 'labextension/lib/*')
 export PATH := $(BIN):$(PATH)
@@ -32,7 +32,7 @@ print(f"Every test takes about {total_s / 2.9 / 60:.0f} minutes on two cores; ma
 endef
 export FORECAST
 
-.PHONY: help demo lab test test-quick soak kubernetes lint format bench conformance programs torch-matrix jax-matrix pictures docs docs-links gpu clean
+.PHONY: help demo lab test test-quick soak kubernetes lint format bench conformance programs torch-matrix jax-matrix floors lock pictures docs docs-links gpu clean
 
 help:
 	@echo "make demo         train on two emulated GPUs at 80 % of their memory, through a pool of its own"
@@ -45,6 +45,8 @@ help:
 	@echo "make programs     public scripts, transformers, lightning and others on leased GPUs; up to half an hour"
 	@echo "make torch-matrix the device's tests on other releases: TORCH='2.14.1 2.15.0'; half an hour each, several GB"
 	@echo "make jax-matrix   the tests of JAX on other releases: JAX='0.7.2 0.8.3 0.9.2'; 500 MB each"
+	@echo "make floors       the tests with the oldest version of each dependency that pyproject.toml admits; half an hour"
+	@echo "make lock         resolve what tests and images install, with hashes, anew; needs the network"
 	@echo "make lint         ruff, import-linter, mypy, prettier, eslint, tsc"
 	@echo "make bench        measure, and write what was measured as JSON"
 	@echo "make gpu          everything that only a real GPU shows, in ten minutes; ARGS=--rehearse tries it without one"
@@ -101,6 +103,13 @@ torch-matrix: $(VENV)/.test
 
 jax-matrix: $(VENV)/.test
 	python .make/jax_matrix.py $(JAX) $(ARGS)
+
+# In an environment of its own, .floors; PyTorch and JAX have matrices.
+floors: $(BIN)/python
+	@$(PYTHON) .make/floors.py $(ARGS)
+
+lock:
+	@$(PYTHON) .make/lock.py
 
 # Every reference page is written from the code anew, so nothing is kept from the last build.
 docs: $(VENV)/.docs

@@ -3,6 +3,9 @@
     python .make/install.py .venv demo,lab
 
 uv does it where it is on the PATH, pip otherwise, and where uv fails (an index that only pip is configured for).
+The versions are those of .make/lock.txt. With the extra `test`, everything of the lock is installed first, and the
+hashes of all files are checked; PyTorch, of which each machine has a build of its own, comes after that. Where the
+versions of the lock are not to be had, others are installed, and a line says so; a file with a wrong hash never is.
 The JupyterLab extension is left out; `make lab` builds and links it. Modules are compiled when they are first
 imported: compiling all of PyTorch's would take longer than installing it.
 """
@@ -14,9 +17,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import lock
 
 #: How often a line is printed where the output is not a terminal.
 REPORT_INTERVAL_S = 10
@@ -36,7 +42,7 @@ class Progress:
         """Take one line of the installer's output."""
         line = re.sub(r"\x1b\[[0-9;]*m", "", line).strip()
         if found := re.match(
-            r"(?:Collecting|Processing|Requirement already satisfied:) (?:.*/)?([\w.]+)", line
+            r"(?:Collecting|Processing|Requirement already satisfied:) (?:\S*/)?([\w.]+)", line
         ):
             self._packages.add(found[1])
             self._show(f"{len(self._packages)} packages found, {found[1]}")
@@ -67,6 +73,23 @@ def installers(python: Path) -> list[list[str]]:
     pip = [str(python), "-m", "pip", "install", "--no-compile", "--progress-bar=off", "--no-input"]
     uv = shutil.which("uv")
     return [*([[uv, "pip", "install", "--python", str(python)]] if uv else []), pip]
+
+
+def commands(installer: Sequence[str], extras: str, constraints: Path | None) -> list[list[str]]:
+    """What one installer has to do, in this order. ``constraints``: the versions of the lock; None without the lock."""
+    checkout = ["--editable", f".[{extras}]"]
+    if constraints is None:
+        return [[*installer, *checkout]]
+    checked = [*installer, "--require-hashes", "--no-deps", "-r", str(lock.TESTS)]
+    return [
+        *([checked] if "test" in extras.split(",") else []),
+        [*installer, "--constraint", str(constraints), *checkout],
+    ]
+
+
+def is_wrong(output: str) -> bool:
+    """Return whether an installer has found a file with another hash than that of the lock."""
+    return "DO NOT MATCH THE HASHES" in output or "Hash mismatch for" in output
 
 
 def install(command: Sequence[str], log: Path) -> bool:
@@ -100,12 +123,22 @@ def install(command: Sequence[str], log: Path) -> bool:
 def main(environment: str, extras: str) -> int:
     log = Path(environment, "install.log")
     print(f"Installing into {environment}: this checkout with [{extras}]", flush=True)
-    for command in installers(Path(environment, "bin", "python").absolute()):
-        if install([*command, "--editable", f".[{extras}]"], log):
-            return 0
-        print(
-            f"\n{Path(command[0]).name} failed:", *log.read_text().splitlines()[-LOG_TAIL_LINES:], sep="\n  "
-        )
+    found = installers(Path(environment, "bin", "python").absolute())
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder, "constraints.txt")
+        constraints.write_text(lock.constraints(lock.TESTS.read_text()))
+        for locked in (constraints, None):
+            if locked is None:
+                print("The versions of .make/lock.txt cannot be installed here; trying others.", flush=True)
+            for installer in found:
+                if all(install(command, log) for command in commands(installer, extras, locked)):
+                    return 0
+                output = log.read_text()
+                name = Path(installer[0]).name
+                print(f"\n{name} failed:", *output.splitlines()[-LOG_TAIL_LINES:], sep="\n  ")
+                if is_wrong(output):
+                    print("A file is not the one that was locked: it is damaged, or somebody has changed it.")
+                    return 1
     print(f"The whole output is in {log}.")
     return 1
 

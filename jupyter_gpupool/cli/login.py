@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import webbrowser
@@ -13,6 +14,9 @@ from jupyter_gpupool.core.errors import IssuerUnavailable, PoolError
 from .command import Command
 from .options import Parser, UsageError
 
+#: Environment variable: whether logins are kept in the system's keyring, where the command does not say.
+KEYRING = "GPUPOOL_KEYRING"
+
 
 class LoginApp(Command):
     name = "login"
@@ -20,7 +24,8 @@ class LoginApp(Command):
     description = (
         "Log in at a secured server with your organisation's identity. Opens a browser where there is one; otherwise\n"
         "it prints an address and a code, which any device can open. The login is kept in ~/.gpupool/login.json,\n"
-        "which only you can read, and is refreshed while you use the pool."
+        "which only you can read, and is refreshed while you use the pool. With --keyring, or GPUPOOL_KEYRING=1 in\n"
+        "the environment, its tokens are kept in the system's keyring instead."
     )
     examples = "  gpupool login gpus.example:56001 --ca ca.crt\n  gpupool login --device"
     asks_pool = False
@@ -37,6 +42,12 @@ class LoginApp(Command):
         )
         parser.add_argument(
             "--issuer", metavar="URL", default="", help="the identity provider, if there are several"
+        )
+        parser.add_argument(
+            "--keyring",
+            action=argparse.BooleanOptionalAction,
+            default=os.environ.get(KEYRING, "") not in ("", "0"),
+            help="keep the tokens in the system's keyring (needs jupyter_gpupool[keyring])",
         )
         parser.add_argument("--device", action="store_true", help="use no browser of this machine")
 
@@ -57,6 +68,7 @@ class LoginApp(Command):
             show=lambda url, code: self.tell.info(f"Open {url} and confirm the code {code}"),
             open_page=self._open if by_browser else None,
             issuer=self.args.issuer,
+            keyring=self.args.keyring,
         )
         with PoolClient(first, ca=ca, also=others, login=str(bundle.login_path())) as client:
             who = client.whoami()

@@ -62,7 +62,7 @@ def login_path() -> Path:
 def find() -> Bundle | None:
     """Return this user's bundle; None without a servers.conf or a login. Raises InvalidRequest for a broken file."""
     servers = _read(SERVERS)
-    login = login_file.load(login_path())
+    login = login_file.load_without_tokens(login_path())
     if servers is None:
         return Bundle(login.servers, "", login.ca, str(login_path())) if login else None
     addresses = _addresses(*servers)

@@ -16,7 +16,7 @@ from jupyter_gpupool.core.errors import (
     Unauthenticated,
 )
 
-from . import login_file
+from . import login_file, system_keyring
 from .identity_provider import Denied, IdentityProvider
 from .login_file import Login
 
@@ -33,9 +33,11 @@ def sign_in(
     show: Callable[[str, str], None],
     open_page: Callable[[str], None] | None = None,
     issuer: str = "",
+    keyring: bool = False,
 ) -> Login:
     """Log in and keep the login in a file. ``offered``: what the pool's ``GET login`` returned.
 
+    ``keyring``: keep the tokens in the system's keyring, and in the file only where they are.
     ``show`` is called with the address and the code of a login by device, ``open_page`` with the address of one in
     this machine's browser, which is preferred where it is given. Raises PoolError.
     """
@@ -46,6 +48,8 @@ def sign_in(
         names = ", ".join(one["issuer"] for one in found)
         raise InvalidRequest(f"this pool has several identity providers; choose one with --issuer: {names}")
     one = found[0]
+    if keyring:
+        system_keyring.backend()  # before anybody logs in for nothing
     with IdentityProvider(one["issuer"], one["client_id"], one["ca"], one["parameters"]) as provider:
         endpoints = provider.discover()
         if open_page is not None:
@@ -66,6 +70,7 @@ def sign_in(
         access_token="",
         issued_at=0.0,
         expires_at=0.0,
+        keyring=login_file.account(path, servers) if keyring else "",
     )
     login = _with(login, tokens, time.time())
     with login_file.locked(path):
@@ -74,14 +79,17 @@ def sign_in(
 
 
 def sign_out(path: Path) -> Login | None:
-    """Delete the login, and make its refresh token worthless. Raises IssuerUnavailable where only the first worked."""
+    """Delete the login, and make its refresh token worthless. Raises IssuerUnavailable where only the first worked.
+
+    Raises InvalidRequest where the login is in a keyring that cannot be used, and leaves it there.
+    """
     if not path.exists():
         return None
     with login_file.locked(path):
         try:
             login = login_file.load(path)
         finally:
-            path.unlink(missing_ok=True)
+            login_file.delete(path)
     if login is not None and login.refresh_token and login.revocation_endpoint:
         with _provider(login) as provider:
             provider.revoke(login.revocation_endpoint, login.refresh_token)

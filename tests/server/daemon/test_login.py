@@ -27,6 +27,7 @@ from jupyter_gpupool.jupyter.pool_backend import GPUPool
 from ...support import oidc_provider
 from ...support.oidc_provider import OpenIDProvider, log_in
 from ...support.ports import free_port
+from ...support.secret_service import secret_service
 from .conftest import COMMAND, Server, gpupool, initialised
 
 
@@ -131,6 +132,20 @@ def test_by_a_device_code_without_a_bundle(setup: Setup, home: Path, tmp_path: P
         form = {"grant_type": "refresh_token", "client_id": "gpupool", "refresh_token": before}
         assert http.post("/token", data=form).json()["error"] == "invalid_grant"
     assert gpupool("logout").stdout == "You are not logged in\n"
+
+
+def test_a_login_in_the_systems_keyring(setup: Setup, home: Path, tmp_path: Path) -> None:
+    address = setup.server.url.removeprefix("https://")
+    file = home / login_file.NAME
+    with secret_service(tmp_path / "keyrings"):
+        by_device(setup, "ada", address, "--ca", str(setup.server.folder / "ca.crt"), "--keyring")
+        written = json.loads(file.read_text())
+        assert written["keyring"].startswith(setup.server.url)
+        assert written["access_token"] == written["refresh_token"] == ""
+        assert json.loads(gpupool("whoami", "--json").stdout)["owner"] == "ada"
+        assert gpupool("logout").stdout == "Logged out\n" and not file.exists()
+        find = [sys.executable, "-m", "keyring", "get", "jupyter_gpupool", written["keyring"]]
+        assert subprocess.run(find, capture_output=True, text=True).stdout == ""
 
 
 def test_by_a_browser_with_a_bundle(setup: Setup, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
