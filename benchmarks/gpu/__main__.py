@@ -56,6 +56,7 @@ STEPS = (
     Step("sharing", 60, "slices that compute at once beside as many native processes"),
     Step("first_result", 30, "the first result of a fresh worker"),
     Step("life", 45, "a lease is resized and parked, and its worker crashes and is replaced"),
+    Step("residue", 45, "whether a process finds what another one left on the card, also after kill -9"),
     Step("conformance", 90, "samples of PyTorch's operator suite, forward and backward, beside native"),
     Step("compiled", 110, "ResNet-50 for one image, compiled, with and without CUDA graphs, beside native"),
 )
@@ -75,6 +76,11 @@ GOALS: dict[str, tuple[str, float]] = {
     "sharing.refused_of_others": ("<=", 0),
     "sharing.memory_over_limit_mib": ("<=", 0),
     "life.crash_replaced_s": ("<=", 10.0),
+    "residue.seen_within_a_process": (">=", 1),
+    "residue.words_after_end": ("<=", 0),
+    "residue.words_after_kill": ("<=", 0),
+    "residue.words_after_workers_end": ("<=", 0),
+    "residue.words_after_workers_kill": ("<=", 0),
     "conformance.differ": ("<=", 0),
 }
 _HIGHER_IS_BETTER = ("_to_native", "_to_least", "_per_s")

@@ -315,6 +315,12 @@ def life(setting: Setting) -> None:
     lease_life.run(setting.device(0.25), figure)
 
 
+def residue(setting: Setting) -> None:
+    from . import residue as left
+
+    left.run(setting, figure)
+
+
 def conformance(setting: Setting) -> None:
     from torch.utils._pytree import tree_map
 
@@ -367,7 +373,7 @@ STEPS: dict[str, Callable[[Setting], None]] = {
     step.__name__: step
     for step in (
         *(facts, tests, copies, operators, mnist, training, inference, gpt2),
-        *(sharing, first_result, life, conformance, compiled),
+        *(sharing, first_result, life, residue, conformance, compiled),
     )
 }
 

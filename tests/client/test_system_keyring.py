@@ -68,7 +68,8 @@ def test_a_refreshed_token_goes_there_too(service: object, provider: Provider, t
     login = log_in(path)
     login_file.save(path, replace(login, expires_at=0.0))
     assert sign_in.FreshToken(str(path)).get() == "refreshed"
-    assert "refreshed" not in path.read_text() and "second" not in path.read_text()
+    written = json.loads(path.read_text())
+    assert written["access_token"] == written["refresh_token"] == ""
     kept = login_file.load(path)
     assert kept is not None and (kept.access_token, kept.refresh_token) == ("refreshed", "second")
 

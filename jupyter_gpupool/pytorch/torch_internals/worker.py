@@ -22,6 +22,7 @@ functions = _value(
 )
 set_conj = _value("torch._C._set_conj", "conjugate a result in memory")
 is_alias_of = _value("torch._C._is_alias_of", "notice a result on the memory of an input")
+storage_at = _value("torch._C._construct_storage_from_data_pointer", "clear memory that no tensor is on")
 run_backward = _value("torch.autograd.graph._engine_run_backward", "differentiate a recurrent network")
 #: None in a build for the CPU, and in one without NCCL.
 architecture_flags = _value(

@@ -16,6 +16,7 @@ from jupyter_gpupool.pytorch.protocol.device_properties import NUMBERS
 from jupyter_gpupool.pytorch.protocol.sizes import CONTEXT_BYTES, host_bytes, rounded
 from jupyter_gpupool.transport.specs import DeviceSpec
 
+from . import clearing
 from .busy_clock import BusyClock
 from .cuda_graphs import CudaRecorder, can_record, free_cache
 from .device import Device, HostCopy, OutOfSliceMemory
@@ -51,6 +52,7 @@ class CudaDevice(Device):
     """
 
     compiles_graphs = True
+    clears_memory = True
 
     def __init__(self, spec: DeviceSpec, ordinal: int) -> None:
         self._process = ProcessOnGpu(spec.uuid)
@@ -143,6 +145,14 @@ class CudaDevice(Device):
 
     def can_become(self, spec: DeviceSpec) -> bool:
         return spec.uuid == self.spec.uuid  # CUDA chooses its GPUs once for each process
+
+    def clear_memory(self, only_unused: bool = False) -> None:
+        self.recordings.forget()
+        torch.cuda.synchronize(self.torch_device)
+        with torch.inference_mode():
+            held = clearing.pieces(torch.cuda.memory_snapshot(), self.torch_device.index, only_unused)
+            clearing.zero(held, self.torch_device)
+        torch.cuda.synchronize(self.torch_device)
 
     def release_memory(self) -> None:
         self.recordings.forget()

@@ -87,6 +87,8 @@ class Device(abc.ABC):
 
     #: whether graphs are compiled by inductor where their program has not chosen
     compiles_graphs = False
+    #: whether it has memory of a GPU, which other processes get after it
+    clears_memory = False
 
     def __init__(self, spec: DeviceSpec, torch_device: torch.device) -> None:
         self.spec = spec
@@ -240,6 +242,12 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def can_become(self, spec: DeviceSpec) -> bool:
         """Whether this process could go on with another slice of this kind, while its memory is parked."""
+
+    def clear_memory(self, only_unused: bool = False) -> None:  # noqa: B027  where memory is the process's own
+        """Zero what it holds of the GPU, before others can have that. No session may use it meanwhile.
+
+        ``only_unused``: leave what tensors are on.
+        """
 
     @abc.abstractmethod
     def release_memory(self) -> None:

@@ -7,6 +7,7 @@ again, each piece comes when it is first used, the others in the background.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from .held_arrays import COMPUTE_TIMEOUT_S, HeldArray
 from .shared_storages import SharedBlock, SharedStorages
 from .storages import Slot, whole
 
+log = logging.getLogger(__name__)
+
 #: How long sessions may take to come between two frames, in seconds: an upload may arrive slowly.
 _REST_TIMEOUT_S = 10.0
 #: The bytes that are copied while frames wait, where the worker goes on.
@@ -33,6 +36,14 @@ _Layout = tuple[torch.dtype, int, tuple[int, ...], tuple[int, ...]]
 
 #: What is on memory.
 User = Slot | SharedBlock | HeldArray
+
+
+def clear(device: Device, only_unused: bool = False) -> None:
+    """As ``device.clear_memory``; where that fails, the log says so, for the driver clears memory as well."""
+    try:
+        device.clear_memory(only_unused)
+    except Exception as e:  # CUDA's errors are RuntimeError, AcceleratorError and others
+        log.warning("the memory of %s is not cleared by its worker: %s", device.spec.name, e)
 
 
 class HasMemory(Protocol):
@@ -178,6 +189,8 @@ class Residence:
             for piece in pieces:
                 self._let_go(piece)
             parked = True
+            for device in self._devices():
+                clear(device, only_unused=True)
         except ArenaFull as e:
             raise CannotPark(f"the host memory for it does not suffice: {e}") from None
         finally:
@@ -210,6 +223,14 @@ class Residence:
         if not self.gate.close(_REST_TIMEOUT_S):
             self.go_on(was_closed=False)
             raise CannotPark("it computes, or an upload to it has not arrived whole")
+
+    def clear(self, timeout_s: float) -> bool:
+        """Zero all memory, at the worker's end: no frame runs any more. False where one computes for too long."""
+        if not self.gate.close(timeout_s):
+            return False
+        for device in self._devices():
+            clear(device)
+        return True
 
     def go_on(self, was_closed: bool = True) -> None:
         """End the rest; what is parked stays parked."""

@@ -16,7 +16,40 @@ from jupyter_gpupool.transport.specs import DeviceSpec  # noqa: E402
 from ...support.simulated_cuda import MIB, SimulatedGpu  # noqa: E402
 
 
+class Allocator:
+    """What PyTorch's allocator has reserved: host memory stands for it, full of what programs have left."""
+
+    def __init__(self, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch, *blocks: tuple[int, str]) -> None:
+        self.memory = torch.full((sum(size for size, _ in blocks),), 7, dtype=torch.uint8)
+        self.blocks = [{"size": size, "state": state} for size, state in blocks]
+        segment = {"device": None, "address": self.memory.data_ptr(), "blocks": self.blocks}
+        of_another_gpu = {"device": 1, "address": 64, "blocks": [{"size": 1 << 40, "state": "inactive"}]}
+        self.segments = [of_another_gpu, segment]
+        monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: self.segments)
+
+    def content(self) -> list[set[int]]:
+        """The values in each block."""
+        sizes = [block["size"] for block in self.blocks]
+        return [set(part.tolist()) for part in self.memory.split(sizes)]
+
+
 class TestMemory:
+    def test_nothing_is_left_in_what_the_gpu_gets_back(
+        self, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        device = gpu.device(500)
+        blocks = (
+            (512, "inactive"),
+            (1024, "active_allocated"),
+            (512, "active_pending_free"),
+            (2048, "inactive"),
+        )
+        held = Allocator(gpu, monkeypatch, *blocks)
+        device.clear_memory(only_unused=True)
+        assert held.content() == [{0}, {7}, {7}, {0}], "tensors keep what they have"
+        device.clear_memory()
+        assert held.content() == [{0}] * 4
+
     def test_context_and_workspaces_belong_to_the_slice(self, gpu: SimulatedGpu) -> None:
         device = gpu.device(500)
         assert device.overhead == 108 * MIB

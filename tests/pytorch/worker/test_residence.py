@@ -334,3 +334,44 @@ def test_an_operator_marks_what_it_writes() -> None:
     assert writes("aten::_foreach_add_.List", lists, 4) == (0, 1)
     statistics = [tensor(0), None, None, tensor(1), tensor(2), True, 0, 0]
     assert set(writes("aten::native_batch_norm.default", statistics, 3)) >= {1, 2}
+
+
+def test_what_is_parked_is_cleared_before_any_frame_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = parkable()
+    place.new_session("a")
+    cleared = []
+
+    def clear_memory(only_unused: bool) -> None:
+        cleared.append((only_unused, place.residence.gate.close(0.0)))
+
+    monkeypatch.setattr(place.devices[0], "clear_memory", clear_memory)
+    place.residence.park()
+    assert cleared == [(True, False)], "the gate is closed meanwhile"
+    place.residence.resume()
+
+
+def test_memory_that_cannot_be_cleared_is_parked_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = parkable()
+    place.new_session("a")
+
+    def clear_memory(only_unused: bool) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(place.devices[0], "clear_memory", clear_memory)
+    place.residence.park()
+    assert place.residence.gate.parked and "is not cleared by its worker" in caplog.text
+    place.residence.resume()
+
+
+def test_at_its_end_a_worker_clears_all_once_no_frame_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = parkable()
+    place.new_session("a")
+    cleared: list[bool] = []
+    monkeypatch.setattr(place.devices[0], "clear_memory", cleared.append)
+    place.residence.gate.enter()
+    assert not place.residence.clear(0.0) and not cleared, "a frame still uses it"
+    place.residence.gate.leave()
+    assert place.residence.clear(0.0) and cleared == [False]
+    assert not place.residence.gate.close(0.0), "no frame runs any more"
