@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from types import ModuleType
 
@@ -9,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_gpupool.engines.local.sandbox import bpf, landlock, layers, seccomp, worker_paths
+from jupyter_gpupool.engines.local.sandbox import (
+    bpf,
+    kernel,
+    landlock,
+    layers,
+    namespaces,
+    seccomp,
+    worker_paths,
+)
 from jupyter_gpupool.engines.local.sandbox.landlock import Access
 from jupyter_gpupool.engines.local.sandbox.system_calls import ARCHITECTURES, NEWEST, NUMBERS
 
@@ -131,6 +141,17 @@ def test_the_layer_of_files_is_there_if_it_protects_what_files_contain(
         if version < 3
         else ""
     )
+
+
+def test_a_kernel_that_allows_no_more_namespaces_is_not_said_to_lack_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(kernel, "syscall", refuse)
+    with pytest.raises(OSError, match="max_user_namespaces"):
+        namespaces.enter("x86_64")
 
 
 @pytest.mark.parametrize("version", range(3, 12))

@@ -6,6 +6,7 @@ of networks there is nothing to connect to; connections that it is handed go on.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -24,7 +25,13 @@ def missing(machine: str) -> str:
 def enter(machine: str) -> None:
     """Leave the namespaces of this process's parent, for good; it stays the same user. Raises OSError."""
     user, group = os.geteuid(), os.getegid()
-    kernel.syscall(_UNSHARE[machine], _NEW_USERS | _NEW_NETWORK | _NEW_IPC)
+    try:
+        kernel.syscall(_UNSHARE[machine], _NEW_USERS | _NEW_NETWORK | _NEW_IPC)
+    except OSError as e:
+        if e.errno == errno.ENOSPC:  # in the words of the kernel, "no space left on device"
+            why = "no more of them may be made here, see /proc/sys/user/max_user_namespaces"
+            raise OSError(e.errno, why) from None
+        raise
     for name, line in (
         ("setgroups", "deny"),
         ("uid_map", f"{user} {user} 1"),
