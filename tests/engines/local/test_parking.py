@@ -29,7 +29,7 @@ from jupyter_gpupool.engines.local.engine import LocalEngine  # noqa: E402
 from jupyter_gpupool.pytorch.client import session  # noqa: E402
 from jupyter_gpupool.transport.lifeline import Lifeline  # noqa: E402
 
-from ...conftest import often  # noqa: E402
+from ...conftest import PATIENCE_S, often  # noqa: E402
 from ...support.cutting_proxy import CuttingProxy  # noqa: E402
 from .test_engine import attach_spec, granted  # noqa: E402
 
@@ -40,7 +40,8 @@ class Server:
     def __init__(self, folder: Path, **options: Any) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self.engine = LocalEngine(run_dir=str(folder), emulate="always", attach_timeout_s=300.0, **options)
+        patience = {"attach_timeout_s": PATIENCE_S, "start_timeout_s": PATIENCE_S}
+        self.engine = LocalEngine(run_dir=str(folder), emulate="always", **patience, **options)
         self.ended: list[str] = []
         self.woken: list[str] = []
         self.engine.on_wake(self.woken.append)

@@ -20,11 +20,13 @@ from jupyter_gpupool.transport.specs import WorkerSpec
 
 from . import measure, own_limits
 from .control_groups import ControlGroups, NotDelegated, delegated
-from .limits import Limits, Taken, excess, limits_of, out_of_memory
+from .limits import Limits, Taken, excess, limits_of, machine_out_of_memory, out_of_memory
 
 #: Seconds between two looks at the workers' processes, and at their directories.
 INTERVAL_S = 0.5
 _DIRECTORY_INTERVAL_S = 2.0
+#: Seconds between two tries to remove a group whose processes are still ending, and how often that is tried.
+_REMOVAL_INTERVAL_S, _REMOVAL_TRIES = 0.1, 600
 
 #: The layers, as health names them.
 CONTROL_GROUPS, HOST_MEMORY, DISK = "control groups", "host memory", "disk"
@@ -62,6 +64,7 @@ class Bounds:
         self._limits: dict[str, Limits] = {}
         self._reasons: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
+        self._removals: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Find out what bounds there can be, and watch from now on."""
@@ -81,6 +84,8 @@ class Bounds:
 
     async def stop(self) -> None:
         """Watch no longer. What the kernel keeps stays."""
+        for removal in list(self._removals.values()):
+            removal.cancel()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -91,6 +96,9 @@ class Bounds:
         """Return what a new worker is to enter, as JSON. Raises OSError if it can have no control group."""
         limits = self._limits[spec.lease_id] = self._of(spec)
         self._reasons.pop(spec.lease_id, None)
+        removal = self._removals.pop(spec.lease_id, None)
+        if removal is not None:  # it would remove the new group
+            removal.cancel()
         group = str(self.groups.make(spec.lease_id, limits)) if self.groups is not None else ""
         return own_limits.to_json(limits, group)
 
@@ -103,17 +111,35 @@ class Bounds:
 
     def settle(self, lease_ids: set[str]) -> None:
         """Forget what an earlier engine has left of all other leases."""
-        if self.groups is not None:
-            self.groups.remove_others(lease_ids)
+        for lease_id in self.groups.lease_ids() if self.groups is not None else ():
+            if lease_id not in lease_ids:
+                self._remove_group(lease_id)
 
     def ended(self, lease_id: str) -> str:
         """Note that a worker has ended; return why, if it was for its bounds, in words for its user."""
         limits, reason = self._limits.pop(lease_id, None), self._reasons.pop(lease_id, "")
         if self.groups is not None:
-            if not reason and limits is not None and self.groups.ran_out_of_memory(lease_id):
-                reason = out_of_memory(limits)
-            self.groups.end(lease_id)
+            ended, for_its_own = self.groups.was_ended_for_memory(lease_id)
+            if not reason and limits is not None and ended:
+                reason = out_of_memory(limits) if for_its_own else machine_out_of_memory()
+            self._remove_group(lease_id)
         return reason
+
+    def _remove_group(self, lease_id: str) -> None:
+        """End a group, at once if its processes are gone, else as soon as they are: memory takes time to be freed."""
+        assert self.groups is not None
+        if lease_id not in self._removals and not self.groups.end(lease_id):
+            removing = self._remove_when_empty(self.groups, lease_id)
+            self._removals[lease_id] = asyncio.get_running_loop().create_task(removing)
+
+    async def _remove_when_empty(self, groups: ControlGroups, lease_id: str) -> None:
+        for _ in range(_REMOVAL_TRIES):
+            await asyncio.sleep(_REMOVAL_INTERVAL_S)
+            if groups.end(lease_id):
+                del self._removals[lease_id]
+                return
+        del self._removals[lease_id]
+        self._log.warning("Processes of lease %s cannot be ended: %s", lease_id, groups.path(lease_id))
 
     def _of(self, spec: WorkerSpec) -> Limits:
         return limits_of(spec.devices, self._machine_mib, self._host_memory_mib, self._disk_mib)
@@ -140,8 +166,9 @@ class Bounds:
             limits, pids = self._limits.get(lease_id), groups[worker.pid]
             if limits is None or not pids or not processes.lives(worker.pid, worker.created):
                 continue
-            own = worker_files.own_directory(worker_files.path(self._folder, lease_id))
-            taken = measure.taken(pids, own)
+            state = worker_files.path(self._folder, lease_id)
+            own = worker_files.own_directory(state)
+            taken = measure.taken(pids, own, state)
             if directories:
                 taken = measure.with_directory(taken, own)
             taken = Taken(

@@ -67,24 +67,30 @@ class ControlGroups:
         with contextlib.suppress(FileNotFoundError, PermissionError):  # without the processor's controller
             _write(group / "cpu.weight", str(limits.weight))
 
-    def ran_out_of_memory(self, lease_id: str) -> bool:
-        """Whether the kernel has ended a process of that group because the group had no more memory."""
-        return _counted(self.path(lease_id) / "memory.events", "oom_kill") > 0
+    def was_ended_for_memory(self, lease_id: str) -> tuple[bool, bool]:
+        """Whether the kernel has ended a process of that group for memory, and whether for the group's own limit.
 
-    def end(self, lease_id: str) -> None:
-        """End what is left in a group, and remove it as far as possible."""
+        Otherwise the machine's memory, or that of a group above, was used up, by whomever.
+        """
+        events = self.path(lease_id) / "memory.events"
+        return _counted(events, "oom_kill") > 0, _counted(events, "oom") > 0
+
+    def end(self, lease_id: str) -> bool:
+        """End what is left in a group, and remove it; return False where what was killed is still ending."""
         group = self.path(lease_id)
         with contextlib.suppress(OSError):  # a kernel before 5.14
             _write(group / "cgroup.kill", "1")
-        with contextlib.suppress(OSError):
+        try:
             group.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
 
-    def remove_others(self, lease_ids: set[str]) -> None:
-        """Remove the groups of all other leases."""
-        for group in self.parent.glob(f"{_PREFIX}*"):
-            lease_id = group.name[len(_PREFIX) :]
-            if lease_id not in lease_ids:
-                self.end(lease_id)
+    def lease_ids(self) -> list[str]:
+        """The leases that have a group."""
+        return [group.name[len(_PREFIX) :] for group in self.parent.glob(f"{_PREFIX}*")]
 
 
 def join(group: str) -> None:

@@ -97,3 +97,8 @@ def out_of_memory(limits: Limits) -> str:
         f"its worker needed more than the {limits.memory_mib} MiB of the GPU server's host memory that it may have "
         f"(host_memory_mib)"
     )
+
+
+def machine_out_of_memory() -> str:
+    """Return why a worker was ended that kept to its limit, while all together needed more than there is."""
+    return "the GPU server's host memory was used up, and its worker was ended for that, which kept to what it may have"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Collection, Mapping
@@ -35,12 +36,13 @@ def members(leaders: Collection[int]) -> dict[int, list[int]]:
     return found
 
 
-def taken(pids: Collection[int], own: Path) -> Taken:
-    """Return what these processes of one worker take; of its directory ``own`` only files that have no name."""
-    try:
-        device = os.stat(own).st_dev
-    except OSError:
-        device = -1
+def taken(pids: Collection[int], own: Path, beside: Path) -> Taken:
+    """Return what these processes of one worker take; of its directory ``own`` only files that have no name.
+
+    ``beside``: a file on the same disk, for a union of disks, as containers have, names its files' disk otherwise than
+    that of its folders.
+    """
+    disks = _disks(own, beside)
     memory = disk = tasks = 0
     seen: set[tuple[int, int]] = set()
     for pid in pids:
@@ -49,7 +51,7 @@ def taken(pids: Collection[int], own: Path) -> Taken:
         memory += 1024 * sum(status.get(key, 0) for key in ("RssAnon", "RssShmem", "VmSwap"))
         tasks += status.get("Threads", 0)
         for where, nbytes, in_memory in _unnamed(pid, seen):
-            if where == device:
+            if where in disks:
                 disk += nbytes
             elif in_memory:
                 memory += nbytes
@@ -60,6 +62,14 @@ def with_directory(of_processes: Taken, own: Path) -> Taken:
     """Return the same with what is in the worker's directory."""
     nbytes, files, depth = _size(own)
     return replace(of_processes, disk_bytes=of_processes.disk_bytes + nbytes, files=files, depth=depth)
+
+
+def _disks(*paths: Path) -> set[int]:
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found.add(os.stat(path).st_dev)
+    return found
 
 
 def _status(pid: int) -> Mapping[str, int]:
