@@ -129,21 +129,47 @@ def _run(worker: Running, code: str) -> Any:
 REFUSALS = ("PermissionError", f"OSError: [Errno {errno.ENETUNREACH}]")
 
 
+def is_refused(outcome: str) -> bool:
+    return outcome.startswith(REFUSALS)
+
+
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_a_worker_that_was_taken_over_is_refused(
     name: str, outcomes: Callable[[Collection[str]], dict[str, str]], lacks: dict[str, str]
 ) -> None:
-    attempt = ATTEMPTS[name]
-    held_by = set(attempt.held_by)
+    held_by = set(ATTEMPTS[name].held_by)
     here = {layer for layer in layers.LAYERS if not lacks[layer]}
     if not held_by & here:
-        pytest.skip("; ".join(f"{layer}: {lacks[layer]}" for layer in held_by))
+        pytest.skip(not_shown(name, "is refused", lacks, held_by))
     refused = outcomes(here)[name]
-    assert refused.startswith(REFUSALS), refused or "it succeeded"
-    for layer in sorted(held_by & here):
-        alone = outcomes(here - held_by | {layer})[name]
-        assert alone.startswith(REFUSALS), f"{layer} does not hold it: {alone}"
-    without = outcomes(here - held_by)[name]
+    assert is_refused(refused), refused or "it succeeded"
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [(name, layer) for name, attempt in ATTEMPTS.items() for layer in attempt.held_by]
+)
+def test_each_layer_alone_refuses_what_succeeds_without_it(
+    name: str,
+    layer: str,
+    outcomes: Callable[[Collection[str]], dict[str, str]],
+    lacks: dict[str, str],
+) -> None:
+    attempt = ATTEMPTS[name]
+    if lacks[layer]:
+        pytest.skip(not_shown(name, f"is refused by {layer} alone", lacks, [layer]))
+    others = {other for other in layers.LAYERS if not lacks[other]} - set(attempt.held_by)
+    alone = outcomes(others | {layer})[name]
+    assert is_refused(alone), f"{layer} does not hold it: {alone}"
+    without = outcomes(others)[name]
     if without.startswith("PermissionError") and attempt.needs:
-        pytest.skip(f"this machine refuses {attempt.needs} without the sandbox, too: {without}")
+        pytest.skip(
+            f"not shown: to {name} is refused by {layer}; this machine refuses {attempt.needs} without the "
+            f"sandbox, too: {without}"
+        )
     assert not without, "it fails without the sandbox, too"
+
+
+def not_shown(name: str, what: str, lacks: dict[str, str], held_by: Collection[str]) -> str:
+    return f"not shown: to {name} {what}; " + "; ".join(
+        f"{layer}: {lacks[layer]}" for layer in sorted(held_by)
+    )
