@@ -17,7 +17,7 @@ from .scheduling.admission import GrantPlan, plan_grants
 from .scheduling.fair_queue import fair_order
 from .scheduling.placement_index import Granted, PlacementIndex, trial_grants
 from .scheduling.relocation import has_one_shape
-from .scheduling.reservation import Movable, Reservation
+from .scheduling.reservation import LeasesOn, Movable, Reservation, Share
 from .tenancy.namespaces import Namespaces
 
 
@@ -110,7 +110,7 @@ class Grants:
                 change.begin_move(lease, elsewhere, "where its program can go on")
                 waiting.remove(lease)
             else:
-                self._keep_for_woken(change.tx, lease, index, room)
+                self._keep_for_woken(lease, index, room, change.tx.leases_on)
         return waiting
 
     def _elsewhere(self, lease: Lease, index: PlacementIndex, room: Granted) -> tuple[Slice, ...] | None:
@@ -133,9 +133,9 @@ class Grants:
         return bool(over)
 
     def _keep_for_woken(
-        self, tx: BufferedTransaction, lease: Lease, index: PlacementIndex, room: Granted
+        self, lease: Lease, index: PlacementIndex, room: Granted, leases_on: LeasesOn
     ) -> None:
-        for uuid, mib in resumption.keep(lease, index.servers, room, tx.leases_on).items():
+        for uuid, mib in resumption.keep(lease, index.servers, room, leases_on).items():
             if mib:
                 room.use_on_trial(uuid, mib)
 
@@ -146,13 +146,21 @@ class Grants:
         index: PlacementIndex,
         room: Granted,
         gone: Callable[[Lease], bool],
+        leases_on: LeasesOn | None = None,
     ) -> GrantPlan:
         if not queue:
             return GrantPlan()
         limited = any(is_limited(self._namespaces.of_lease(lease.request.namespace)) for lease in queue)
         held = tx.held() if limited else {}
         return plan_grants(
-            queue, index, room, held, self._namespaces.of_lease, gone, tx.leases_on, self._movable(tx)
+            queue,
+            index,
+            room,
+            held,
+            self._namespaces.of_lease,
+            gone,
+            leases_on or tx.leases_on,
+            self._movable(tx),
         )
 
     def _movable(self, tx: BufferedTransaction) -> Movable | None:
@@ -183,7 +191,7 @@ class Grants:
         with trial_grants(tx.granted_mib()) as room:
             for lease in tx.woken():
                 if not self._is_silent(lease):
-                    self._keep_for_woken(tx, lease, index, room)
+                    self._keep_for_woken(lease, index, room, tx.leases_on)
             queue = self.queue(tx, index.servers)
             reserved = self._plan(tx, queue, index, room, self._is_silent).reserved
         return [(lease, reserved[lease.id]) for lease in queue if lease.id in reserved]
@@ -203,7 +211,7 @@ class Grants:
                     if self.may_move and lease.id not in self._unmoved_until:
                         groups += destination.groups(lease, index.servers)
                     yield Head(lease, groups), room
-                    self._keep_for_woken(tx, lease, index, room)
+                    self._keep_for_woken(lease, index, room, tx.leases_on)
             queue = self.queue(tx, index.servers)
             plan = self._plan(tx, queue, index, room, self._is_silent)
             held = tx.held()
@@ -218,9 +226,39 @@ class Grants:
                 if request.spread:
                     groups = [[entry for group in groups for entry in group]]
                 yield Head(lease, groups), room
-                for uuid, mib in reservation.blocked_mib.items():
+                # All that it will hold, and not only what is free of that now: who makes room there for a later one
+                # makes it for this one first.
+                kept = {**reservation.blocked_mib, **{p.gpu_uuid: p.memory_mib for p in reservation.slices}}
+                for uuid, mib in kept.items():
                     if mib:
                         room.use_on_trial(uuid, mib)
+
+    def starts_without(
+        self, tx: BufferedTransaction, index: PlacementIndex, waiting: Lease, parked: Sequence[Lease]
+    ) -> bool:
+        """Whether one that waits gets what these leases leave if they are parked now, and not one that is before it."""
+        gone = {lease.id for lease in parked}
+
+        def leases_on(uuid: str) -> Mapping[str, Share]:
+            return {lease_id: share for lease_id, share in tx.leases_on(uuid).items() if lease_id not in gone}
+
+        with trial_grants(tx.granted_mib()) as room:
+            for lease in parked:
+                for piece in lease.slices:
+                    room.use_on_trial(piece.gpu_uuid, -piece.memory_mib)
+            for lease in tx.woken():
+                if self._is_silent(lease):
+                    continue
+                slices = resumption.place(lease, index.servers, room) or self._elsewhere(lease, index, room)
+                if lease.id == waiting.id:
+                    return slices is not None
+                if slices is None:
+                    self._keep_for_woken(lease, index, room, leases_on)
+                for piece in slices or ():
+                    room.use_on_trial(piece.gpu_uuid, piece.memory_mib)
+            queue = self.queue(tx, index.servers)
+            plan = self._plan(tx, queue, index, room, self._is_silent, leases_on)
+        return any(lease.id == waiting.id for lease, _ in plan.granted)
 
     def waiting(self, tx: Transaction, servers: Sequence[Server]) -> list[Lease]:
         """The leases that wait, in the order in which they resume or are granted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -111,16 +111,39 @@ def find_parks(
         server = lease.slices[0].server
         if lease.parked is not None and server in host_mib:
             host_mib[server] -= lease.parked.memory_mib
+    in_vain: set[str] = set()  # for whom nobody is parked, because one that is before it would get the room
+    while True:
+        found = _first_plan(tx, index, grants, policy, idle, host_mib, in_vain)
+        if found is None:
+            return None
+        waiting, lease_ids = found
+        parks = Parks(tuple(leases[lease_id] for lease_id in lease_ids), waiting)
+        if grants.starts_without(tx, index, waiting, parks.leases):
+            return parks
+        in_vain.add(waiting.id)
+
+
+def _first_plan(
+    tx: BufferedTransaction,
+    index: PlacementIndex,
+    grants: Grants,
+    policy: ReclaimPolicy,
+    idle: Sequence[planner.IdleLease],
+    host_mib: Mapping[str, int],
+    besides: Collection[str],
+) -> tuple[Lease, tuple[str, ...]] | None:
+    """The first of those that wait for whom leases can be parked, and their ids. ``besides``: ids of those to pass."""
     with closing(grants.heads(tx, index)) as heads:
         for head, used in heads:
-            if head.lease.state is LeaseState.QUEUED and not _is_within(
-                policy, head.lease.request, tx, index
+            if head.lease.id in besides or (
+                head.lease.state is LeaseState.QUEUED
+                and not _is_within(policy, head.lease.request, tx, index)
             ):
                 continue
             count = len(head.lease.slices) or head.lease.request.num_gpus
             found = planner.plan(head.groups, count, used, idle, host_mib)
             if found is not None:
-                return Parks(tuple(leases[lease_id] for lease_id in found.lease_ids), head.lease)
+                return head.lease, found.lease_ids
     return None
 
 

@@ -275,7 +275,7 @@ class Life(RuleBasedStateMachine):
             change = self.manager.resize(id, size.get("partial"), size.get("memory_mib"))
         except PoolError as error:
             assert not isinstance(error, LeaseEnded) or before.state.ended
-            if before.state is LeaseState.ACTIVE:
+            if before.state is LeaseState.ACTIVE and not before.moving_to:
                 assert self.limited(before, wanted) or any(
                     mib > piece.total_mib or mib - piece.memory_mib > free[piece.gpu_uuid]
                     for mib, piece in zip(wanted, before.slices)

@@ -279,3 +279,31 @@ def test_the_audit_trail_says_for_whom_and_names_no_user_of_another_namespace(po
     with pool.ledger.reading() as tx:
         outcomes = [entry.outcome for entry in audit_log.read(tx) if entry.action == "park"]
     assert f"for lease {third.id}; 10 MiB are kept in host memory" in outcomes
+
+
+def test_nobody_is_parked_where_one_that_comes_first_would_get_the_room(pool: Pool) -> None:
+    pool.active(1, 0.9, never_park=True, filters={"index": "0"})
+    pool.active(1, 0.3, never_park=True, filters={"index": "1"})
+    idle = pool.active(1, 0.5, filters={"index": "1"})
+    first = pool.request(1, 1.0, owner="bob", filters={"index": "1"}, namespace="another")
+    second = pool.request(1, 0.4, owner="cyd")
+    pool.clock.advance(200)
+    assert not pool.park(idle), "the GPU is kept for the first"
+    pool.manager.release(first.id)
+    assert pool.park(idle) == {idle.id}
+    assert pool.state(second) is LeaseState.GRANTED
+
+
+def test_nobody_is_parked_where_the_room_makes_one_that_comes_first_wait_there(
+    ledger: Ledger, clock: Clock, servers: list[Server]
+) -> None:
+    pool = Pool(ledger, clock, servers)
+    for share in (0.5, 0.4):
+        pool.active(1, share, never_park=True, filters={"index": "0"})
+    pool.active(1, 0.3, never_park=True, filters={"index": "1"})
+    idle = [pool.active(1, share, filters={"index": "1"}) for share in (0.2, 0.25, 0.25)]
+    pool.request(1, 1.0, owner="bob", namespace="another")
+    second = pool.request(1, 0.65, owner="cyd")
+    pool.clock.advance(200)
+    assert not pool.park(*idle), "once they are parked, the first waits for one lease there, and not for two"
+    assert pool.state(second) is LeaseState.QUEUED
