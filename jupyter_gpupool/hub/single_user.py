@@ -11,7 +11,7 @@ from typing import Any
 
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
-from jupyter_gpupool.client import direct, lease_holder, pool_finder, requests
+from jupyter_gpupool.client import direct, file_cleaner, lease_holder, pool_finder, requests
 from jupyter_gpupool.client.lease_environment import lease_variables, remove_commands
 from jupyter_gpupool.core.environment import LEASE, REFUSED
 from jupyter_gpupool.core.errors import LeaseEnded, PoolError
@@ -56,6 +56,7 @@ class HubServer:
             await asyncio.to_thread(hold.release)
         if self._config is not None:
             self._config.unlink(missing_ok=True)
+            file_cleaner.forget(self._config)
             os.environ.pop(LEASE, None)
             remove_commands(os.environ)
 
@@ -78,6 +79,7 @@ class HubServer:
         handle, name = tempfile.mkstemp(prefix="gpupool-server-")
         os.close(handle)
         self._config = Path(name)
+        file_cleaner.remove_at_end(self._config)
         self._write(spec)
         os.environ.update(lease_variables(spec, name, os.environ))
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jupyter_gpupool.client import lease_holder, pool_finder, requests
+from jupyter_gpupool.client import file_cleaner, lease_holder, pool_finder, requests
 from jupyter_gpupool.client.http import PoolClient
 from jupyter_gpupool.client.lease_environment import lease_variables
 from jupyter_gpupool.core.environment import PENDING, PENDING_LEASE, REFUSED
@@ -43,6 +43,7 @@ class KernelLease:
             **gpu_request.arguments(), wait=not gpu_request.require, label=label
         )
         self._folder = Path(tempfile.mkdtemp(prefix="gpupool-kernel-"))  # readable by this user alone
+        file_cleaner.remove_at_end(self._folder)
         self._config = self._folder / "lease.json"
         self._changed = threading.Condition()
         self._state: LeaseState | None = None
@@ -141,6 +142,7 @@ class KernelLease:
         if self._acquiring.ident and self._acquiring is not threading.current_thread():
             self._acquiring.join(5.0)
         shutil.rmtree(self._folder, ignore_errors=True)
+        file_cleaner.forget(self._folder)
 
     # -- beside the kernel's start
 

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sqlite3
+import tempfile
 import threading
 import time
 import uuid
@@ -151,8 +152,15 @@ def test_a_server_that_is_killed_takes_its_kernels_slices_with_it(
         notebooks.start(spec, {"num_gpus": 1, "partial": 0.5})
     left = workers(notebooks.leases())
     assert len(left) == 3
+    ids = [lease["id"] for lease in notebooks.leases()]
+    files = []
+    for file in Path(tempfile.gettempdir()).glob("gpupool-kernel-*/lease.json"):
+        with contextlib.suppress(FileNotFoundError):  # another server's, whose lease has ended
+            files += [file] if any(id in file.read_text() for id in ids) else []
+    assert len(files) == 3
     server.send_signal(signal.SIGKILL)
     server.wait(300)
+    eventually(lambda: not any(file.parent.exists() for file in files), "its leases' files are removed")
     eventually(lambda: not any(map(runs, left)), "no worker of its kernels is left")
     # On the same ledger: what they held is free, and each MiB is granted once.
     _, api = start_server()
