@@ -53,7 +53,8 @@ def resolve(uv: Sequence[str], folder: Path) -> Path:
     version = sysconfig.get_python_version()
     common = [*uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", version]
     extras = [word for extra in EXTRAS for word in ("--extra", extra)]
-    oldest = [*common, "--resolution", "lowest-direct", *extras, "--extra", "demo", "pyproject.toml"]
+    # Alone: what they need themselves, at its newest, would ask for newer ones of them.
+    oldest = [*common, "--resolution", "lowest", "--no-deps", *extras, "--extra", "demo", "pyproject.toml"]
     subprocess.run([*oldest, "--output-file", str(lowest)], cwd=ROOT, check=True)
     names = direct(project)
     kept = [
