@@ -59,6 +59,7 @@ STEPS = (
     Step("residue", 45, "whether a process finds what another one left on the card, also after kill -9"),
     Step("conformance", 90, "samples of PyTorch's operator suite, forward and backward, beside native"),
     Step("compiled", 110, "ResNet-50 for one image, compiled, with and without CUDA graphs, beside native"),
+    Step("helper", 90, "a graph is compiled for a worker whose required sandbox lets it start no program"),
 )
 
 #: figure → (comparison, goal). A figure whose name ends so is compared with its last value too.
@@ -81,6 +82,8 @@ GOALS: dict[str, tuple[str, float]] = {
     "residue.words_after_kill": ("<=", 0),
     "residue.words_after_workers_end": ("<=", 0),
     "residue.words_after_workers_kill": ("<=", 0),
+    "helper.compiled": (">=", 1),
+    "helper.same_digits": (">=", 1),
     "conformance.differ": ("<=", 0),
 }
 _HIGHER_IS_BETTER = ("_to_native", "_to_least", "_per_s")

@@ -20,8 +20,8 @@ from jupyter_gpupool.pytorch.client import session
 from jupyter_gpupool.transport.lifeline import Lifeline
 from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 
-_SECRET = "of one benchmark"
-_SLICE = "gpupool:0"
+SECRET = "of one benchmark"
+SLICE = "gpupool:0"
 _ID = "0c6f6a6e-0000-4000-8000-00000000beef"
 
 Report = Callable[[str, Any], None]
@@ -43,9 +43,9 @@ async def _run(device: DeviceSpec, report: Report, folder: str) -> None:
     engine.on_replaced(lambda lease_id, worker, reason: replaced.append(worker))
     line = None
     try:
-        lease = _lease(device)
+        lease = lease_of(device)
         worker = await engine.start_worker(lease)
-        spec = AttachSpec(lease.id, worker.host, worker.port, _SECRET, (device,), lease.ttl_s)
+        spec = AttachSpec(lease.id, worker.host, worker.port, SECRET, (device,), lease.ttl_s)
         line = await asyncio.to_thread(Lifeline, spec)
         session.activate(spec)
         kept = await asyncio.to_thread(_resident)
@@ -65,15 +65,16 @@ async def _run(device: DeviceSpec, report: Report, folder: str) -> None:
         await engine.stop()
 
 
-def _lease(device: DeviceSpec) -> Lease:
-    digest = hashlib.sha256(_SECRET.encode()).hexdigest()
+def lease_of(device: DeviceSpec) -> Lease:
+    """A lease with that slice, which no pool knows."""
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
     request = Request(_ID, "benchmark", memory_mib=device.limit_mib, secret_sha256=digest)
     piece = Slice(device.uuid, "here", 0, device.name, device.limit_mib, device.total_mib, device.emulated)
     return Lease(request, LeaseState.GRANTED, (piece,))
 
 
 def _resident() -> torch.Tensor:
-    x = torch.arange(1 << 20, dtype=torch.float32, device=_SLICE)
+    x = torch.arange(1 << 20, dtype=torch.float32, device=SLICE)
     x.sum().item()
     return x
 
@@ -116,14 +117,14 @@ def _replace(fail: Callable[[], None], report: Report, name: str) -> None:
     fail()
     try:
         while True:  # until the program gets its one exception
-            torch.ones(8, device=_SLICE).sum().item()
+            torch.ones(8, device=SLICE).sum().item()
     except RuntimeError as e:
         report(f"{name}_told", str(e).splitlines()[0][:160])
-    if (host.to(_SLICE) * 2).sum().item() != 56:
+    if (host.to(SLICE) * 2).sum().item() != 56:
         raise SystemExit("the successor computes something else")
     report(f"{name}_replaced_s", time.perf_counter() - began)
 
 
 def _assert_on_device() -> None:
-    table, index = torch.ones(4, 4, device=_SLICE), torch.tensor([99], device=_SLICE)
+    table, index = torch.ones(4, 4, device=SLICE), torch.tensor([99], device=SLICE)
     torch.nn.functional.embedding(index, table)  # reported by what waits next

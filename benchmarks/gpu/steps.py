@@ -321,6 +321,12 @@ def residue(setting: Setting) -> None:
     left.run(setting, figure)
 
 
+def helper(setting: Setting) -> None:
+    from . import helper as of_helper
+
+    of_helper.run(setting.device(0.25), setting.size(1 << 16, 1 << 10), setting.size(75, 300), figure)
+
+
 def conformance(setting: Setting) -> None:
     from torch.utils._pytree import tree_map
 
@@ -373,7 +379,7 @@ STEPS: dict[str, Callable[[Setting], None]] = {
     step.__name__: step
     for step in (
         *(facts, tests, copies, operators, mnist, training, inference, gpt2),
-        *(sharing, first_result, life, residue, conformance, compiled),
+        *(sharing, first_result, life, residue, conformance, compiled, helper),
     )
 }
 

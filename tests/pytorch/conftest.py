@@ -43,7 +43,7 @@ def _serve(
     sandbox = prepare("auto", own)
 
     def shut_in() -> None:
-        surroundings.prepare(own, listener, sandbox.missing(real=False), real=False)
+        surroundings.prepare(own, listener, sandbox.missing(False), not sandbox.refuses_programs(False))
         sandbox.enter(own, real=False)
 
     os._exit(worker.serve(spec, listener, lambda usage: None, asked_at=asked_at, shut_in=shut_in))

@@ -9,6 +9,8 @@ the form that they should have.
 The worker checks it a few times a second, and answers in its report with ``obeyed``:
 ``{"order", "in_use": {GPU uuid: MiB in use beyond the limit}}``. If anything is, it has changed no limit.
 
+``<lease>.compile`` is the directory of its compile helper, see :mod:`.compile_helpers`, which the worker cannot reach.
+
 What a worker leaves in its directory may be of any depth and size. So the directory is put aside at once, under a name
 that no lease has, and deleted later.
 
@@ -38,7 +40,7 @@ _ANSWER_POLL_INTERVAL_S = 0.02
 DOOR = ".door"
 #: ``<lease>.control``: the socket at which the engine asks a worker to park its memory, see transport/control.py.
 CONTROL = ".control"
-_OWN, _REPORT, _ORDER = ".run", "report.json", "order"
+_OWN, _REPORT, _ORDER, _COMPILE = ".run", "report.json", "order", ".compile"
 #: ``.<lease>.<random>.old``: the directory of a worker that has ended.
 _PUT_ASIDE = ".old"
 #: A report is a few hundred bytes for each GPU.
@@ -73,6 +75,18 @@ def make_own_directory(file: Path) -> Path:
     _put_aside(own)
     own.mkdir(mode=0o700)
     return own
+
+
+def compile_directory(file: Path) -> Path:
+    """The directory that the compile helper of the worker with that state file may write to."""
+    return file.with_suffix(_COMPILE)
+
+
+def make_compile_directory(file: Path) -> Path:
+    """Create it, empty. Raises OSError."""
+    _put_aside(compile_directory(file))
+    compile_directory(file).mkdir(mode=0o700)
+    return compile_directory(file)
 
 
 def report(file: Path, content: dict[str, Any]) -> None:
@@ -179,8 +193,10 @@ def _order_of(file: Path) -> Path:
 def forget(file: Path) -> Path | None:
     """Delete a state file and all that belongs to it but the worker's own directory, which :func:`delete` may take.
 
-    Takes no time, whatever the worker has left.
+    Takes no time, whatever the worker has left. Its compile helper's directory goes along with its own.
     """
+    with contextlib.suppress(OSError):  # there is none
+        os.rename(compile_directory(file), own_directory(file) / secrets.token_hex(8))
     drafts = file.parent.glob(f".{file.stem}.*")  # of a worker that was killed while it wrote
     for name in (file, _order_of(file), file.with_suffix(DOOR), file.with_suffix(CONTROL), *drafts):
         with contextlib.suppress(OSError):

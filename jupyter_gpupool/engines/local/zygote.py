@@ -40,7 +40,7 @@ from jupyter_gpupool.gpus.mps import mps_limits, mps_runs
 from jupyter_gpupool.transport import control
 from jupyter_gpupool.transport.specs import EXIT_NOT_BOUND, EXIT_NOT_SHUT_IN, EXIT_UNRECORDED, WorkerSpec
 
-from . import worker_files, worker_secrets
+from . import compile_helpers, worker_files, worker_secrets
 from .bounds import own_limits
 from .sandbox import layers, surroundings
 from .sandbox.sandbox import NotShutIn, Sandbox, prepare
@@ -57,6 +57,7 @@ class Zygote:
         self.runs_in = {"environment": environment, "torch": ""}
         self.sandbox = Sandbox()
         self._children: dict[int, str] = {}
+        self._helpers = compile_helpers.CompileHelpers(folder)
         self._wake, waker = socket.socketpair()
         self._wake.setblocking(False)
         waker.setblocking(False)
@@ -70,7 +71,9 @@ class Zygote:
         """Serve until the pool is gone; then end the workers, or outlive them if they are persistent."""
         waiting = [self._control, self._wake]
         while self._control in waiting or self._children:
-            ready, _, _ = select.select(waiting, [], [])
+            ready = _readable([*waiting, *self._helpers.sockets()])
+            for sock in set(self._helpers.sockets()).intersection(ready):
+                self._helpers.start(sock, self.sandbox, self._leave)
             if self._wake in ready:
                 self._drain()
                 self._reap()
@@ -111,7 +114,7 @@ class Zygote:
             pass
 
     def _reap(self) -> None:
-        while self._children:
+        while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -120,6 +123,7 @@ class Zygote:
                 return
             pid = ended.si_pid
             processes.kill_group(pid, None)  # what it has started must not outlive its lease
+            self._helpers.forget(pid)
             _, status = os.waitpid(pid, 0)
             lease = self._children.pop(pid, None)
             if lease is not None:
@@ -137,6 +141,8 @@ class Zygote:
             self.send({"failed": spec.lease_id, "why": f"{message['host']}: {e.strerror or e}"})
             return
         asked_at = _control(self._folder, spec.lease_id)  # before it is reported: it may be asked at once
+        real = any(not device.emulated for device in spec.devices)
+        ours, theirs = compile_helpers.pair(self.sandbox, real)
         me = os.getpid()
         try:
             lock = worker_files.lock(self._folder)
@@ -145,9 +151,13 @@ class Zygote:
                     return  # the pool is gone, and its successor may have counted the workers already
                 pid = os.fork()
                 if pid == 0:
+                    if ours is not None:
+                        ours.close()
                     self._become_worker(
-                        spec, descriptors, listener, asked_at, me, lock, message.get("bounds", {})
+                        spec, descriptors, listener, asked_at, theirs, me, lock, message.get("bounds", {})
                     )
+                if ours is not None:
+                    self._helpers.add(ours, pid, spec, message.get("bounds", {}))
             finally:
                 os.close(lock)
         except OSError as e:
@@ -157,12 +167,21 @@ class Zygote:
         finally:
             port = _port(listener)
             listener.close()
-            if asked_at is not None:
-                asked_at.close()
+            for sock in (asked_at, theirs):
+                if sock is not None:
+                    sock.close()
         self._children[pid] = spec.lease_id
         # It is not reaped yet, so that even a dead worker has a creation time; its end follows.
         created = processes.birth(pid) or 0.0
         self.send({"started": spec.lease_id, "pid": pid, "created": created, "port": port, **self.runs_in})
+
+    def _leave(self) -> None:
+        """In a fork: let go what is this process's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for sock in (self._control, self._wake, self._waker):
+            sock.close()
+        self._helpers.close()
 
     def _become_worker(
         self,
@@ -170,6 +189,7 @@ class Zygote:
         descriptors: Sequence[int],
         listener: socket.socket,
         asked_at: socket.socket | None,
+        helper: socket.socket | None,
         parent: int,
         lock: int,
         bounds: Mapping[str, Any],
@@ -177,21 +197,27 @@ class Zygote:
         """Never returns. Closes the pool's sockets first."""
         code = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for sock in (self._control, self._wake, self._waker):
-                sock.close()
+            self._leave()
             os.setpgid(0, 0)  # what it starts belongs to it, and ends with it
             if not _enter_bounds(spec.lease_id, bounds):
                 code = EXIT_NOT_BOUND
             elif self._persistent or processes.die_with_parent(parent):
                 spec = worker_secrets.take(spec, descriptors)
-                code = _work(spec, listener, asked_at, self._folder, lock, self.runs_in, self.sandbox)
+                code = _work(spec, listener, asked_at, helper, self._folder, lock, self.runs_in, self.sandbox)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             sys.stderr.flush()
             os._exit(code)
+
+
+def _readable(sockets: Sequence[socket.socket]) -> list[socket.socket]:
+    """Wait until any of these can be read, or is at its end."""
+    poll = select.poll()  # select takes no descriptor above 1023
+    for sock in sockets:
+        poll.register(sock, select.POLLIN)
+    found = {descriptor for descriptor, _ in poll.poll()}
+    return [sock for sock in sockets if sock.fileno() in found]
 
 
 def _enter_bounds(lease_id: str, bounds: Mapping[str, Any]) -> bool:
@@ -251,6 +277,7 @@ def _work(
     spec: WorkerSpec,
     listener: socket.socket,
     asked_at: socket.socket | None,
+    helper: socket.socket | None,
     folder: str,
     lock: int,
     runs_in: Mapping[str, str],
@@ -290,7 +317,8 @@ def _work(
             note(obeyed={"order": order["order"], "in_use": limit(order["limits"])})
 
     def shut_in() -> None:
-        surroundings.prepare(own, listener, sandbox.missing(real), real)
+        with_programs = not sandbox.refuses_programs(real)
+        surroundings.prepare(own, listener, sandbox.missing(real), with_programs, helper)
         sandbox.enter(own, real)
 
     real = any(not device.emulated for device in spec.devices)

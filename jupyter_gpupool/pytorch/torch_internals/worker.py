@@ -39,5 +39,16 @@ release_pool = _value(
 inductor_settings = _later(
     "torch._inductor.config", "compile a graph without processes that outlive the worker"
 )
+aot_compile = _later("torch._inductor.aot_compile", "compile a graph into a shared object")
+FakeTensorMode = _later(
+    "torch._subclasses.fake_tensor.FakeTensorMode", "compile a graph for tensors that have no memory"
+)
+cpu_runner = _later("torch._C._aoti.AOTIModelContainerRunnerCpu", "load a graph that was compiled elsewhere")
+#: A build for the CPU has none.
+cuda_runner = _later(
+    "torch._C._aoti.AOTIModelContainerRunnerCuda",
+    "load a graph that was compiled elsewhere for a GPU",
+    optional=True,
+)
 
 NAMES.check()

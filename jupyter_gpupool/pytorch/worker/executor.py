@@ -32,7 +32,7 @@ from .residence import Residence
 from .schemas import differing
 from .shared_storages import SharedStorages
 from .storages import BeyondStorage, Poisoned, Slot, StaleTensorError, within
-from .templates import BadRecord, Geometry, Template, dtype_named, numel, pair
+from .templates import BadRecord, Geometry, Template, decode_geometry, numel, pair
 
 #: The most calls whose times a session keeps.
 MAX_TRACED = 100_000
@@ -120,14 +120,8 @@ class WorkerSession:
 
     def geometry(self, wire: Any) -> Geometry:
         """The layout that a command carries. Raises :class:`BadRecord`."""
-        try:
-            size, stride, offset, dtype, index = wire
-            geom = (tuple(size), tuple(stride), int(offset), dtype_named(dtype), index)
-            if len(geom[0]) != len(geom[1]) or min((*geom[0], *geom[1], geom[2]), default=0) < 0:
-                raise ValueError("negative")
-        except (TypeError, ValueError) as e:
-            raise BadRecord(f"a geometry of {wire!r}: {e}") from None
-        self.device(index)
+        geom = decode_geometry(wire)
+        self.device(geom[4])
         return self._geometries.setdefault(geom, geom)
 
     def slot(self, id: Any) -> Slot:

@@ -11,19 +11,29 @@ import torch
 
 from jupyter_gpupool.pytorch.torch_internals.worker import inductor_settings
 
-from .graph_steps import GraphSteps, refs_as
+from .compile_helper import CompileHelper, NotCompiled
+from .graph_module import module_of
+from .graph_steps import GraphSteps
 
 #: A graph is compiled after so many calls: a rarer one is not worth the time.
 MIN_CALLS = 3
 
 #: Why this process compiles nothing; empty if it may.
 _refusal = ""
+#: What compiles graphs in place of this process.
+_helper: CompileHelper | None = None
 
 
 def refuse(why: str) -> None:
     """Let this process compile no graph, for that reason: it could start no compiler."""
     global _refusal
     _refusal = why
+
+
+def ask(helper: CompileHelper) -> None:
+    """Have graphs compiled by a process outside, because this one may start no compiler."""
+    global _helper
+    _helper = helper
 
 
 #: One compilation at a time: the processor is needed for operators.
@@ -83,7 +93,10 @@ class FusedGraph:
         """Run the graph, as :meth:`GraphSteps.run`."""
         if self._compile_first:
             self._compile_first = False
-            self._compile([t.clone() for t in tensors])
+            if _helper is None:
+                self._compile([t.clone() for t in tensors])
+            else:
+                self._begin([])
         fused = self._fused
         if fused is not None:
             return list(fused(*tensors))
@@ -92,17 +105,22 @@ class FusedGraph:
             self._left -= 1
             if not self._left:
                 self._wanted = False
-                self.state = "compiling"
-                examples = [t.clone() for t in tensors]
-                threading.Thread(target=self._compile, args=(examples,), name="inductor", daemon=True).start()
+                self._begin([t.clone() for t in tensors] if _helper is None else [])
         return results
 
+    def _begin(self, examples: list[torch.Tensor]) -> None:
+        self.state = "compiling"
+        threading.Thread(target=self._compile, args=(examples,), name="inductor", daemon=True).start()
+
     def _compile(self, examples: list[torch.Tensor]) -> None:
+        if _helper is not None:
+            self._have_compiled(_helper)
+            return
         if _refusal:
             self.state = _refusal
             return
         try:
-            module = self._module()
+            module = module_of(self.graph)
             with _compiling, torch.inference_mode():
                 settings: dict[str, Any] = {"fallback_random": True}
                 inductor_settings.get().compile_threads = 1  # no processes that would outlive the worker
@@ -113,13 +131,24 @@ class FusedGraph:
         except Exception as e:  # no compiler here, or one that does not support the graph
             self.state = f"{type(e).__name__}: {e}"
 
-    def _module(self) -> torch.fx.GraphModule:
-        graph = torch.fx.Graph()
-        values: list[Any] = [graph.placeholder(f"x{k}") for k in range(len(self.graph.inputs))]
-        for step in self.graph.steps:
-            if step.replaced:
-                raise NotImplementedError(f"{step.name} is emulated")
-            kwargs = {k: refs_as(v, values) for k, v in step.kwargs.items()}
-            values.append(graph.call_function(step.kernel, tuple(refs_as(step.args, values)), kwargs))
-        graph.output([values[slot] for slot, _, _ in self.graph.returned])
-        return torch.fx.GraphModule(torch.nn.Module(), graph)
+    def _have_compiled(self, helper: CompileHelper) -> None:
+        try:
+            compiled = helper.compiled(self.graph, _compiling)
+        except NotCompiled as e:
+            self.state = str(e)
+            return
+
+        def run(*tensors: torch.Tensor) -> list[Any]:
+            if not self.graph.is_apart(tensors):
+                return self.graph.run(tensors)
+            try:
+                return compiled(tensors)
+            except RuntimeError as e:
+                if not self.graph.is_repeatable:
+                    raise
+                # One of the operators may say what is wrong, or free memory.
+                self._fused, self.state = None, f"{type(e).__name__}: {e}"
+                return self.graph.run(tensors)
+
+        self._fused = run
+        self.state = "compiled"

@@ -219,6 +219,13 @@ class GraphSteps:
         self._arrange()
         return [values[slot] for slot, _, _ in self.returned]
 
+    def is_apart(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether no input that it writes to is on memory of another one: code that was compiled relies on that."""
+        if not self.written:
+            return True
+        places = [t.untyped_storage().data_ptr() for t in tensors]
+        return all(places.count(places[k]) == 1 for k in self.written)
+
     def _arrange(self) -> None:
         """After the first run: constants go into the table of values too, so that one look-up fills a call."""
         for step in self.steps:

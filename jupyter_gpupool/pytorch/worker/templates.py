@@ -168,6 +168,18 @@ def _plan_of(args: list[Any], n_tensors: int) -> list[tuple[bool, Any]] | None:
     return plan
 
 
+def decode_geometry(wire: Any) -> Geometry:
+    """Decode a layout, whose device it does not look at. Raises :class:`BadRecord`."""
+    try:
+        size, stride, offset, dtype, index = wire
+        geom = (tuple(size), tuple(stride), int(offset), dtype_named(dtype), index)
+        if len(geom[0]) != len(geom[1]) or min((*geom[0], *geom[1], geom[2]), default=0) < 0:
+            raise ValueError("negative")
+    except (TypeError, ValueError) as e:
+        raise BadRecord(f"a geometry of {wire!r}: {e}") from None
+    return geom
+
+
 def decode_constant(scope: Scope, value: Any) -> Any:
     """Decode what prediction.encode_constant encoded, or a device. Raises :class:`BadRecord`."""
     if not isinstance(value, list):

@@ -171,6 +171,7 @@ class Bounds:
             taken = measure.taken(pids, own, state)
             if directories:
                 taken = measure.with_directory(taken, own)
+                taken = measure.with_directory(taken, worker_files.compile_directory(state))
             taken = Taken(
                 # No more than its slices have, whatever it has asked the arena for.
                 max(0, taken.memory_bytes - min(lent[lease_id], limits.slices_mib << 20)),

@@ -59,9 +59,14 @@ def taken(pids: Collection[int], own: Path, beside: Path) -> Taken:
 
 
 def with_directory(of_processes: Taken, own: Path) -> Taken:
-    """Return the same with what is in the worker's directory."""
+    """Return the same with what is in that directory of the worker; nothing if there is none."""
     nbytes, files, depth = _size(own)
-    return replace(of_processes, disk_bytes=of_processes.disk_bytes + nbytes, files=files, depth=depth)
+    return replace(
+        of_processes,
+        disk_bytes=of_processes.disk_bytes + nbytes,
+        files=of_processes.files + files,
+        depth=max(of_processes.depth, depth),
+    )
 
 
 def _disks(*paths: Path) -> set[int]:

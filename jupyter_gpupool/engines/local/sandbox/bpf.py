@@ -39,13 +39,15 @@ def program(
     tests: Mapping[int, Sequence[Test]],
     *,
     missing: Iterable[int] = (),
+    without_effect: Iterable[int] = (),
     newest: int,
 ) -> list[Instruction]:
     """Return the filter for one architecture; calls of another one end the process.
 
     ``refusals``: the numbers of calls that fail with EPERM. ``tests``: numbers of calls that fail unless every one of
     their tests holds. ``missing``: numbers of calls that the filter says do not exist, so that libraries use older
-    ones; the same is said of calls above ``newest``, which nobody has judged.
+    ones; the same is said of calls above ``newest``, which nobody has judged. ``without_effect``: numbers of calls that
+    do nothing and return 0.
     """
     code: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -58,6 +60,8 @@ def program(
     ]
     for number in sorted(set(missing)):
         code += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, refused(ENOSYS))]
+    for number in sorted(set(without_effect)):
+        code += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, refused(0))]
     for number in sorted(set(refusals)):
         code += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, refused(EPERM))]
     for number in sorted(tests):

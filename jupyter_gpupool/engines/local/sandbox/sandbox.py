@@ -41,17 +41,31 @@ class Sandbox:
         """Why no worker may start; empty if nothing is wrong."""
         return layers.objection(self.mode, self.lacks)
 
-    def enter(self, own: Path, real: bool) -> None:
-        """Shut this process in, for good; it has one thread. ``own``: its own directory. Raises NotShutIn."""
+    def refuses_programs(self, real: bool) -> bool:
+        """Whether a worker of a lease with such GPUs can start no program, so that another process compiles for it."""
+        return not self.missing(real)[layers.SYSTEM_CALLS] and not (real and self.mode != "require")
+
+    def enter(self, own: Path, real: bool, with_programs: bool = False) -> None:
+        """Shut this process in, for good; it has one thread. ``own``: its own directory. Raises NotShutIn.
+
+        ``with_programs``: let it start programs, though a worker could not.
+        """
         wanted = [layer for layer, why in self.missing(real).items() if not why]
+        with_programs = with_programs or not self.refuses_programs(real)
+        with_driver = real and self.mode != "require"
         try:
-            enter(wanted, own, self.environment, real, with_driver=real and self.mode != "require")
+            enter(wanted, own, self.environment, real, with_driver, with_programs)
         except OSError as e:
             raise NotShutIn(e.strerror or str(e)) from None
 
 
 def enter(
-    wanted: Collection[str], own: Path, environment: Iterable[str], real: bool, with_driver: bool
+    wanted: Collection[str],
+    own: Path,
+    environment: Iterable[str],
+    real: bool,
+    with_driver: bool,
+    with_programs: bool = False,
 ) -> None:
     """Enter these layers. ``with_driver``: make those calls too that a GPU's driver might need. Raises OSError."""
     if not wanted:
@@ -59,13 +73,13 @@ def enter(
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise OSError(f"{threads} threads run already, and the others would stay outside")
-    for layer, enter_layer in _entrances(own, environment, real, with_driver).items():
+    for layer, enter_layer in _entrances(own, environment, real, with_driver, with_programs).items():
         if layer in wanted:
             enter_layer()
 
 
 def _entrances(
-    own: Path, environment: Iterable[str], real: bool, with_driver: bool
+    own: Path, environment: Iterable[str], real: bool, with_driver: bool, with_programs: bool
 ) -> dict[str, Callable[[], None]]:
     machine = platform.machine()
     return {
@@ -73,7 +87,7 @@ def _entrances(
         layers.PRIVILEGES: lambda: privileges.enter(machine),
         layers.FILES: lambda: landlock.enter(worker_paths.rules(environment, str(own), real)),
         layers.SYSTEM_CALLS: lambda: seccomp.enter(
-            machine, seccomp.worker_filter(machine, os.getpid(), with_driver, with_programs=real)
+            machine, seccomp.worker_filter(machine, os.getpid(), with_driver, with_programs)
         ),
     }
 
@@ -116,7 +130,7 @@ def _lacks(folder: Path, environment: Iterable[str]) -> dict[str, str]:
         layers.FILES: landlock.missing,
         layers.SYSTEM_CALLS: lambda: seccomp.missing(machine),
     }
-    for layer, enter_layer in _entrances(folder, environment, real=False, with_driver=False).items():
+    for layer, enter_layer in _entrances(folder, environment, False, False, False).items():
         found[layer] = asked[layer]()
         if not found[layer]:
             try:

@@ -57,6 +57,8 @@ _WITHOUT_DRIVER = (
 )
 
 
+#: What compilers do with what they have made, and which needs none of it.
+_MODES = ("chmod", "fchmod", "fchmodat", "fchmodat2")
 #: Programs: a GPU's compilers among them, by which graphs are compiled for it.
 _PROGRAMS = ("execve", "execveat")
 
@@ -68,7 +70,8 @@ class _Program(ctypes.Structure):
 def worker_filter(machine: str, pid: int, with_driver: bool, with_programs: bool) -> list[Instruction]:
     """Return the filter of a worker with that process id. Raises KeyError for a machine that has none.
 
-    ``with_driver``: leave what a GPU's driver might need. ``with_programs``: let it start programs.
+    ``with_driver``: leave what a GPU's driver might need. ``with_programs``: let it start programs; without a driver,
+    these are compilers, which fail if they cannot change the modes of files: that seems to work, and changes none.
     """
     numbers = NUMBERS[machine]
     refusals = [*_ALWAYS, *(() if with_driver else _WITHOUT_DRIVER), *(() if with_programs else _PROGRAMS)]
@@ -96,6 +99,9 @@ def worker_filter(machine: str, pid: int, with_driver: bool, with_programs: bool
         ARCHITECTURES[machine],
         [numbers[name] for name in refusals if name in numbers],
         {numbers[name]: checks for name, checks in tests.items()},
+        without_effect=[
+            numbers[name] for name in _MODES if name in numbers and with_programs and not with_driver
+        ],
         missing=[numbers["clone3"]],  # its flags are in memory, where no filter can look
         newest=NEWEST,
     )
