@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,6 +52,11 @@ class Meeting:
         self.done = False
         self.failure: Exception | None = None
 
+    @property
+    def is_waited_in(self) -> bool:
+        """Whether somebody waits in it, as far as is known."""
+        return self.failure is None and not self.done
+
     def missing(self, size: int) -> list[int]:
         """The ranks for which the others wait."""
         return [r for r in range(size) if r not in self.parts]
@@ -79,6 +84,20 @@ class Group:
     def objection(self) -> Exception | None:
         """Why its ranks cannot meet any more."""
         return gone(self.gone) if self.gone else None
+
+    def waits_for(self, member: object) -> bool:
+        """Whether a rank has come to a collective for which this session is missing, as far as is known."""
+        is_known = any(one is member for one in self.members.values())
+        return any(
+            owner is member or (owner is None and not is_known)
+            for meeting in self.meetings.values()
+            if meeting.is_waited_in
+            for owner in map(self.members.get, self.missing(meeting))
+        )
+
+    def missing(self, meeting: Meeting) -> Iterable[int]:
+        """The ranks in this worker that have not come to a collective."""
+        return meeting.missing(self.size)
 
     def is_over(self, meeting: Meeting) -> bool:
         """Whether nothing has to be known any more of a collective that is about to be computed or has failed."""
@@ -181,6 +200,11 @@ class Meetings:
 
     def _note_failure(self, group: Group, number: int, meeting: Meeting, failure: Exception) -> None:
         """A collective has failed at a rank here."""
+
+    def wait_for(self, member: object) -> bool:
+        """Whether ranks, here or at another worker, wait in a collective for this session."""
+        with self._changed:
+            return any(group.waits_for(member) for group in self._groups.values())
 
     def leave(self, member: object) -> None:
         """A session has ended: whoever waits for its ranks is told."""

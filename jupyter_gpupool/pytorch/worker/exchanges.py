@@ -57,6 +57,12 @@ class Exchanges:
         self._meetings.leave(self._session.sender)
         self._messages.leave(self._session.sender)
 
+    def is_due(self) -> bool:
+        """Whether a rank, here or at another worker, waits for this session."""
+        sender = self._session.sender
+        elsewhere = self._far.awaited() if self._far is not None else ()
+        return self._meetings.wait_for(sender) or self._messages.wait_for(sender, elsewhere)
+
     # -- collectives
 
     def _meet(self, place: Any, call: Any, inputs: Any, outputs: Any, timeout_s: Any) -> None:

@@ -67,6 +67,7 @@ class WorkerSession:
         self._exchanges = Exchanges(
             self, meetings or Meetings(), messages or Messages(self.shared), is_over, links, far
         )
+        self._is_due = self._exchanges.is_due
         #: stands for this session where its storages are shared
         self.sender = object()
         self.devices = devices
@@ -145,7 +146,7 @@ class WorkerSession:
             finish()
             return
         gate = self._residence.gate
-        gate.enter(records)
+        gate.enter(records, self._is_due)
         try:
             self._run(records)
             finish()
@@ -326,7 +327,7 @@ class WorkerSession:
             finish()
             return
         gate = self._residence.gate
-        gate.enter()
+        gate.enter(None, self._is_due)
         try:
             self._upload(id, wire, length, receive)
             finish()

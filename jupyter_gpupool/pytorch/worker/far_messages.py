@@ -51,11 +51,16 @@ class FarMessages:
         self._shared = shared
         self._changed = threading.Condition()
         self._questions: dict[int, _Question] = {}
-        #: what other workers wait for, by the link and their token
-        self._wanted: set[tuple[PeerLink, int]] = set()
+        #: the boxes whose messages other workers wait for, by the link and their token
+        self._wanted: dict[tuple[PeerLink, int], bytes] = {}
         self._tokens = itertools.count(1)
 
     # -- in the thread of a session
+
+    def awaited(self) -> list[bytes]:
+        """The boxes for whose messages other workers wait."""
+        with self._changed:
+            return list(self._wanted.values())
 
     def fetch(
         self,
@@ -122,7 +127,7 @@ class FarMessages:
     def lose(self, link: PeerLink) -> None:
         """A link has ended."""
         with self._changed:
-            self._wanted = {wanted for wanted in self._wanted if wanted[0] is not link}
+            self._wanted = {key: box for key, box in self._wanted.items() if key[0] is not link}
             self._changed.notify_all()
 
     def hear(self, link: PeerLink, header: list[Any], nbytes: int, read: Read) -> None:
@@ -189,13 +194,12 @@ class FarMessages:
         message, wanted = _named(box, name), Elements(dtype_named(dtype), length)
 
         with self._changed:
-            self._wanted.add((link, token))
+            self._wanted[link, token] = message[0]
 
         def send() -> None:
             with self._changed:
-                if (link, token) not in self._wanted:
+                if self._wanted.pop((link, token), None) is None:
                     return
-                self._wanted.discard((link, token))
             try:
                 self._send(link, token, message, (source, there), wanted)
             except Exception as e:
@@ -205,7 +209,7 @@ class FarMessages:
 
     def _forget(self, link: PeerLink, token: int) -> None:
         with self._changed:
-            self._wanted.discard((link, token))
+            self._wanted.pop((link, token), None)
 
     @torch.inference_mode()
     def _send(

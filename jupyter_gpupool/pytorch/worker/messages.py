@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 
 from .shared_storages import NAME_BYTES, SharedStorages
 from .storages import Slot
@@ -42,6 +42,8 @@ class Messages:
         self._knows_all_ranks = True
         #: what is to be called once a message is there or will not come
         self._watched: dict[tuple[bytes, bytes], list[Callable[[], None]]] = {}
+        #: the boxes for whose messages ranks here wait
+        self._awaited: Counter[bytes] = Counter()
 
     def join(self, member: object, box: object) -> bytes:
         """A session has that box from now on. Raises BadRecord if it is another one's."""
@@ -121,10 +123,16 @@ class Messages:
         source, here = ranks
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while not self._is_decided(box, name):
-                if is_over() or time.monotonic() > deadline:
-                    raise RuntimeError(f"rank {here} waited {timeout_s:g} s in recv for rank {source}")
-                self._changed.wait(min(_LOOK_S, max(0.001, deadline - time.monotonic())))
+            self._awaited[box] += 1
+            try:
+                while not self._is_decided(box, name):
+                    if is_over() or time.monotonic() > deadline:
+                        raise RuntimeError(f"rank {here} waited {timeout_s:g} s in recv for rank {source}")
+                    self._changed.wait(min(_LOOK_S, max(0.001, deadline - time.monotonic())))
+            finally:
+                self._awaited[box] -= 1
+                if not self._awaited[box]:
+                    del self._awaited[box]
             why = self._failures.get(box, {}).pop(name, None)
             self._waiting.pop(name, None)
         if why is not None:
@@ -132,6 +140,14 @@ class Messages:
         if not self._shared.has(name):
             raise RuntimeError(f"rank {source} has ended or left the lease")
         return self._shared.open(name)
+
+    def wait_for(self, member: object, elsewhere: Iterable[bytes] = ()) -> bool:
+        """Whether a rank waits for a message of this session, as far as is known.
+
+        ``elsewhere``: the boxes for which ranks at other workers wait.
+        """
+        with self._changed:
+            return any(self._owners.get(box, member) is member for box in (*self._awaited, *elsewhere))
 
     def leave(self, member: object) -> None:
         """A session has ended: whoever waits for what it has not sent is told.
