@@ -99,7 +99,7 @@ class SliceSession:
         """Read the lease's file, where the holder notes where the lease is. Whether it tells of this lease."""
         found = AttachSpec.read(os.environ.get(LEASE))
         if found is None or found.lease_id != self.spec.lease_id or found.addresses:
-            return False  # one that spans servers does not move
+            return False  # of one that spans servers the worker itself says where it goes
         self.spec = replace(self.spec, host=found.host, port=found.port)
         return True
 

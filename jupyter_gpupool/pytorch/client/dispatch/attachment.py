@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from jupyter_gpupool.pytorch.client.tensor.tensor import RemoteTensor
 from jupyter_gpupool.pytorch.protocol.commands import SEED, SEED_BITS
 from jupyter_gpupool.transport import frames, handshake
 from jupyter_gpupool.transport.resumable_connection import ResumableConnection
-from jupyter_gpupool.transport.specs import AttachSpec
+from jupyter_gpupool.transport.specs import AttachSpec, DeviceSpec
 from jupyter_gpupool.transport.tls import Connection
 
 from . import ranks, schemas
@@ -84,7 +84,7 @@ class ClientSession:
             found: dict[int, Dispatcher] = {}
             opened: list[CommandStream] = []
             try:
-                for part in self.spec.parts():
+                for part in self._parts():
                     former = self._of.get(part.devices[0].index)
                     dispatcher = former
                     if former is None or former.stream.broken_at is not None:
@@ -108,6 +108,17 @@ class ClientSession:
             if any(stream.broken_at is not None for stream in opened):  # meanwhile
                 self.call = None
         return call
+
+    def _parts(self) -> list[AttachSpec]:
+        """One spec for each worker, with its devices."""
+        if not self._of:
+            return list(self.spec.parts())
+        # Where workers move, one may be where another one was, as far as is known.
+        served: dict[CommandStream, list[DeviceSpec]] = {}
+        for device in self.spec.devices:
+            served.setdefault(self._of[device.index].stream, []).append(device)
+        parts = ((self.spec.part_of(devices[0].index), devices) for devices in served.values())
+        return [replace(part, devices=tuple(devices)) for part, devices in parts if part is not None]
 
     def _open(self, part: AttachSpec, former: CommandStream | None) -> Dispatcher:
         """A new session with a worker, in place of one that has broken, if there was one."""
@@ -176,7 +187,7 @@ class ClientSession:
     def open(self, part: AttachSpec, facts: dict[str, Any]) -> ResumableConnection:
         """Open a session with a worker of the lease. Raises what the handshake raises."""
         known = {**facts, "process": processes.identity()}
-        index = part.devices[0].index
+        index, numbers = part.devices[0].index, {device.index for device in part.devices}
 
         def connect(fields: dict[str, Any], timeout_s: float) -> tuple[Connection, dict[str, Any]]:
             while True:
@@ -190,10 +201,9 @@ class ClientSession:
                         raise
 
         def moved(where: handshake.MovedAway) -> None:
-            here = self.spec.part_of(index) or part
+            uuids = {device.uuid for device in self.spec.devices if device.index in numbers}
             self.lease, self.spec = (
-                _moved(spec, (here.host, here.port), (where.host, where.port))
-                for spec in (self.lease, self.spec)
+                _moved(spec, uuids, (where.host, where.port)) for spec in (self.lease, self.spec)
             )
 
         return ResumableConnection(connect, part.host, part.ttl_s, on_moved=moved)
@@ -230,11 +240,14 @@ class ClientSession:
             stream.close()
 
 
-def _moved(spec: AttachSpec, before: tuple[str, int], now: tuple[str, int]) -> AttachSpec:
-    """The spec with the worker at one address at another."""
-    addresses = tuple(now if address == before else address for address in spec.addresses)
-    is_first = (spec.host, spec.port) == before
-    host, port = now if is_first else (spec.host, spec.port)
+def _moved(spec: AttachSpec, uuids: Collection[str], now: tuple[str, int]) -> AttachSpec:
+    """The spec with the worker of these devices at another address."""
+    if not spec.addresses:
+        return replace(spec, host=now[0], port=now[1])
+    addresses = tuple(
+        now if device.uuid in uuids else address for device, address in zip(spec.devices, spec.addresses)
+    )
+    host, port = addresses[0]
     return replace(spec, host=host, port=port, addresses=addresses)
 
 
