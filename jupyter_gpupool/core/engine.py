@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from .models import Lease, LeaseState, Server, WorkerAddress, WorkerUsage
@@ -83,10 +83,11 @@ class ReplacingEngine(Protocol):
 @dataclass(frozen=True)
 class WorkerState:
     """What a worker would have to copy: ``used_mib`` of GPU memory. ``is_clean``: its arena has a copy that is up to
-    date, so that parking it copies nothing."""
+    date, so that parking it copies nothing. ``by_server``: the MiB on each server of a lease that spans servers."""
 
     used_mib: int
     is_clean: bool = False
+    by_server: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @runtime_checkable
@@ -98,10 +99,10 @@ class ParkingEngine(Protocol):
 
     - **Parking.** ``park_worker(lease)``: when it returns, the worker has let go of its GPUs and the arena has
       everything: only then the pool gives them to others. If it raises, the worker goes on, and the pool keeps its
-      slices.
+      slices. Of a lease that spans servers all workers are parked, or none.
     - **Resuming.** ``resume_worker(lease)``: ``lease.slices`` are those that it has now, of the same models and on the
-      same server. It returns the worker, as ``start_worker`` does. If it raises, the lease is LOST. The engine asks for
-      it by calling what :meth:`on_wake` was given, again and again, when an operator needs a parked lease's GPUs.
+      same servers. It returns the worker, as ``start_worker`` does. If it raises, the lease is LOST. The engine asks
+      for it by calling what :meth:`on_wake` was given, again and again, when an operator needs a parked lease's GPUs.
     - **Ends.** ``stop_worker`` ends the worker and what is parked, at any time. A call that is under way then raises.
     """
 
@@ -128,11 +129,11 @@ class ParkingEngine(Protocol):
 class MovingEngine(Protocol):
     """What an engine with several GPU servers may offer besides: to move a worker to another server.
 
-    ``move_worker(lease)``: the lease holds ``lease.moving_to`` besides what it has, on another server. It returns the
-    new worker once that one has everything and clients have been sent there. If it raises, the old one goes on, and
-    the new one has ended. A parked lease runs at the new server. ``stop_worker`` ends both workers at any time, and
-    then ``move_worker`` raises. ``adopt`` ends the second workers of moves that were under way, unless only the second
-    one is left; :meth:`arrived` names those leases.
+    ``move_worker(lease)``: the lease holds ``lease.arriving`` besides what it has, on another server, in place of
+    ``lease.leaving``; what a lease that spans servers has on others stays. It returns the new worker once that one has
+    everything and clients have been sent there. If it raises, the old one goes on, and the new one has ended. A parked
+    lease runs then. ``stop_worker`` ends both workers at any time, and then ``move_worker`` raises. ``adopt`` ends the
+    second workers of moves that were under way, unless only the second one is left; :meth:`arrived` names those leases.
     """
 
     async def move_worker(self, lease: Lease) -> WorkerAddress:

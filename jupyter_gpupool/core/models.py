@@ -147,13 +147,15 @@ class AskedBack:
 class Parked:
     """What is known of a lease while it is parked.
 
-    ``memory_mib``: host memory of its server that is kept for it. ``since``: when it was parked; ``wanted_since``:
+    ``memory_mib``: host memory of its servers that is kept for it. ``since``: when it was parked; ``wanted_since``:
     since when its program has waited for its GPUs, None while it needs none. Both in seconds since the epoch.
+    ``by_server``: the MiB on each server of a lease that spans servers; empty for others.
     """
 
     memory_mib: int
     since: float
     wanted_since: float | None = None
+    by_server: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ class Lease:
     The lease ends at ``expires_at``, if that is set. ``idle_since``: since when the worker has been idle, None while
     it computes or has paused only briefly. ``waits_for``: the limit that blocks a queued request, or
     that what is free is kept for an earlier one; empty while it waits for free memory. ``slices`` of a parked lease are
-    those that it held: they are others' now, and ``parked`` is set. ``moving_to``: the slices on another server that a
-    lease holds as well while it is moved there; empty for others.
+    those that it held: they are others' now, and ``parked`` is set. ``moving_to``: while it is moved, the slices that
+    it is to have; it holds those on another server as well meanwhile. Empty for others.
     """
 
     request: Request
@@ -256,6 +258,21 @@ class Lease:
         return self.parked is not None and self.parked.wanted_since is not None and not self.moving_to
 
     @property
+    def arriving(self) -> tuple[Slice, ...]:
+        """While it is moved: the slices on the server that it moves to."""
+        return tuple(piece for piece in self.moving_to if piece not in self.slices)
+
+    @property
+    def leaving(self) -> tuple[Slice, ...]:
+        """While it is moved: the slices on the server that it leaves."""
+        return tuple(piece for piece in self.slices if piece not in self.moving_to) if self.moving_to else ()
+
+    @property
+    def held(self) -> tuple[Slice, ...]:
+        """All slices whose memory nobody else gets."""
+        return (*self.slices, *self.arriving) if self.state.holds else self.moving_to
+
+    @property
     def id(self) -> str:
         """The request's id, which is the lease's too."""
         return self.request.id
@@ -276,7 +293,9 @@ class Lease:
         data["environment"] = self.worker.environment if self.worker else ""
         data["torch"] = self.worker.torch if self.worker else ""
         data["asked_back"] = tuple(dict(vars(one)) for one in self.asked_back)
-        data["parked"] = dict(vars(self.parked)) if self.parked else None
+        data["parked"] = parked = dict(vars(self.parked)) if self.parked else None
+        if parked is not None:
+            del parked["by_server"]  # the pool's own affair, and earlier clients do not know it
         data["moving_to"] = tuple(dict(vars(piece)) for piece in self.moving_to)
         data["id"] = self.id
         return data

@@ -207,7 +207,7 @@ class Grants:
         with trial_grants(tx.granted_mib()) as room:
             for lease in tx.woken():
                 if not self._is_silent(lease):
-                    groups = [resumption.eligible(lease, index.servers)]
+                    groups = [resumption.group(lease, index.servers)]
                     if self.may_move and lease.id not in self._unmoved_until:
                         groups += destination.groups(lease, index.servers)
                     yield Head(lease, groups), room

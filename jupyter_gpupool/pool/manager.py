@@ -415,7 +415,8 @@ class Manager:
                         and not now.moving_to
                     )
                     if now is not None and is_same:
-                        change.park(now, kept_mib[lease.id], why_parked(now, kept_mib[lease.id], waiting))
+                        kept = kept_mib[lease.id]
+                        change.park(now, kept, why_parked(now, kept, waiting), parks.by_server.get(lease.id))
                 self._grants.grant_waiting(change, self._index)
         return self._done(change)
 
@@ -444,10 +445,11 @@ class Manager:
             live = tx.leases(HOLDING + (LeaseState.PARKED,))
             return [lease for lease in live if any(piece.server == server for piece in lease.slices)]
 
-    def move(self, lease_id: str, why: str, actor: str = "") -> Change:
+    def move(self, lease_id: str, why: str, actor: str = "", leaving: str = "") -> Change:
         """Let a lease hold slices of another server as well, to be moved there by the action of the change.
 
-        Raises UnknownLease, LeaseEnded, and NoCapacity with the reason why it stays where it is.
+        ``leaving``: the server that it leaves; what a lease that spans servers has on others stays there. Raises
+        UnknownLease, LeaseEnded, and NoCapacity with the reason why it stays where it is.
         """
         with self._changing() as change:
             lease = living(self._view.owned(change.tx, lease_id, None))
@@ -455,7 +457,7 @@ class Manager:
                 raise NoCapacity("it is being moved already")
             if lease.state not in (LeaseState.ACTIVE, LeaseState.PARKED):
                 raise NoCapacity("its worker is not up yet")
-            found = destination.find(lease, self._index.servers, change.tx.granted_mib())
+            found = destination.find(lease, self._index.servers, change.tx.granted_mib(), leaving=leaving)
             if isinstance(found, str):
                 raise NoCapacity(found)
             change.begin_move(lease, found, why, actor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from jupyter_gpupool.core.models import (
@@ -64,9 +64,12 @@ class PendingChange:
         """GRANTED to ACTIVE, or ACTIVE with a worker that was found again."""
         self.changed[lease.id] = self.tx.activate(lease.id, worker)
 
-    def park(self, lease: Lease, memory_mib: int, outcome: str) -> None:
+    def park(
+        self, lease: Lease, memory_mib: int, outcome: str, by_server: Mapping[str, int] | None = None
+    ) -> None:
         """ACTIVE to PARKED. Its worker has let go of its GPUs already."""
-        self.changed[lease.id] = self.tx.park(lease, Parked(memory_mib, self._clock()))
+        parked = Parked(memory_mib, self._clock(), by_server=dict(by_server or {}))
+        self.changed[lease.id] = self.tx.park(lease, parked)
         self.note("park", lease, outcome)
 
     def wake(self, lease: Lease) -> None:
@@ -81,19 +84,20 @@ class PendingChange:
         self.note("resume", resumed, sizes(slices))
 
     def begin_move(self, lease: Lease, slices: Sequence[Slice], why: str, actor: str | None = None) -> None:
-        """Let a lease hold slices of another server, too; it is moved there after the commit."""
+        """Let a lease hold slices of another server, too; it is moved there after the commit. ``slices``: all that it
+        is to have."""
         self.changed[lease.id] = moving = self.tx.begin_move(lease, slices)
         self.starts.append(MoveWorker(moving))
-        self.note("move", lease, f"to {sizes(slices)}, {why}", actor)
+        self.note("move", lease, f"to {sizes(moving.arriving)}, {why}", actor)
 
     def end_move(self, lease: Lease, worker: WorkerAddress | None, outcome: str) -> None:
         """A lease has moved, and has that worker; None: it goes on where it was."""
-        before = lease.slices[0].server
+        before, there = lease.leaving[0].server, lease.arriving[0].server
         self.changed[lease.id] = ended = self.tx.end_move(lease, worker)
         if worker is None:
             self.note("stay", ended, f"on {before}: {outcome}")
         else:
-            self.note("moved", ended, f"from {before} to {ended.slices[0].server}, {outcome}")
+            self.note("moved", ended, f"from {before} to {there}, {outcome}")
             if lease.state is LeaseState.PARKED:
                 self.note("resume", ended, sizes(ended.slices))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jupyter_gpupool.core.engine import WorkerState
 from jupyter_gpupool.core.models import Lease, LeaseState, Reclaim, Request, Slice
@@ -38,10 +38,12 @@ NO_RECLAIM = ReclaimPolicy()
 
 @dataclass(frozen=True)
 class Parks:
-    """The leases to park, and the one that waits for their GPUs."""
+    """The leases to park, and the one that waits for their GPUs. ``by_server``: the MiB of each server's host memory
+    that a lease takes which spans servers, by its id."""
 
     leases: tuple[Lease, ...]
     waiting: Lease
+    by_server: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,6 @@ def find_parks(
             and not lease.moving_to
             and liveness.idle_s(lease) >= (policy.after_s if after_s is None else after_s)
             and liveness.resident_s(lease) >= policy.min_resident_s
-            and len({piece.server for piece in lease.slices}) == 1
         )
 
     leases = {lease.id: lease for lease in tx.leases((LeaseState.ACTIVE,)) if may_be_parked(lease)}
@@ -103,21 +104,24 @@ def find_parks(
             liveness.idle_s(lease),
             states[lease.id].used_mib,
             states[lease.id].is_clean,
+            states[lease.id].by_server,
         )
         for lease in leases.values()
     ]
     host_mib = dict(arenas)
     for lease in tx.leases((LeaseState.PARKED,)):
-        server = lease.slices[0].server
-        if lease.parked is not None and server in host_mib:
-            host_mib[server] -= lease.parked.memory_mib
+        if lease.parked is not None:
+            kept_mib = lease.parked.by_server or {lease.slices[0].server: lease.parked.memory_mib}
+            for server in kept_mib.keys() & host_mib.keys():
+                host_mib[server] -= kept_mib[server]
     in_vain: set[str] = set()  # for whom nobody is parked, because one that is before it would get the room
     while True:
         found = _first_plan(tx, index, grants, policy, idle, host_mib, in_vain)
         if found is None:
             return None
         waiting, lease_ids = found
-        parks = Parks(tuple(leases[lease_id] for lease_id in lease_ids), waiting)
+        by_server = {id: states[id].by_server for id in lease_ids if states[id].by_server}
+        parks = Parks(tuple(leases[lease_id] for lease_id in lease_ids), waiting, by_server)
         if grants.starts_without(tx, index, waiting, parks.leases):
             return parks
         in_vain.add(waiting.id)

@@ -12,7 +12,15 @@ JSON on a SOCK_SEQPACKET socket, which the worker listens on in the folder of th
 - ``send``: {"to": [host, port], "secure"}, with the descriptor of a connection to there: send everything to the
   lease's other worker, and let the sessions rest before the last of it; the answer is {"bytes", "rest_s", "ahead": the
   bytes before that}. Then ``stay``: go on here; or ``leave``: {"to"}: send the clients there.
+- ``hold``: let a session go on only while another one, here or at a worker of the lease on another server, waits for it
+  in an exchange. ``rest``: the answer is {"resting": whether all sessions are between two frames, and are held,
+  "uses": how many frames there were}. ``release``: let all go on.
 - ``serve``: go on with what has arrived from the lease's other worker.
+- ``send_ahead``: what ``send`` does while the sessions go on; then ``send_rest``: what it does afterwards.
+- ``name``: the answer is {"name": by which the lease's workers on other servers know this one, and the one that follows
+  it}. ``expect``: {"peer": name}: that one is about to move, and its next worker is linked besides; ``linked``: the
+  answer of that next worker is {"missing": the links that are not there yet}; ``replace``: {"done": whether that worker
+  has moved, so that its new link takes the place of the old one}.
 - ``peers``: {"names": of the lease's workers on other servers}.
 - ``link``: {"peer": name, "to": [host, port], "secure"}, with the descriptor of a connection to there: the lease's
   worker of that name, which the worker has asked for; or {"peer", "failed": why}.

@@ -46,6 +46,8 @@ class WorkerSpec:
     keyfile: str = ""
     #: The lease has another worker, which is about to send its state; nobody is served before that.
     awaits_state: bool = False
+    #: By which the lease's workers on other servers know this one; empty: by its first device's uuid.
+    peer_name: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WorkerSpec:

@@ -152,7 +152,102 @@ def test_what_cannot_move_is_refused_with_the_reason(pool: Pool) -> None:
     pool.manager.drain("two", False)
     both = pool.manager.worker_started(pool.request(0.4, num_gpus=2, spread=True).id, WORKER).changed[0]
     assert len({piece.server for piece in both.slices}) == 2
-    assert pool.why(both) == "it spans servers, and such leases are not moved"
+    assert pool.why(both) == "it spans servers, and moves only where one of them is drained"
+
+
+@pytest.fixture
+def three(ledger: Ledger, clock: Clock) -> Pool:
+    """Three servers of two GPUs each."""
+    servers = [Server(name, "127.0.0.1", emulated_gpus(name, 2)) for name in ("one", "two", "three")]
+    return Pool(ledger, clock, servers)
+
+
+def spread(pool: Pool) -> Lease:
+    """A lease of all GPUs of the servers one and two."""
+    lease = pool.request(1.0, num_gpus=4, spread=True, filters={})
+    lease = pool.manager.worker_started(lease.id, WORKER).changed[0]
+    assert len({piece.server for piece in lease.slices}) == 2
+    return lease
+
+
+def test_a_part_of_a_lease_leaves_a_server_and_the_others_stay(three: Pool) -> None:
+    lease = spread(three)
+    left, stays = lease.slices[0].server, lease.slices[2].server
+    (free,) = {"one", "two", "three"} - {left, stays}
+    (action,) = three.manager.move(lease.id, "because one is drained", leaving=left).actions
+    assert isinstance(action, MoveWorker)
+    moving = action.lease
+    assert [piece.server for piece in moving.moving_to] == [free, free, stays, stays]
+    assert moving.leaving == lease.slices[:2] and moving.arriving == moving.moving_to[:2]
+    assert set(three.manager.snapshot().granted_mib.values()) == {32510}, "it holds both"
+    assert not three.ledger.verify()
+    three.manager.moved(lease.id, OTHER)
+    moved = three.manager.lease(lease.id)
+    assert moved.slices == moving.moving_to and not moved.moving_to
+    assert not three.ledger.verify()
+    outcomes = [entry for entry in three.audit() if entry[0] == "moved"]
+    assert f"from {left} to {free}" in str(outcomes)
+    here = three.request(1.0, num_gpus=2, filters={"server": left})
+    assert three.manager.lease(here.id).state is LeaseState.GRANTED, "what it left is others'"
+    assert three.why(moved) == "it spans servers, and moves only where one of them is drained"
+    with pytest.raises(NoCapacity, match="no GPU server that it does not use has 32510 MiB of 2 GPUs free"):
+        three.manager.move(lease.id, "because", leaving=free)
+
+
+def test_a_move_of_a_part_that_fails_frees_only_what_was_to_be_reached(three: Pool) -> None:
+    lease = spread(three)
+    three.manager.move(lease.id, "because one is drained", leaving=lease.slices[2].server)
+    three.manager.move_failed(lease.id, "it did not work")
+    now = three.manager.lease(lease.id)
+    assert (now.slices, now.moving_to, now.state) == (lease.slices, (), LeaseState.ACTIVE)
+    assert sorted(three.manager.snapshot().granted_mib.values()) == [0, 0, *[32510] * 4]
+    three.manager.move(lease.id, "because one is drained", leaving=lease.slices[0].server)
+    three.manager.release(lease.id)
+    assert set(three.manager.snapshot().granted_mib.values()) == {0}
+    assert not three.ledger.verify()
+
+
+def test_a_parked_lease_that_spans_servers_resumes_on_all_of_them_or_on_none(three: Pool) -> None:
+    lease = spread(three)
+    servers = [lease.slices[k].server for k in (0, 2)]
+    (free,) = {"one", "two", "three"} - set(servers)
+    three.clock.advance(200)
+    others = [three.request(1.0, filters={"server": servers[0]}, num_gpus=2)]
+    state = {lease.id: WorkerState(30, by_server={servers[0]: 10, servers[1]: 20})}
+    assert three.manager.find_parks(state, dict.fromkeys(servers, 15)) is None, "one has too little memory"
+    parks = three.manager.find_parks(state, dict.fromkeys(servers, 25))
+    assert parks is not None and [one.id for one in parks.leases] == [lease.id]
+    three.manager.park(parks, {lease.id: 30})
+    parked = three.manager.lease(lease.id)
+    assert parked.parked is not None and parked.parked.by_server == {servers[0]: 10, servers[1]: 20}
+    assert not three.ledger.verify()
+    assert three.manager.lease(others[0].id).state is LeaseState.GRANTED
+    with pytest.raises(NoCapacity, match=f"it is parked, and what it had on {servers[0]} is not free"):
+        three.manager.move(lease.id, "because", leaving=servers[1])
+    assert not three.manager.wake(lease.id).actions, "there is room on one of its servers alone"
+    others.append(three.request(0.5, filters={"server": servers[1]}))
+    assert three.manager.lease(others[1].id).state is LeaseState.QUEUED, "which is kept for it"
+    three.manager.release(others[0].id)
+    now = three.manager.lease(lease.id)
+    assert (now.state, now.slices) == (LeaseState.ACTIVE, lease.slices)
+    assert not three.ledger.verify()
+
+
+def test_a_part_of_a_parked_lease_moves_and_all_of_it_runs(three: Pool) -> None:
+    lease = spread(three)
+    left = lease.slices[0].server
+    three.clock.advance(200)
+    other = three.request(1.0, filters={"server": left}, num_gpus=2)
+    parks = three.manager.find_parks({lease.id: WorkerState(10)}, {left: 1000})
+    assert parks is not None
+    three.manager.park(parks, {lease.id: 10})
+    three.manager.move(lease.id, "because one is drained", leaving=left)
+    assert set(three.manager.snapshot().granted_mib.values()) == {32510}, "all that it is to have"
+    three.manager.moved(lease.id, OTHER)
+    now = three.manager.lease(lease.id)
+    assert now.state is LeaseState.ACTIVE and left not in {piece.server for piece in now.slices}
+    assert three.manager.lease(other.id).state is LeaseState.GRANTED
+    assert not three.ledger.verify()
 
 
 def parked(pool: Pool) -> Lease:

@@ -105,6 +105,8 @@ class LocalEngine(
         self._workers = LocalWorkers(self.run_dir, self.log)
         self._parking = Parking(self.run_dir, self.clean_after_s, self.log)
         self._arriving: dict[str, tuple[Lease, int]] = {}
+        #: by which the workers of a lease on other servers know the one here
+        self._peer_names: dict[str, str] = {}
         self.linking = Linking(self._parking.channel, bool(self.certfile), self.log)
         self._parking.on_link = self.linking.on_asked
         self.moving = Moving(self._parking, self._workers, bool(self.certfile), self._has_arrived)
@@ -153,6 +155,7 @@ class LocalEngine(
         def left(lease_id: str) -> None:
             self._parking.ended(lease_id)
             self.linking.forget(lease_id)
+            self._peer_names.pop(lease_id, None)
             self._replacements.forget(lease_id)
             self._arriving.pop(lease_id, None)
 
@@ -335,7 +338,11 @@ class LocalEngine(
     async def _start_again(self, lease: Lease, first: int, port: int) -> WorkerAddress:
         # Its holder is there, and may be out of reach for as long as a connection may be.
         spec = self._spec(lease, first)
-        patient = replace(spec, attach_timeout_s=max(spec.attach_timeout_s, self.resume_s))
+        patient = replace(
+            spec,
+            attach_timeout_s=max(spec.attach_timeout_s, self.resume_s),
+            peer_name=self._peer_names.get(lease.id, ""),
+        )
         worker = await self._environments.start_worker(lease, patient, self.host, port)
         with contextlib.suppress(EngineError):  # it has ended already
             await self.linking.listen(lease.id)
@@ -375,15 +382,38 @@ class LocalEngine(
             raise EngineError(f"lease {lease.id} has real GPUs, and parking them is not supported yet")
         return await self._parking.park(lease.id)
 
-    async def resume_worker(self, lease: Lease) -> WorkerAddress:
-        """Bring the parked state back, on ``lease.slices``. Raises EngineError."""
-        await self._parking.resume(lease, self._spec(lease).devices)
+    async def resume_worker(self, lease: Lease, first: int = 0) -> WorkerAddress:
+        """Bring the parked state back, on ``lease.slices``. ``first``: as in :meth:`start_worker`. Raises
+        EngineError."""
+        await self._parking.resume(lease, self._spec(lease, first).devices)
         address = self._workers.addresses().get(lease.id)
         if address is None:
             raise EngineError(f"the worker of lease {lease.id} has ended")
-        self._replacements.remember(lease)
-        self._bounds.follow(self._spec(lease))
+        self._replacements.remember(lease, first)
+        self._bounds.follow(self._spec(lease, first))
         return address
+
+    async def tell(self, lease_id: str, what: str, **fields: Any) -> dict[str, Any]:
+        """Ask a worker for what workers of a lease on several servers do together, see transport/control.py.
+
+        Raises EngineError with its reason.
+        """
+        return await self._parking.channel(lease_id).ask(what, **fields)
+
+    async def introduce(self, lease_id: str, others: Mapping[str, WorkerAddress]) -> None:
+        """Let a worker be linked to those of its lease on other servers, by their names. Raises EngineError."""
+        await self.linking.introduce(lease_id, others)
+        await self._learn_peer_name(lease_id)
+
+    async def serve_arrived(self, lease_id: str) -> None:
+        """Let a lease that has arrived go on here. Raises EngineError if it has not arrived whole."""
+        await self.moving.serve(lease_id)
+        await self._learn_peer_name(lease_id)
+
+    async def _learn_peer_name(self, lease_id: str) -> None:
+        # It is empty before a worker has arrived; one of an earlier version does not say it.
+        with contextlib.suppress(EngineError):
+            self._peer_names[lease_id] = (await self.tell(lease_id, "name"))["name"]
 
     @property
     def listens_on(self) -> int:

@@ -51,12 +51,19 @@ class Moving:
 
     async def send(self, lease_id: str, to: WorkerAddress) -> Sent:
         """Let a worker send its lease to another one. Raises EngineError; then the lease goes on here."""
+        answer = await self._connected("send", lease_id, to)
+        return Sent(int(answer["bytes"]), float(answer["rest_s"]), int(answer.get("ahead", 0)))
+
+    async def send_ahead(self, lease_id: str, to: WorkerAddress) -> None:
+        """Let a worker send what it can while its lease goes on; ``send_rest`` is to follow. Raises EngineError."""
+        await self._connected("send_ahead", lease_id, to)
+
+    async def _connected(self, what: str, lease_id: str, to: WorkerAddress) -> dict[str, Any]:
         # A worker in its sandbox makes no connection.
         with contextlib.closing(await connected(to)) as sock:
-            answer = await self._ask(
-                lease_id, "send", [sock.fileno()], to=[to.host, to.port], secure=self._certified
+            return await self._ask(
+                lease_id, what, [sock.fileno()], to=[to.host, to.port], secure=self._certified
             )
-        return Sent(int(answer["bytes"]), float(answer["rest_s"]), int(answer.get("ahead", 0)))
 
     async def stay(self, lease_id: str) -> None:
         """Let a lease that was sent go on here after all. Raises EngineError."""

@@ -9,7 +9,10 @@ from typing import Any
 #: What a worker answers from what it knows, and what takes as long as it takes to copy or send all of its memory; in
 #: seconds.
 _SHORT_S, _LONG_S = 10.0, 600.0
-_SHORT = ("state", "forget", "stay", "leave", "link")
+_SHORT = (
+    *("state", "forget", "stay", "leave", "link"),
+    *("hold", "rest", "release", "name", "expect", "linked", "replace"),
+)
 _MAX_FAILURE_CHARACTERS = 500
 _MAX_NAME_CHARACTERS = 200
 
@@ -45,7 +48,11 @@ _ANSWERS: Mapping[str, _Forms] = {
         "idle_s": _is_time,
     },
     "clean": {"clean": _is_flag},
+    "rest": {"resting": _is_flag, "uses": _is_size},
     "send": {"bytes": _is_size, "rest_s": _is_time},
+    "send_rest": {"bytes": _is_size, "rest_s": _is_time, "ahead": _is_size},
+    "name": {"name": lambda given: given == "" or _is_name(given)},
+    "linked": {"missing": _is_size},
 }
 #: What an answer may have besides; workers of an earlier version do not say it.
 _BESIDES: Mapping[str, _Forms] = {"send": {"ahead": _is_size}}

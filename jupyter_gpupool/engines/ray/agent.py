@@ -129,13 +129,27 @@ class Agent:
         except EngineError as e:
             return {"failed": str(e)}
 
-    async def resume(self, lease_id: str, slices: list[dict[str, Any]]) -> dict[str, Any]:
-        """Bring the state of a parked lease back, on these slices. Return ``{}`` or ``{"failed": why}``."""
+    async def resume(self, lease_id: str, slices: list[dict[str, Any]], first: int = 0) -> dict[str, Any]:
+        """Bring the state of a parked lease back, on these slices. Return ``{}`` or ``{"failed": why}``.
+
+        ``first``: the number of the first of these slices within the lease.
+        """
         try:
-            await self._engine.resume_worker(_lease(lease_id, slices))
+            await self._engine.resume_worker(_lease(lease_id, slices), first)
         except EngineError as e:
             return {"failed": str(e)}
         return {}
+
+    async def tell(self, lease_id: str, what: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Ask a worker for what workers on several servers do together. Return its answer, or ``{"failed": why}``."""
+        try:
+            return await self._engine.tell(lease_id, what, **fields)
+        except EngineError as e:
+            return {"failed": str(e)}
+
+    async def send_ahead(self, lease_id: str, to: dict[str, Any]) -> dict[str, str]:
+        """Let a worker send ahead what it can while its lease goes on. Return ``{}`` or ``{"failed": why}``."""
+        return await _tried(self._engine.moving.send_ahead(lease_id, WorkerAddress(**to)))
 
     async def send(self, lease_id: str, to: dict[str, Any]) -> dict[str, Any]:
         """Let a worker send its lease to another server's. Return ``{"bytes", "rest_s"}``, or ``{"failed": why}``."""
@@ -152,7 +166,7 @@ class Agent:
         """
         addresses = {peer: WorkerAddress(**address) for peer, address in others.items()}
         try:
-            await self._engine.linking.introduce(lease_id, addresses)
+            await self._engine.introduce(lease_id, addresses)
         except EngineError as e:
             return {"failed": str(e)}
         return {}
@@ -163,7 +177,7 @@ class Agent:
 
     async def serve(self, lease_id: str) -> dict[str, str]:
         """Let a lease that has arrived go on here. Return ``{}`` or ``{"failed": why}``."""
-        return await _tried(self._engine.moving.serve(lease_id))
+        return await _tried(self._engine.serve_arrived(lease_id))
 
     async def leave(self, lease_id: str, to: dict[str, Any]) -> None:
         """End the worker of a lease that goes on at another server's; return when it has ended."""

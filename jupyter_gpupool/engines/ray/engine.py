@@ -30,6 +30,7 @@ from jupyter_gpupool.engines.worker_options import (
 )
 from jupyter_gpupool.former_names import FormerNames
 
+from . import together
 from .cluster import Cluster, RayNode
 from .meeting import Meeting
 from .node import Node
@@ -133,7 +134,7 @@ class RayEngine(
             return
         await asyncio.gather(
             *(
-                self._node(own).introduce(
+                self._node(own).introduce_if_possible(
                     lease_id, {peer: workers[name] for peer, name in servers.items() if name != own}
                 )
                 for own in workers
@@ -155,12 +156,18 @@ class RayEngine(
 
     def states(self) -> Mapping[str, WorkerState]:
         """Return what each worker that could be parked now would have to copy, by lease id."""
-        return {
-            lease_id: state
-            for node in self._nodes.values()
-            for lease_id, state in node.parking.states.items()
-            if len(self._parts.get(lease_id, ())) == 1 and lease_id not in self._moving
-        }
+        found = {}
+        for lease_id, parts in self._parts.items():
+            states = {name: node.parking.states.get(lease_id) for name, node in parts.items()}
+            known = {name: state for name, state in states.items() if state is not None}
+            if len(known) < len(parts) or lease_id in self._moving:
+                continue
+            found[lease_id] = WorkerState(
+                sum(state.used_mib for state in known.values()),
+                all(state.is_clean for state in known.values()),
+                {name: state.used_mib for name, state in known.items()} if len(parts) > 1 else {},
+            )
+        return found
 
     def arenas(self) -> Mapping[str, int]:
         """Return the MiB of host memory for parked leases, by the server's name."""
@@ -171,60 +178,99 @@ class RayEngine(
         }
 
     def parked(self) -> Collection[str]:
-        """Return the ids of the leases whose state is in host memory."""
-        return frozenset().union(*(node.parking.parked for node in self._nodes.values()))
+        """Return the ids of the leases whose state is in host memory, on all of their servers."""
+        some: set[str] = set().union(*(node.parking.parked for node in self._nodes.values()))
+        return frozenset(lease_id for lease_id in some if not self._unparked(lease_id))
+
+    def _unparked(self, lease_id: str) -> list[Node]:
+        """The servers on which a lease is not parked."""
+        return [
+            node for node in self._parts.get(lease_id, {}).values() if lease_id not in node.parking.parked
+        ]
 
     async def park_worker(self, lease: Lease) -> int:
-        """Park a worker and give its share back to Ray. Return the MiB that are kept for it. Raises EngineError."""
-        node = self._only_part(lease)
-        mib = await node.parking.park(lease)
-        await node.claims.give_back(lease.id)
+        """Park a lease's workers, all or none, and give its share back to Ray. Return the MiB that are kept for it.
+
+        Raises EngineError.
+        """
+        parts = self._known_parts(lease)
+        if len(parts) == 1:
+            (node,) = parts.values()
+            mib = await node.parking.park(lease.id, lease.slices)
+        else:
+            try:
+                mib = await together.park(lease, parts)
+            except together.Torn as e:
+                self._lose(lease.id, str(e))
+                raise
+        for node in parts.values():
+            await node.claims.give_back(lease.id)
         return mib
 
     async def resume_worker(self, lease: Lease) -> WorkerAddress:
         """Take a share from Ray, and bring the parked state back, on ``lease.slices``. Raises EngineError."""
-        node = self._only_part(lease)
-        await node.claim(lease.id, lease.slices)
-        await node.parking.resume(lease)
+        parts, pieces = self._known_parts(lease), together.by_server(lease.slices)
+        for name, node in parts.items():
+            await node.claim(lease.id, pieces[name])
+        await together.resume(lease, parts)
         self._limits[lease.id] = {piece.gpu_uuid: piece.memory_mib for piece in lease.slices}
-        return node.workers[lease.id]
+        return _joined({name: node.workers[lease.id] for name, node in parts.items()})
 
-    def _only_part(self, lease: Lease) -> Node:
+    def _known_parts(self, lease: Lease) -> dict[str, Node]:
         parts = self._parts.get(lease.id, {})
-        if len(parts) != 1:
-            raise EngineError(
-                f"lease {lease.id} has workers on several servers"
-                if parts
-                else f"the worker of lease {lease.id} has ended"
-            )
-        return next(iter(parts.values()))
+        if not parts:
+            raise EngineError(f"the worker of lease {lease.id} has ended")
+        return parts
+
+    def _lose(self, lease_id: str, why: str) -> None:
+        """End what is left of a lease that cannot go on."""
+        for node in self._parts.pop(lease_id, {}).values():
+            self._begin(node.stop(lease_id))
+        self._limits.pop(lease_id, None)
+        self._on_exit(lease_id, LeaseState.LOST, why)
 
     # -- moving
 
     async def move_worker(self, lease: Lease) -> WorkerAddress:
-        """Move a worker to ``lease.moving_to``. Until its server leaves the lease, no client knows of the other."""
-        parts, source = self._parts.get(lease.id, {}), self._only_part(lease)
-        target = self._node(lease.moving_to[0].server)
+        """Move the worker of one server to ``lease.moving_to``; those of others stay.
+
+        Until its server leaves the lease, no client knows of the new one.
+        """
+        parts, there = self._known_parts(lease), replace(lease, slices=lease.moving_to)
+        left, reached = lease.leaving[0].server, lease.arriving[0].server
+        source, target = parts[left], self._node(reached)
+        others = [node for node in parts.values() if node is not source]
         self._moving[lease.id] = target
         try:
-            there = replace(lease, slices=lease.moving_to)
-            worker = await target.start(there, there.slices, receives=True)
+            worker = await target.start(
+                there, tuple(together.by_server(there.slices)[reached]), receives=True
+            )
             try:
-                await source.send(lease.id, worker)
-                await target.serve(lease.id)
+                if others:
+                    await together.move(there, source, target, others)
+                else:
+                    await source.send(lease.id, worker)
+                    await target.serve(lease.id)
                 if self._parts.get(lease.id) is not parts:
                     raise EngineError("the lease has ended meanwhile")
-            except BaseException:
+                if others and lease.id not in target.workers:
+                    raise together.Torn(f"its worker on {target.name} ended as it arrived")
+            except BaseException as e:
+                if isinstance(e, together.Torn) and self._parts.get(lease.id) is parts:
+                    self._lose(lease.id, str(e))
                 await target.stop(lease.id)
                 with contextlib.suppress(EngineError):
                     await source.stay(lease.id)
                 raise
-            self._parts[lease.id] = {target.name: target}
+            self._parts[lease.id] = {
+                (reached if name == left else name): (target if name == left else node)
+                for name, node in parts.items()
+            }
             self._limits[lease.id] = {piece.gpu_uuid: piece.memory_mib for piece in there.slices}
         finally:
             self._moving.pop(lease.id, None)
         await source.depart(lease.id, worker)
-        return worker
+        return _joined({name: node.workers[lease.id] for name, node in self._known_parts(lease).items()})
 
     def arrived(self) -> Collection[str]:
         """Return the leases that :meth:`adopt` has found where they were to be moved."""
@@ -268,11 +314,13 @@ class RayEngine(
         for lease_id, gpu_uuid, units, group in await self._cluster.claims():
             for node in self._parts.get(lease_id, {}).values():
                 index = node.index_of(gpu_uuid)
-                if index is not None and lease_id not in node.parking.parked:
+                if index is not None and (lease_id not in node.parking.parked or self._unparked(lease_id)):
                     node.claims.adopt(lease_id, index, units, group)
                     break
             else:
                 await self._cluster.give_back(group)
+        for lease in leases:
+            await self._settle(lease)
         self._adopted = True
         for node in self._nodes.values():
             if node.there:
@@ -282,6 +330,20 @@ class RayEngine(
             else:
                 node.settled()
         return adopted
+
+    async def _settle(self, lease: Lease) -> None:
+        """Let the workers of a lease that spans servers go on that an earlier pool has stopped, or parked in part."""
+        parts = self._parts.get(lease.id, {})
+        if len(parts) < 2:
+            return
+        if lease.moving_to:
+            await together.end_move(lease.id, parts.values(), is_done=lease.id in self._arrived)
+            await together.introduce(lease.id, parts.values())
+        parked = {name: node for name, node in parts.items() if lease.id in node.parking.parked}
+        if len(parked) < len(parts):
+            with contextlib.suppress(EngineError):  # it has ended, which is about to be heard
+                await together.resume(lease, parked)
+        await together.release(lease.id, parts.values())
 
     def on_replaced(self, replaced: WorkerReplaced) -> None:
         """Call ``replaced`` for each worker that has taken the place of one that ended by what it computed."""
@@ -296,7 +358,8 @@ class RayEngine(
         here = list(dict.fromkeys(piece.server for piece in lease.slices))
         if not lease.moving_to:
             return here
-        source, target = there.get(here[0]), there.get(lease.moving_to[0].server)
+        left, reached = lease.leaving[0].server, lease.arriving[0].server
+        source, target = there.get(left), there.get(reached)
         if source is not None and lease.id in source.workers:
             with contextlib.suppress(EngineError):  # it has left
                 await source.stay(lease.id)
@@ -305,7 +368,7 @@ class RayEngine(
             with contextlib.suppress(EngineError):  # it has not arrived whole
                 await target.serve(lease.id)
                 self._arrived.add(lease.id)
-                return [target.name]
+                return [reached if name == left else name for name in here]
         return here
 
     def usage(self) -> dict[str, WorkerUsage]:

@@ -79,7 +79,7 @@ class Node:
         self._on_change = on_change
         self._on_ended = on_ended
         self._on_replaced = on_replaced
-        self.parking = NodeParking(self._moved, on_wanted)
+        self.parking = NodeParking(self._told, on_wanted)
         self._gpus: tuple[GPU, ...] = ()
         self._agent: Any = None
         self._takes_client = False
@@ -234,14 +234,24 @@ class Node:
                 await self.claims.change(lease_id, index, uuid, wanted)
 
     async def introduce(self, lease_id: str, others: Mapping[str, WorkerAddress]) -> None:
-        """Let the worker of a lease be linked to these, by their names. Where it cannot be, clients do without."""
+        """Let the worker of a lease be linked to these, by their names. Raises EngineError."""
         addresses = {peer: address.to_json() for peer, address in others.items()}
+        await self._told("introduce", lease_id, addresses)
+
+    async def introduce_if_possible(self, lease_id: str, others: Mapping[str, WorkerAddress]) -> None:
+        """As :meth:`introduce`. Where it cannot be, clients do without."""
         try:
-            await self._moved("introduce", lease_id, addresses)
+            await self.introduce(lease_id, others)
         except EngineError as e:
             self._log.warning(
                 "The worker of lease %s on %s is linked to no other: %s", lease_id, self.name, e
             )
+
+    # -- together with the lease's workers on other servers
+
+    async def tell(self, lease_id: str, what: str, **fields: Any) -> dict[str, Any]:
+        """Ask a worker for what workers of a lease do together, see transport/control.py. Raises EngineError."""
+        return await self._told("tell", lease_id, what, fields)
 
     # -- moving
 
@@ -250,16 +260,20 @@ class Node:
 
         Raises EngineError.
         """
-        said = await self._moved("send", lease_id, to.to_json())
+        said = await self._told("send", lease_id, to.to_json())
         return int(said["bytes"]), float(said["rest_s"])
+
+    async def send_ahead(self, lease_id: str, to: WorkerAddress) -> None:
+        """Send ahead what can be while the lease goes on; ``send_rest`` is to follow. Raises EngineError."""
+        await self._told("send_ahead", lease_id, to.to_json())
 
     async def stay(self, lease_id: str) -> None:
         """Let a lease that was sent go on here after all. Raises EngineError."""
-        await self._moved("stay", lease_id)
+        await self._told("stay", lease_id)
 
     async def serve(self, lease_id: str) -> None:
         """Let a lease that has arrived go on here. Raises EngineError."""
-        await self._moved("serve", lease_id)
+        await self._told("serve", lease_id)
 
     async def depart(self, lease_id: str, to: WorkerAddress) -> None:
         """End the worker of a lease that goes on at another server's, and release its share.
@@ -280,7 +294,7 @@ class Node:
         else:
             await self.claims.give_back(lease_id)
 
-    async def _moved(self, method: str, *args: Any) -> dict[str, Any]:
+    async def _told(self, method: str, *args: Any) -> dict[str, Any]:
         said: dict[str, Any] = await self._asked(self._method(method), *args)
         if "failed" in said:
             raise EngineError(f"{self.name}: {said['failed']}")

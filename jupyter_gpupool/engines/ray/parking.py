@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from jupyter_gpupool.core.engine import WorkerState
-from jupyter_gpupool.core.models import Lease
+from jupyter_gpupool.core.models import Slice
 
 #: Calls a method of the agent by its name. Raises EngineError with its reason.
 Ask = Callable[..., Awaitable[dict[str, Any]]]
@@ -26,23 +26,25 @@ class NodeParking:
         self.arena_mib = 0
         self._changing: set[str] = set()
 
-    async def park(self, lease: Lease) -> int:
-        """Park a lease, and return the MiB that are kept for it. Raises EngineError."""
-        said = await self._change(lease, "park")
-        self.parked.add(lease.id)
+    async def park(self, lease_id: str, pieces: Sequence[Slice]) -> int:
+        """Park a lease's slices here, and return the MiB that are kept for them. Raises EngineError."""
+        said = await self._change("park", lease_id, pieces)
+        self.parked.add(lease_id)
         return int(said["mib"])
 
-    async def resume(self, lease: Lease) -> None:
-        """Bring a lease back, on its slices. Raises EngineError."""
-        await self._change(lease, "resume")
-        self.parked.discard(lease.id)
+    async def resume(self, lease_id: str, pieces: Sequence[Slice], first: int = 0) -> None:
+        """Bring a lease back, on these slices. ``first``: the number of the first of them. Raises EngineError."""
+        await self._change(
+            "resume", lease_id, pieces, *([first] if first else [])
+        )  # an older agent knows no number
+        self.parked.discard(lease_id)
 
-    async def _change(self, lease: Lease, what: str) -> dict[str, Any]:
-        self._changing.add(lease.id)
+    async def _change(self, what: str, lease_id: str, pieces: Sequence[Slice], *more: int) -> dict[str, Any]:
+        self._changing.add(lease_id)
         try:
-            return await self._ask(what, lease.id, [asdict(piece) for piece in lease.slices])
+            return await self._ask(what, lease_id, [asdict(piece) for piece in pieces], *more)
         finally:
-            self._changing.discard(lease.id)
+            self._changing.discard(lease_id)
 
     def ended(self, lease_id: str) -> None:
         """The lease has no worker there any more."""

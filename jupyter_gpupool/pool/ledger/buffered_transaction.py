@@ -196,14 +196,16 @@ class BufferedTransaction(Transaction):
         return resumed
 
     def begin_move(self, lease: Lease, pieces: Sequence[Slice]) -> Lease:
-        """Let a lease hold slices of another server, too. The database refuses what would exceed a GPU."""
+        """Let a lease hold slices of another server, too. ``pieces``: all that it is to have.
+
+        The database refuses what would exceed a GPU.
+        """
         known = self.live.leases.get(lease.id)
         if known is None or known.state not in MOVABLE or known.moving_to or known.slices != lease.slices:
             raise LedgerUnavailable(f"the ledger has no lease {lease.id} with slices as they were")
         moving = replace(known, moving_to=tuple(pieces))
         self._change(moving)
-        for piece in pieces:
-            self._use_gpu(piece.gpu_uuid, piece.memory_mib)
+        self._use(known, moving)
         return moving
 
     def end_move(self, lease: Lease, worker: WorkerAddress | None) -> Lease:
@@ -214,8 +216,7 @@ class BufferedTransaction(Transaction):
         if worker is None:
             stayed = replace(known, moving_to=())
             self._change(stayed)
-            for piece in known.moving_to:
-                self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
+            self._use(known, stayed)
             return stayed
         moved = replace(
             known,
@@ -228,9 +229,7 @@ class BufferedTransaction(Transaction):
         self._change(moved)
         if lease.id not in self._placed:
             self._replaced[lease.id] = None
-        if known.state.holds:
-            for piece in known.slices:
-                self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
+        self._use(known, moved)
         return moved
 
     def resize(self, lease: Lease, pieces: Sequence[Slice]) -> None:
@@ -273,7 +272,7 @@ class BufferedTransaction(Transaction):
             self._old.setdefault(lease.id, known.state)
         self._ended[lease.id] = (seq, ended)
         self.live.drop(lease.id)
-        for piece in (*(known.slices if known.state.holds else ()), *known.moving_to):
+        for piece in known.held:
             self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
 
     # -- writing to the database
@@ -347,6 +346,15 @@ class BufferedTransaction(Transaction):
             self._old.setdefault(lease.id, self.live.leases[lease.id].state)
         self.live.put(lease)
 
+    def _use(self, before: Lease, now: Lease) -> None:
+        """A lease holds other slices than before."""
+        for piece in now.held:
+            if piece not in before.held:
+                self._use_gpu(piece.gpu_uuid, piece.memory_mib)
+        for piece in before.held:
+            if piece not in now.held:
+                self._use_gpu(piece.gpu_uuid, -piece.memory_mib)
+
     def _use_gpu(self, uuid: str, more_mib: int) -> None:
         self.live.use(uuid, more_mib)
         self._used[uuid] += more_mib
@@ -373,10 +381,17 @@ def _changed(lease: Lease, plain: bool = False) -> dict[str, Any]:
         "workers_elsewhere": _elsewhere(worker) if worker and worker.elsewhere else None,
         "expires_at": lease.expires_at,
         "asked_back": json.dumps([asdict(one) for one in lease.asked_back]) if lease.asked_back else None,
-        "parked": json.dumps(asdict(lease.parked)) if lease.parked else None,
+        "parked": _parked(lease.parked) if lease.parked else None,
         "moving_to": json.dumps([asdict(one) for one in lease.moving_to]) if lease.moving_to else None,
     }
     return values if plain else {f"to_{name}": value for name, value in values.items()}
+
+
+def _parked(parked: Parked) -> str:
+    fields = asdict(parked)
+    if not parked.by_server:  # an earlier version may read it
+        del fields["by_server"]
+    return json.dumps(fields)
 
 
 def _elsewhere(worker: WorkerAddress) -> str:

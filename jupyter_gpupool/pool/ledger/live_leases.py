@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jupyter_gpupool.core.models import Lease, LeaseState, Slice
+from jupyter_gpupool.core.models import Lease, LeaseState
 from jupyter_gpupool.pool.scheduling.placement_index import Granted
 from jupyter_gpupool.pool.scheduling.reservation import Share
 
@@ -108,13 +108,13 @@ class LiveLeases:
 
     def _occupy(self, lease: Lease | None) -> None:
         if lease is not None:
-            for piece in _held(lease):
+            for piece in lease.held:
                 share = Share(piece.memory_mib, len(lease.slices))
                 self._on.setdefault(piece.gpu_uuid, {})[lease.id] = share
 
     def _vacate(self, lease: Lease | None) -> None:
         if lease is not None:
-            for piece in _held(lease):
+            for piece in lease.held:
                 self._on[piece.gpu_uuid].pop(lease.id, None)
 
     def _restore(self, lease_id: str, before: Lease | None) -> None:
@@ -142,8 +142,3 @@ class LiveLeases:
         """Restore the order of arrival after an undo."""
         self.leases = dict(sorted(self.leases.items(), key=lambda item: self.seqs[item[0]]))
         self.queued = dict.fromkeys(lease_id for lease_id in self.leases if lease_id in self.queued)
-
-
-def _held(lease: Lease) -> tuple[Slice, ...]:
-    """All slices that a lease holds now."""
-    return (*lease.slices, *lease.moving_to) if lease.state.holds else lease.moving_to

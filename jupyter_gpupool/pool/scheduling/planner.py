@@ -27,7 +27,8 @@ FREE: Cost = (0, 0, 0.0)
 class IdleLease:
     """A lease that may be parked. ``used_mib``: what it has in its GPUs' memory, and needs in the host's.
 
-    ``is_clean``: a copy of that is up to date, so that parking copies nothing.
+    ``is_clean``: a copy of that is up to date, so that parking copies nothing. ``by_server``: those MiB by server, of a
+    lease that spans servers.
     """
 
     id: str
@@ -35,6 +36,12 @@ class IdleLease:
     idle_s: float
     used_mib: int
     is_clean: bool = False
+    by_server: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def host_mib(self) -> Mapping[str, int]:
+        """What it needs of each server's host memory."""
+        return self.by_server or {self.slices[0].server: self.used_mib}
 
     @property
     def cost(self) -> Cost:
@@ -95,7 +102,7 @@ class _Group:
         wide = []
         for lease in self.idle:
             on = [piece for piece in lease.slices if piece.gpu_uuid in here]
-            if not on or lease.used_mib > self.host_mib.get(on[0].server, 0):
+            if not on or not self._has_host_memory([lease]):
                 continue
             if len(on) == 1:
                 narrow[on[0].gpu_uuid].append(lease)
@@ -135,14 +142,17 @@ class _Group:
             others = [one for one in leases if one is not lease]
             if self._has_room(others):
                 leases = others
-        needed: dict[str, int] = {}
-        for lease in leases:
-            server = lease.slices[0].server
-            needed[server] = needed.get(server, 0) + lease.used_mib
-        if any(mib > self.host_mib.get(server, 0) for server, mib in needed.items()):
+        if not self._has_host_memory(leases):
             return None
         ids = tuple(sorted(lease.id for lease in leases))
         return Plan(ids, _sum(leases))
+
+    def _has_host_memory(self, parked: Iterable[IdleLease]) -> bool:
+        needed: dict[str, int] = {}
+        for lease in parked:
+            for server, mib in lease.host_mib.items():
+                needed[server] = needed.get(server, 0) + mib
+        return all(mib <= self.host_mib.get(server, 0) for server, mib in needed.items())
 
     def _has_room(self, parked: Sequence[IdleLease]) -> bool:
         roomy = 0

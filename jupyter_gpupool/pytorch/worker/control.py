@@ -85,7 +85,7 @@ class WorkerControl:
             return
         try:
             answer = self._do(message, descriptors)
-        except (CannotPark, CannotMove, ValueError) as e:
+        except (CannotPark, CannotMove, ValueError, RuntimeError) as e:
             answer = {"failed": str(e)}
         except Exception as e:  # whatever it was, the worker goes on, and the engine learns of it
             answer = {"failed": f"{type(e).__name__}: {e}"}
@@ -127,6 +127,15 @@ class WorkerControl:
             return {}
         if what == "forget":
             residence.forget()
+            return {}
+        if what == "hold":
+            residence.gate.hold()
+            return {}
+        if what == "rest":
+            resting, uses = residence.gate.rest()
+            return {"resting": resting, "uses": uses}
+        if what == "release":
+            residence.gate.release()
             return {}
         answer = self._obey(str(what), message, descriptors)
         return {"failed": f"this worker does not know how to {what!r}"} if answer is None else answer

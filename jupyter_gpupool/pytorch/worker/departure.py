@@ -38,17 +38,31 @@ class CannotMove(Exception):
     """The lease cannot leave this worker now; the message is the reason."""
 
 
+class _Sending:
+    """What is on its way to the other worker. ``nbytes``: how much of it has been sent."""
+
+    def __init__(self, conn: tls.Connection, ahead: SentAhead) -> None:
+        self.conn = conn
+        self.ahead = ahead
+        self.writer: StateWriter | None = None
+        self.nbytes = 0
+
+    def write(self, view: memoryview) -> None:
+        """Send bytes. Raises OSError."""
+        frames.send_all(self.conn, view)
+        self.nbytes += len(view)
+
+
 class Departure:
     """``is_sent``: the other worker has everything, and the engine is to decide."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self.is_sent = False
-        self._ahead: SentAhead | None = None
+        self._sending: _Sending | None = None
         #: where the lease goes on, once it has left
         self.where: tuple[str, int] | None = None
 
-    @torch.inference_mode()
     def send(self, host: str, port: int, secure: bool, sock: socket.socket | None = None) -> dict[str, Any]:
         """Send everything to the worker at that address. Return the bytes, the seconds that sessions rested, and how
         many bytes were sent ahead, while they went on.
@@ -56,8 +70,14 @@ class Departure:
         ``sock``: a connection to it, because this process may make none. It is closed.
         Raises CannotMove; then the lease goes on here.
         """
+        self.begin(host, port, secure, sock)
+        return self.finish()
+
+    @torch.inference_mode()
+    def begin(self, host: str, port: int, secure: bool, sock: socket.socket | None = None) -> None:
+        """Send memory ahead, while the sessions go on: as :meth:`send`, up to :meth:`finish` or :meth:`stay`."""
         worker = self._worker
-        if self.is_sent:
+        if self.is_sent or self._sending is not None:
             if sock is not None:
                 sock.close()
             raise CannotMove("it is about to leave already")
@@ -66,35 +86,49 @@ class Departure:
             conn, _ = handshake.connect(spec, "worker", {}, _CONNECT_TIMEOUT_S, sock)
         except (handshake.Refused, frames.WireError, OSError) as e:
             raise CannotMove(f"the other worker cannot be reached: {e}") from None
-        with contextlib.closing(conn):
+        try:
             conn.settimeout(_PROGRESS_TIMEOUT_S)
             try:
                 _hear(conn)
             except (frames.WireError, OSError) as e:
                 raise CannotMove(f"the connection to the other worker broke: {e}") from None
-            sent = 0
+            ahead = SentAhead(worker.residence)
+            self._sending = _Sending(conn, ahead)
+            self._sending.writer = self._send_ahead(ahead, self._sending.write)
+        except BaseException:
+            conn.close()
+            self._give_up()
+            raise
 
-            def write(view: memoryview) -> None:
-                nonlocal sent
-                frames.send_all(conn, view)
-                sent += len(view)
-
-            self._ahead = ahead = SentAhead(worker.residence)
+    @torch.inference_mode()
+    def finish(self) -> dict[str, Any]:
+        """Send what is left, while the sessions rest. Returns and raises as :meth:`send`."""
+        worker, sending = self._worker, self._sending
+        if sending is None or sending.writer is None:
+            raise CannotMove("nothing was sent ahead")
+        try:
+            if not worker.admission.close(_ADMISSION_TIMEOUT_S):
+                raise CannotMove("a client is just being let in")
+            began = time.monotonic()
             try:
-                writer = self._send_ahead(ahead, write)
-                if not worker.admission.close(_ADMISSION_TIMEOUT_S):
-                    raise CannotMove("a client is just being let in")
-                began = time.monotonic()
-                try:
-                    self._send_at_rest(conn, ahead, writer)
-                except BaseException:
-                    worker.admission.open()
-                    raise
+                self._send_at_rest(sending.conn, sending.ahead, sending.writer)
             except BaseException:
-                ahead.forget()
+                worker.admission.open()
                 raise
+        except BaseException:
+            self._give_up()
+            raise
+        sending.conn.close()
         self.is_sent = True
-        return {"bytes": sent, "rest_s": time.monotonic() - began, "ahead": ahead.nbytes}
+        rest_s = time.monotonic() - began
+        return {"bytes": sending.nbytes, "rest_s": rest_s, "ahead": sending.ahead.nbytes}
+
+    def _give_up(self) -> None:
+        """The other worker is not to have what was sent."""
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.conn.close()
+            sending.ahead.forget()
 
     def _send_ahead(self, ahead: SentAhead, write: Callable[[memoryview], None]) -> StateWriter:
         """Send memory while the sessions go on. Return what writes the rest."""
@@ -145,10 +179,9 @@ class Departure:
         """Go on here: the other worker is not to be used. Raises CannotMove if clients have been sent there."""
         if self.where is not None:
             raise CannotMove("it has left")
-        if self.is_sent:
-            self.is_sent = False
-            if self._ahead is not None:
-                self._ahead.forget()
+        was_sent, self.is_sent = self.is_sent, False
+        self._give_up()
+        if was_sent:
             self._worker.residence.go_on()
             self._worker.admission.open()
 

@@ -123,7 +123,8 @@ class PeerLinks:
         on_sent: Callable[[], None],
         on_lost: Callable[[PeerLink, str], None],
     ) -> None:
-        self.name = spec.devices[0].uuid
+        #: of this worker; one that follows another one takes over its name
+        self.name = "" if spec.awaits_state else spec.peer_name or spec.devices[0].uuid
         self._spec = spec
         self._secret = secret
         self._hear = hear
@@ -140,6 +141,12 @@ class PeerLinks:
         self._coming: dict[str, float] = {}
         #: why there is no link, and since when
         self._failures: dict[str, tuple[str, float]] = {}
+        #: whether this worker is to follow another one, and has not yet
+        self.is_next = spec.awaits_state
+        #: the workers that are about to be replaced by others of their names
+        self._expected: set[str] = set()
+        #: the links to those others, which nobody uses yet
+        self._next: dict[str, PeerLink] = {}
 
     def reach(
         self, names: Collection[str], is_over: Callable[[], bool] = lambda: False
@@ -180,6 +187,57 @@ class PeerLinks:
         with self._changed:
             return sorted(self._links)
 
+    # -- where a worker moves
+
+    def take_over(self, name: str, linked: Collection[str]) -> None:
+        """Be the worker of that name from now on, and link to these; see :meth:`missing`."""
+        with self._changed:
+            self.name = name
+            for other in linked:
+                if other not in self._links:
+                    self._asked.add(other)
+        for other in linked:
+            if other in self._asked and (self.ask is None or not self.ask(other)):
+                self._fail(other, "the worker's engine connects no workers")
+
+    def missing(self, names: Collection[str]) -> list[str]:
+        """Those of these workers that are not linked yet. Raises RuntimeError if one cannot be."""
+        with self._changed:
+            missing = [name for name in names if name not in self._links]
+            for name in missing:
+                why, _ = self._failures.get(name, ("", 0.0))
+                if why:
+                    raise RuntimeError(why)
+            return missing
+
+    def find(self, name: str) -> PeerLink | None:
+        """The link to the worker of that name, if there is one."""
+        with self._changed:
+            return self._links.get(name)
+
+    def expect(self, name: Any) -> None:
+        """Another worker is to take the place of the one of that name: it is linked besides, until it has. Raises
+        ValueError."""
+        if not self.is_name(name):
+            raise ValueError("no name of a worker")
+        with self._changed:
+            self._expected.add(name)
+
+    def replace(self, is_done: bool) -> list[tuple[PeerLink, PeerLink]]:
+        """The other workers have taken those places, or will not. Return each former link with the one that follows."""
+        with self._changed:
+            came, self._next = self._next, {}
+            self._expected.clear()
+            pairs = []
+            for name, link in came.items():
+                before = self._links.get(name)
+                if is_done and before is not None and not link.lost:
+                    self._links[name] = link
+                    pairs.append((before, link))
+                else:
+                    link.close("the worker did not move")
+            return pairs
+
     def _fail(self, name: str, why: str) -> None:
         with self._changed:
             self._asked.discard(name)
@@ -219,7 +277,9 @@ class PeerLinks:
 
     def _connect(self, name: str, spec: AttachSpec, sock: socket.socket) -> None:
         try:
-            conn, welcome = handshake.connect(spec, "peer", {"peer": self.name}, _LINK_TIMEOUT_S, sock)
+            conn, welcome = handshake.connect(
+                spec, "peer", {"peer": self.name, "next": self.is_next}, _LINK_TIMEOUT_S, sock
+            )
         except (handshake.Refused, frames.WireError, OSError) as e:
             if isinstance(e, handshake.Refused) and str(e) == _CONNECTS_ITSELF:
                 with self._changed:  # and is waited for
@@ -233,11 +293,18 @@ class PeerLinks:
             return
         self.serve(name, conn)
 
-    def admit(self, name: Any) -> None:
-        """Raise Refused where a worker of that name is not to be linked by a connection that it makes now."""
+    def admit(self, name: Any, is_next: bool = False) -> None:
+        """Raise Refused where a worker of that name is not to be linked by a connection that it makes now.
+
+        ``is_next``: it is to follow the one of that name, and has not yet.
+        """
         with self._changed:
             if not self.is_name(name) or (name not in self._links and len(self._links) >= _MAX_LINKS):
                 raise handshake.Refused("this worker is linked to no such other")
+            if is_next:
+                if name not in self._expected:
+                    raise handshake.Refused("no worker is to follow that one")
+                return
             known = self._links.get(name)
             # That one may have begun to connect before it had this link.
             is_new = known is not None and time.monotonic() - known.since < _LINK_TIMEOUT_S
@@ -247,12 +314,16 @@ class PeerLinks:
                 self._coming.clear()
             self._coming[name] = time.monotonic()
 
-    def serve(self, name: str, conn: tls.Connection) -> None:
+    def serve(self, name: str, conn: tls.Connection, is_next: bool = False) -> None:
         """Use an authenticated connection until it ends. ``name``: of the worker at the other end."""
         with self._changed:
+            if is_next and name not in self._expected:  # any more
+                conn.close()
+                return
             frames.tune(conn, max(self._spec.ttl_s, self._spec.resume_s))
-            before = self._links.get(name)
-            self._links[name] = link = PeerLink(name, conn, self._on_sent)
+            links = self._next if is_next else self._links
+            before = links.get(name)
+            links[name] = link = PeerLink(name, conn, self._on_sent)
             self._coming.pop(name, None)
             self._asked.discard(name)
             self._failures.pop(name, None)
@@ -261,8 +332,9 @@ class PeerLinks:
             before.close("the worker has connected again")
         why = link.read(self._hear)
         with self._changed:
-            if self._links.get(name) is link:
-                del self._links[name]
+            for links in (self._links, self._next):
+                if links.get(name) is link:
+                    del links[name]
         self._on_lost(link, why)
 
     def is_name(self, name: Any) -> bool:

@@ -8,7 +8,8 @@ ranks, so that all have the same digits as in one worker.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -29,6 +30,21 @@ _MAX_FAILURE_CHARACTERS = 500
 #: that is looked at. In seconds.
 _SETTLE_S = 10.0
 _LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """A group as another worker goes on with it. ``workers``: each rank's, by name; ``members``: ranks here, with the
+    ids of their sessions."""
+
+    id: bytes
+    workers: tuple[str, ...]
+    members: tuple[tuple[int, str], ...]
+    gone: tuple[int, ...]
+    first: int
+    lost: str
+    #: collectives that have failed, and to which ranks here have not come: number, kind, operation, root, why
+    failed: tuple[tuple[int, str, str, int, str], ...]
 
 
 class _What(IntEnum):
@@ -78,15 +94,23 @@ class _SpreadGroup(Group):
         self.first = 0
         self.lost = ""
 
-    def new_meeting(self, call: Call) -> Meeting:
+    def new_meeting(self, call: Call) -> _SpreadMeeting:
         return _SpreadMeeting(call)
 
     def objection(self) -> Exception | None:
         return RuntimeError(self.lost) if self.lost else super().objection()
 
+    def missing(self, meeting: Meeting) -> Iterable[int]:
+        return [r for r in self.here if r not in meeting.parts]
+
     def is_over(self, meeting: Meeting) -> bool:
         # What has failed here may fail for another rank here, too, which has not come yet.
         return meeting.failure is not None and len(meeting.parts) == self.near
+
+    def relink(self, before: PeerLink, now: PeerLink) -> None:
+        """The ranks behind one link are behind another one from now on."""
+        self.links = [now if link is before else link for link in self.links]
+        self.there = {now if link is before else link: ranks for link, ranks in self.there.items()}
 
     def tell(self, *header: Any) -> None:
         for link in self.there:
@@ -110,6 +134,63 @@ class SpreadMeetings(Meetings):
             if group.links != list(links):
                 return "a link between the lease's workers was lost"
             return next((link.lost for link in group.there if link.lost), "")
+
+    # -- where a worker moves: nobody is in a collective then
+
+    def describe(self, name: str, sessions: Mapping[object, str]) -> tuple[GroupState, ...]:
+        """The groups with ranks at other workers. ``name``: this worker's; ``sessions``: the members' ids."""
+        with self._changed:
+            return tuple(
+                GroupState(
+                    group.id,
+                    tuple(name if link is None else link.name for link in group.links),
+                    tuple((rank, sessions.get(one, "")) for rank, one in group.members.items()),
+                    tuple(group.gone),
+                    group.first,
+                    group.lost,
+                    tuple(
+                        (number, *meeting.call, str(meeting.failure))
+                        for number, meeting in group.meetings.items()
+                        if meeting.failure is not None
+                    ),
+                )
+                for group in self._groups.values()
+                if isinstance(group, _SpreadGroup)
+            )
+
+    def restore(
+        self,
+        groups: Collection[GroupState],
+        name: str,
+        find: Callable[[str], PeerLink | None],
+        members: Mapping[str, object],
+    ) -> None:
+        """Take over what :meth:`describe` returned. ``find``: the link to a worker; ``members``: by their ids.
+
+        Raises ValueError if a link is not there.
+        """
+        with self._changed:
+            for state in groups:
+                found = {other: find(other) for other in state.workers if other != name}
+                if None in found.values():
+                    raise ValueError("the lease's other workers are not linked")
+                group = _SpreadGroup(state.id, [found.get(other) for other in state.workers])
+                group.members = {rank: members.get(id, object()) for rank, id in state.members}
+                group.gone, group.first = set(state.gone), state.first
+                group.lost = state.lost or next((link.lost for link in group.there if link.lost), "")
+                for number, kind, operation, root, why in state.failed:
+                    meeting = group.new_meeting(Call(kind, operation, root))
+                    meeting.failure, meeting.is_told = RuntimeError(why), True
+                    group.meetings[number] = meeting
+                self._groups[state.id] = group
+
+    def relink(self, before: PeerLink, now: PeerLink) -> None:
+        """The worker behind a link has moved: its ranks are behind another link."""
+        with self._changed:
+            for group in self._groups.values():
+                if isinstance(group, _SpreadGroup) and before in group.there:
+                    group.relink(before, now)
+            self._changed.notify_all()
 
     def wake(self) -> None:
         """Let those who wait look again."""

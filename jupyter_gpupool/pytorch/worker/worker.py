@@ -36,6 +36,7 @@ from jupyter_gpupool.transport.specs import (
 from . import devices
 from .admission import Admission
 from .arrival import Arrival
+from .company import Company
 from .control import WorkerControl
 from .departure import CannotMove, Departure
 from .device import Device
@@ -162,6 +163,7 @@ class Worker:
         self.links = PeerLinks(
             spec, lambda: self.secret, self._hear_peer, self._meetings.wake, self._lose_peer
         )
+        self.company = Company(self.links, self._meetings)
         self.residence = Residence(self.devices, self.shared)
         self.admission = Admission(is_open=not spec.awaits_state)
         self.certificate = tls.OwnCertificate(spec.certfile, spec.keyfile) if spec.certfile else None
@@ -293,11 +295,23 @@ class Worker:
 
         Of the descriptors that came along it takes what it needs. Raises CannotMove, ValueError and OSError.
         """
-        if what == "send":
+        if what in ("send", "send_ahead"):
             host, port = message["to"]
             sock = socket.socket(fileno=descriptors.pop()) if descriptors else None
-            return self.departure.send(host, port, message["secure"], sock)
-        if what == "link":
+            if what == "send":
+                return self.departure.send(host, port, message["secure"], sock)
+            self.departure.begin(host, port, message["secure"], sock)
+        elif what == "send_rest":
+            return self.departure.finish()
+        elif what == "name":
+            return {"name": self.links.name}
+        elif what == "expect":
+            self.company.expect(message["peer"])
+        elif what == "linked":
+            return {"missing": self.company.missing()}
+        elif what == "replace":
+            self.company.replace(message["done"] is True)
+        elif what == "link":
             self.links.obey(message, descriptors)
         elif what == "peers":
             self.links.introduce(message["names"])
@@ -422,7 +436,7 @@ class Worker:
                     self.arrival.receive(conn)
                 return
             if hello["role"] == "peer":
-                self.links.serve(hello["peer"], conn)
+                self.links.serve(hello["peer"], conn, hello.get("next") is True)
                 return
             if hello["role"] == "holder":
                 self._hold(conn, hello, admitted)
@@ -450,7 +464,7 @@ class Worker:
         """Let an authenticated client in; it is known when ``admitted`` is closed. Raises BadNumbers, MovedAway."""
         self.secret = hello["secret"]
         if hello["role"] == "peer":
-            self.links.admit(hello.get("peer"))
+            self.links.admit(hello.get("peer"), hello.get("next") is True)
         if hello["role"] in ("worker", "peer"):
             return {}
         admitted.enter_context(self.admission)
@@ -693,10 +707,17 @@ class Worker:
                 "former": {**self._former, **former},
                 "held_at": self._held_at,
                 "reconnects": self._reconnects,
+                "company": self.company.describe(
+                    {
+                        served.session.sender: served.id
+                        for served in self._sessions.values()
+                        if isinstance(served.session, WorkerSession)
+                    }
+                ),
             }
 
     def check_description(self, given: Any) -> None:
-        """Raise WireError for what is not from :meth:`describe`."""
+        """Raise WireError for what is not from :meth:`describe`; begin to be linked to the lease's other workers."""
         if not isinstance(given, dict):
             raise frames.WireError("no description of a lease")
         former, holders = given.get("former"), given.get("holders")
@@ -710,9 +731,22 @@ class Worker:
             or not isinstance(given.get("held_at"), (float, type(None)))
         ):
             raise frames.WireError("no description of a lease")
+        if given.get("company") is not None:
+            try:
+                self.company.arrive(given["company"])
+            except ValueError as e:
+                raise frames.WireError(f"no description of a lease: {e}") from None
 
     def take_over(self, given: dict[str, Any]) -> None:
-        """Hold the lease for those who held it at the worker before, and who are about to come."""
+        """Hold the lease for those who held it at the worker before, and who are about to come.
+
+        Raises ValueError if the lease's other workers are not linked.
+        """
+        with self._lock:
+            sessions = {served.id: served.session for served in self._sessions.values()}
+        self.company.go_on(
+            {id: session.sender for id, session in sessions.items() if isinstance(session, WorkerSession)}
+        )
         self._messages.come_from_elsewhere()
         now = time.monotonic()
         with self._lock:

@@ -168,9 +168,11 @@ class Moving:
         over = self._waiting[move.lease] = asyncio.get_running_loop().create_future()
         move.outcome = "moving"
         try:
-            change = await self._access.run(manager.move, move.lease, f"because {server} is drained")
+            change = await self._access.run(
+                manager.move, move.lease, f"because {server} is drained", "", server
+            )
             assert change.lease is not None, "it is being moved"
-            move.to = change.lease.moving_to[0].server
+            move.to = change.lease.arriving[0].server
             move.reason = await over
         except PoolError as e:
             self._waiting.pop(move.lease, None)

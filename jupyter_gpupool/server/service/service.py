@@ -277,7 +277,7 @@ class PoolService(FormerNames, LoggingConfigurable):
 
     @staticmethod
     def _can_move(lease: Lease) -> bool:
-        return not immovable(lease)
+        return not immovable(lease.slices)
 
     async def _close(self) -> None:
         await self.engine.stop()

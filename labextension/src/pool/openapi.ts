@@ -215,7 +215,7 @@ export type components = {
       id: string;
       /** @description Since when the lease has been idle; null while it computes. */
       idle_since: number | null;
-      /** @description The slices on another server that it holds as well while it is moved there. */
+      /** @description While it is moved: all slices that it is to have. Those on another server it holds as well. */
       moving_to: components['schemas']['Slice'][];
       /** @description Set while the lease is parked; its slices are then those that it held. */
       parked: components['schemas']['Parked'] | null;

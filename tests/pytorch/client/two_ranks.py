@@ -36,8 +36,10 @@ def _rank(
     device = "cpu" if spec is None else f"cuda:{slices[rank]}"
     if spec is not None:
         from jupyter_gpupool.pytorch.client import session
+        from jupyter_gpupool.pytorch.client.dispatch import attachment
 
-        session.activate(spec)
+        if attachment.current() is None:  # it is not in the environment
+            session.activate(spec)
         torch.cuda.set_device(slices[rank])
     backend = "gloo" if spec is None else "nccl"
     found = {}

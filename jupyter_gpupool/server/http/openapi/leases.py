@@ -87,7 +87,7 @@ _ALWAYS: dict[str, Any] = {
     },
     "moving_to": {
         "type": "array",
-        "description": "The slices on another server that it holds as well while it is moved there.",
+        "description": "While it is moved: all slices that it is to have. Those on another server it holds as well.",
         "items": _ref("Slice"),
     },
 }
