@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: The layers, as the sandbox calls them.
-SPACES, PRIVILEGES, FILES, CALLS = "namespaces", "privileges", "files", "system calls"
+SPACES, MOUNTS, PRIVILEGES, FILES, CALLS = "namespaces", "mounts", "privileges", "files", "system calls"
 
 PROLOGUE = """
 import ctypes, mmap, os, resource, socket, struct, subprocess, sys
@@ -42,16 +42,18 @@ class Attempt:
 
 #: The numbers of calls are those of x86-64.
 ATTEMPTS = {
-    "read a file of the pool": Attempt("open(secret).read()", (FILES,)),
+    "see the size of a file of the pool": Attempt("os.stat(secret)", (MOUNTS,)),
+    "see the names of another worker's files": Attempt("os.listdir(folder)", (MOUNTS, FILES)),
+    "read a file of the pool": Attempt("open(secret).read()", (MOUNTS, FILES)),
     "delete a file of the pool": Attempt(
-        "os.replace(secret, secret + '.old'); os.replace(secret + '.old', secret)", (FILES,)
+        "os.replace(secret, secret + '.old'); os.replace(secret + '.old', secret)", (MOUNTS, FILES)
     ),
-    "empty a file of the pool": Attempt("os.close(os.open(secret, 3 | os.O_TRUNC))", (FILES,)),
-    "write where another worker does": Attempt("open(folder + '/x', 'w').close()", (FILES,)),
+    "empty a file of the pool": Attempt("os.close(os.open(secret, 3 | os.O_TRUNC))", (MOUNTS, FILES)),
+    "write where another worker does": Attempt("open(folder + '/x', 'w').close()", (MOUNTS, FILES)),
     "link to a file of the pool": Attempt(
         "os.symlink(secret, own + '/link'); os.unlink(own + '/link')", (FILES,)
     ),
-    "change a file's mode": Attempt("os.chmod(secret, 0o644)", (CALLS,)),
+    "change a file's mode": Attempt("os.chmod(secret, 0o644)", (MOUNTS, CALLS)),
     "run a file that it wrote": Attempt(
         "os.close(os.open(own + '/x', os.O_CREAT | os.O_WRONLY, 0o755))\n"
         "with open(own + '/x', 'w') as f: f.write('#!/bin/true\\n')\n"
@@ -126,12 +128,12 @@ ATTEMPTS = {
         "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', port))", (SPACES, CALLS)
     ),
     "connect to a Unix socket": Attempt(
-        "s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(unix); s.close()", (CALLS,)
+        "s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(unix); s.close()", (MOUNTS, CALLS)
     ),
     "send a message to a Unix socket": Attempt(
         "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
         "a.settimeout(10); a.sendmsg([b'x'], [], 0, messages)",
-        (CALLS,),
+        (MOUNTS, CALLS),
     ),
     "ask for a keyring": Attempt("call(250, 0, -3, 1)", (CALLS,), "keyrings"),
     "watch its page faults": Attempt("os.close(call(323, 1))", (CALLS,), "userfaultfd"),
@@ -154,7 +156,7 @@ ATTEMPTS = {
     "change its groups": Attempt("os.setgroups(os.getgroups())", (SPACES, PRIVILEGES), "root"),
     "mount a file system": Attempt(
         "call(165, b'none', own.encode(), b'tmpfs', 0, None); call(166, own.encode(), 0)",
-        (SPACES, PRIVILEGES, FILES, CALLS),
+        (PRIVILEGES, FILES, CALLS),
         "root",
     ),
 }

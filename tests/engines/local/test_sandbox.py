@@ -94,7 +94,8 @@ def test_a_worker_that_was_taken_over_reaches_nothing_of_the_engines(
                 its_own=f"open({str(own / 'x')!r}, 'w')",
             )
         assert outcome.pop("its_own") == ""
-        assert set(outcome.values()) == {"PermissionError"}, outcome
+        refusals = {"PermissionError", "FileNotFoundError", "OSError"}  # the last: its root is read-only
+        assert set(outcome.values()) <= refusals, outcome
         assert state.read_text() == before
     finally:
         server.stop()
@@ -384,6 +385,6 @@ def test_a_worker_cannot_read_the_certificates_key(tmp_path: Path, certificates:
         with attached(spec):
             files = {"key": certificates.keyfile, "certificate": certificates.certfile}
             outcome = tried(**{name: f"open({str(file)!r})" for name, file in files.items()})
-        assert outcome == dict.fromkeys(files, "PermissionError")
+        assert set(outcome.values()) <= {"PermissionError", "FileNotFoundError"}, outcome
 
     play(tmp_path, certificates, story, operators=OPERATORS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -16,6 +17,7 @@ from jupyter_gpupool.engines.local.sandbox import (
     kernel,
     landlock,
     layers,
+    mounts,
     namespaces,
     seccomp,
     worker_paths,
@@ -191,6 +193,35 @@ def test_the_environment_is_what_python_imports_from() -> None:
     assert any(worker_paths.outermost([path, sys.prefix]) == [path] for path in found), sys.prefix
 
 
+def test_what_is_seen_through_links(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "home" / "env").mkdir(parents=True)
+    (tmp_path / "disk" / "file").touch()
+    (tmp_path / "home").symlink_to("disk/home")
+    (tmp_path / "disk" / "home" / "up").symlink_to("../file")
+    (tmp_path / "circle").symlink_to("circle")
+    given = ("home/env", "home/up", "disk/home/env", "none", "circle", "circle/x")
+    mounts.view_of.cache_clear()
+    found = mounts.view_of(tuple(str(tmp_path / path) for path in given))
+    there = str(tmp_path.resolve())
+    assert found.mounted == {f"{there}/disk/file": False, f"{there}/disk/home/env": True}
+    assert (
+        found.links.items()
+        >= {
+            f"{there}/home": "disk/home",
+            f"{there}/disk/home/up": "../file",
+        }.items()
+    )
+
+
+def test_a_python_environment_is_named_as_python_names_it_too(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "package").mkdir(parents=True)
+    (tmp_path / "tree").symlink_to("disk")
+    module = ModuleType("package")
+    module.__path__ = [str(tmp_path / "tree" / "package")]
+    found = worker_paths.environment_paths({"package": module}, [])
+    assert {str(tmp_path / "tree" / "package"), str((tmp_path / "disk" / "package").resolve())} <= set(found)
+
+
 def test_only_the_outermost_paths_are_named() -> None:
     given = ["/usr/lib", "/usr", "/opt/x", "/opt/xy", "/usr/lib/python3", "/", "/opt/x/y"]
     assert worker_paths.outermost(given) == ["/opt/x", "/opt/xy", "/usr"]
@@ -207,12 +238,12 @@ def test_a_worker_writes_to_its_own_directory_and_to_devices() -> None:
 
 
 def test_which_layers_a_worker_has() -> None:
-    lacks = {"namespaces": "", "privileges": "", "files": "no Landlock", "system calls": ""}
+    lacks = {"namespaces": "", "mounts": "", "privileges": "", "files": "no Landlock", "system calls": ""}
     assert layers.missing("auto", lacks, real=False) == lacks
     assert layers.missing("require", lacks, real=True) == lacks
     assert all(layers.missing("off", {}, real=False).values())
     with_gpu = layers.missing("auto", {}, real=True)
-    assert [layer for layer, why in with_gpu.items() if why] == ["namespaces", "files"]
+    assert [layer for layer, why in with_gpu.items() if why] == ["namespaces", "mounts", "files"]
     assert "'require'" in with_gpu["files"]
     assert all(layers.missing("auto", {}, real=True, driver_is_loaded=False).values())
     assert layers.missing("require", {}, real=True, driver_is_loaded=False) == dict.fromkeys(
@@ -221,6 +252,6 @@ def test_which_layers_a_worker_has() -> None:
 
 
 def test_no_worker_starts_where_a_layer_is_required_and_missing() -> None:
-    lacks = {"namespaces": "none here", "privileges": "", "files": "no Landlock"}
+    lacks = {"namespaces": "none here", "mounts": "none", "privileges": "", "files": "no Landlock"}
     assert layers.objection("require", lacks) == "files: no Landlock"
     assert layers.objection("auto", lacks) == layers.objection("require", {"files": ""}) == ""

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 #: What each layer closes; they are entered in this order.
-NAMESPACES, PRIVILEGES, FILES, SYSTEM_CALLS = LAYERS = ("namespaces", "privileges", "files", "system calls")
-#: What each of these closes, another one closes, too; many containers refuse them.
-_OPTIONAL = (NAMESPACES,)
+NAMESPACES, MOUNTS, PRIVILEGES, FILES, SYSTEM_CALLS = LAYERS = (
+    *("namespaces", "mounts"),
+    *("privileges", "files", "system calls"),
+)
+#: What each of these closes, another one closes, too, but for names and sizes of files; many containers refuse them.
+_OPTIONAL = (NAMESPACES, MOUNTS)
 
 Mode = Literal["auto", "require", "off"]
 
@@ -27,7 +30,7 @@ def missing(
         if mode == "off":
             why = "sandbox is set to 'off'"
         elif mode == "auto" and real and not why:
-            if layer in (NAMESPACES, FILES):
+            if layer in (NAMESPACES, MOUNTS, FILES):
                 why = "with GPUs that are not emulated it is on only if sandbox is set to 'require'"
             elif not driver_is_loaded:
                 why = "the NVIDIA driver's module for CUDA is loaded by the first worker, which needs privileges"

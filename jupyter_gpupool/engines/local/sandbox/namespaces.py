@@ -24,9 +24,24 @@ def missing(machine: str) -> str:
 
 def enter(machine: str) -> None:
     """Leave the namespaces of this process's parent, for good; it stays the same user. Raises OSError."""
+    _make_with_users(machine, _NEW_NETWORK | _NEW_IPC)
+
+
+def make(machine: str, kinds: int) -> None:
+    """Leave the namespaces of these kinds, and if that takes a right that this process lacks, that of users.
+
+    Raises OSError.
+    """
+    try:
+        kernel.syscall(_UNSHARE[machine], kinds)
+    except PermissionError:
+        _make_with_users(machine, kinds)
+
+
+def _make_with_users(machine: str, kinds: int) -> None:
     user, group = os.geteuid(), os.getegid()
     try:
-        kernel.syscall(_UNSHARE[machine], _NEW_USERS | _NEW_NETWORK | _NEW_IPC)
+        kernel.syscall(_UNSHARE[machine], _NEW_USERS | kinds)
     except OSError as e:
         if e.errno == errno.ENOSPC:  # in the words of the kernel, "no space left on device"
             why = "no more of them may be made here, see /proc/sys/user/max_user_namespaces"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from . import landlock, layers, namespaces, privileges, seccomp, worker_paths
+from . import landlock, layers, mounts, namespaces, privileges, seccomp, worker_paths
 
 #: What CUDA needs, and what its driver makes when it is loaded.
 _CUDA_DEVICE = "/dev/nvidia-uvm"
@@ -82,10 +82,12 @@ def _entrances(
     own: Path, environment: Iterable[str], real: bool, with_driver: bool, with_programs: bool
 ) -> dict[str, Callable[[], None]]:
     machine = platform.machine()
+    rules = worker_paths.rules(environment, str(own), real)
     return {
         layers.NAMESPACES: lambda: namespaces.enter(machine),
+        layers.MOUNTS: lambda: mounts.enter([rule.path for rule in rules if rule.path != str(own)], own),
         layers.PRIVILEGES: lambda: privileges.enter(machine),
-        layers.FILES: lambda: landlock.enter(worker_paths.rules(environment, str(own), real)),
+        layers.FILES: lambda: landlock.enter(rules),
         layers.SYSTEM_CALLS: lambda: seccomp.enter(
             machine, seccomp.worker_filter(machine, os.getpid(), with_driver, with_programs)
         ),
@@ -99,6 +101,8 @@ def prepare(mode: layers.Mode, folder: Path) -> Sandbox:
     lets anybody use it.
     """
     environment = tuple(worker_paths.environment_paths(sys.modules, sys.path))
+    if mode != "off":  # once for all forks: they look it up
+        mounts.view_of(tuple(rule.path for rule in worker_paths.rules(environment, "", real=False)[:-1]))
     lacks = {} if mode == "off" else _try(folder, environment)
     return Sandbox(mode, environment, lacks)
 
@@ -126,6 +130,7 @@ def _lacks(folder: Path, environment: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     asked: dict[str, Callable[[], str]] = {
         layers.NAMESPACES: lambda: namespaces.missing(machine),
+        layers.MOUNTS: lambda: mounts.missing(machine),
         layers.PRIVILEGES: privileges.missing,
         layers.FILES: landlock.missing,
         layers.SYSTEM_CALLS: lambda: seccomp.missing(machine),

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from .layers import FILES
+from .layers import FILES, MOUNTS
 
 #: The variables that name a folder for files of short life, with the one in the worker's own directory.
 _FOLDERS = {"TMPDIR": ".", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
@@ -39,7 +39,7 @@ def prepare(
         # It only receives. Otherwise it could send to the sockets of other workers, whatever it may connect to.
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_WR)
-    if not missing[FILES]:
+    if not missing[FILES] or not missing[MOUNTS]:
         use(own)
 
 

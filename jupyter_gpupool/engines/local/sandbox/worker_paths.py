@@ -62,7 +62,11 @@ def environment_paths(modules: Mapping[str, ModuleType | None], path: Iterable[s
         folders = list(getattr(module, "__path__", ()))
         file = getattr(module, "__file__", None)
         found += folders or ([file] if file else [])
-    return outermost(os.path.realpath(where) for where in found if isinstance(where, str) and where)
+    named = [where for where in found if isinstance(where, str) and where]
+    real = outermost(map(os.path.realpath, named))
+    # And as Python names it, where links are on the way: in a root of its own, a worker has no others.
+    linked = [where for where in named if os.path.isabs(where) and os.path.realpath(where) != where]
+    return outermost([*real, *linked])
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
