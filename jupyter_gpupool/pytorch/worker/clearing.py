@@ -22,7 +22,7 @@ def pieces(
 ) -> Iterator[tuple[int, int]]:
     """Yield address and size in bytes of what the allocator has of one GPU.
 
-    ``segments``: what ``torch.cuda.memory_snapshot`` returns. ``only_free``: without the blocks that are in use.
+    ``segments``: what the allocator's ``memory_snapshot`` returns. ``only_free``: without the blocks that are in use.
     """
     for segment in segments:
         if segment.get("device") != ordinal:
