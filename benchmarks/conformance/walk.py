@@ -99,11 +99,10 @@ def _compare_tensors(got: torch.Tensor, wanted: torch.Tensor, values: bool) -> N
 # -- judging
 
 
-#: What a refusal names: that the GPU is leased, or another machine's, or lacks a sensor (an emulated one). The last is
-#: PyTorch's own until 2.12: names of dimensions reach no device that is written in Python.
-_WORDS = re.compile(
-    r"leased GPU|GPU server|leased device|does not report it$|Named tensors are currently unsupported"
-)
+#: What a refusal names: that the GPU is leased, or another machine's, or lacks a sensor (an emulated one).
+_WORDS = re.compile(r"leased GPU|GPU server|leased device|does not report it$")
+#: PyTorch's own refusal, until 2.12, to use a tensor with names on a device that is written in Python.
+_NAMED = "Named tensors are currently unsupported"
 _INSIDES = (AttributeError, AssertionError, KeyError, IndexError, UnboundLocalError, RecursionError)
 
 
@@ -125,7 +124,8 @@ def judge(use: Callable[[], Any], wanted: Any = None, **how: Any) -> tuple[str, 
     try:
         compare(got, wanted, **how)
     except Exception as e:
-        return FAULT, f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]
+        why = f"{type(e).__name__}: {' '.join(str(e).split())}"[:300]
+        return (REFUSED if _NAMED in str(e) else FAULT), why
     return WORKS, ""
 
 

@@ -76,6 +76,9 @@ def test_transforms_and_autocast(attached: object) -> None:
         assert F.scaled_dot_product_attention(*there).dtype is torch.bfloat16
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 12), reason="until 2.12 DTensor flattens no sharded dimension, on the CPU neither"
+)
 def test_heads_that_are_sharded_attend_causally(attached: object, tmp_path: Path) -> None:
     dist.init_process_group("nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
