@@ -43,7 +43,7 @@ help:
 	@echo "make kubernetes   the tests on a Kubernetes API server, which the first call builds; Debian 12, root, ten minutes"
 	@echo "make conformance  every sample of PyTorch's operator suite against the CPU, and make programs; half an hour"
 	@echo "make programs     public scripts, transformers, lightning and others on leased GPUs; up to half an hour"
-	@echo "make torch-matrix the device's tests on other releases: TORCH='2.14.1 2.15.0'; half an hour each, several GB"
+	@echo "make torch-matrix the device's tests on other releases: TORCH='2.14.1 2.15.0'; up to half an hour each, several GB"
 	@echo "make jax-matrix   the tests of JAX on other releases: JAX='0.7.2 0.8.3 0.9.2'; 500 MB each"
 	@echo "make floors       the tests with the oldest version of each dependency that pyproject.toml admits; half an hour"
 	@echo "make lock         resolve what tests and images install, with hashes, anew; needs the network"
