@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -81,11 +82,14 @@ class CompileHelpers:
         """
         waiting = self._waiting.pop(sock)
         try:
-            if not sock.recv(1, socket.MSG_PEEK):
+            # Urgent bytes make a socket readable, and are not there for who reads.
+            if not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                 return
             parent = os.getpid()
-            if not os.fork():
+            pid = os.fork()
+            if not pid:
                 self._become_helper(sock, waiting, sandbox, parent, leave)
+            _join_group(pid, waiting.pid)
         except OSError as e:
             print(
                 f"gpupool worker: lease {waiting.spec.lease_id} compiles nothing: {e.strerror}",
@@ -112,6 +116,14 @@ class CompileHelpers:
         finally:
             sys.stderr.flush()
             os._exit(0)
+
+
+def _join_group(pid: int, group: int) -> None:
+    """Put a helper into its worker's group before that worker's end can be noticed: it ends with it."""
+    try:
+        os.setpgid(pid, group)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _serve(sock: socket.socket, waiting: _Waiting, folder: str, sandbox: Sandbox) -> None:

@@ -150,6 +150,8 @@ class CudaDevice(Device):
         self.recordings.forget()
         torch.cuda.synchronize(self.torch_device)
         with torch.inference_mode():
+            # With the next allocation, the allocator takes back what waited for other streams.
+            torch.empty(1, dtype=torch.uint8, device=self.torch_device)
             held = clearing.pieces(torch.cuda.memory_snapshot(), self.torch_device.index, only_unused)
             clearing.zero(held, self.torch_device)
         torch.cuda.synchronize(self.torch_device)

@@ -91,16 +91,16 @@ class FusedGraph:
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[Any]:
         """Run the graph, as :meth:`GraphSteps.run`."""
-        if self._compile_first:
+        if self._compile_first and _helper is None:
             self._compile_first = False
-            if _helper is None:
-                self._compile([t.clone() for t in tensors])
-            else:
-                self._begin([])
+            self._compile([t.clone() for t in tensors])
         fused = self._fused
         if fused is not None:
             return list(fused(*tensors))
         results = self.graph.run(tensors)
+        if self._compile_first:  # not before its operators have accepted their arguments
+            self._compile_first = False
+            self._begin([])
         if self._wanted:
             self._left -= 1
             if not self._left:

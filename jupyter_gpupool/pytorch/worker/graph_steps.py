@@ -107,6 +107,7 @@ class GraphSteps:
             step.is_repeatable = (
                 kernel is not None
                 and not kernel._schema.is_mutable
+                and not writes_undeclared(kernel)
                 and torch.Tag.nondeterministic_seeded not in kernel.tags
             )
         step.results = self._decode_results(results)

@@ -18,6 +18,7 @@ import torch
 from .arena_memory import ArenaFull, ArenaMemory, Extent
 from .device import Device
 from .gate import Gate
+from .graph_fusion import while_nothing_is_compiled
 from .held_arrays import COMPUTE_TIMEOUT_S, HeldArray
 from .shared_storages import SharedBlock, SharedStorages
 from .storages import Slot, whole
@@ -141,6 +142,8 @@ class Residence:
         self._clean_at = -1
         self._fetching: threading.Thread | None = None
         self._hold = threading.Event()
+        #: whether every session rests until :meth:`go_on`
+        self._rests = False
 
     def join(self, session: HasMemory) -> None:
         """A session begins."""
@@ -189,8 +192,9 @@ class Residence:
             for piece in pieces:
                 self._let_go(piece)
             parked = True
-            for device in self._devices():
-                clear(device, only_unused=True)
+            with while_nothing_is_compiled() as quiet:
+                for device in self._devices() if quiet else ():
+                    clear(device, only_unused=True)
         except ArenaFull as e:
             raise CannotPark(f"the host memory for it does not suffice: {e}") from None
         finally:
@@ -223,17 +227,29 @@ class Residence:
         if not self.gate.close(_REST_TIMEOUT_S):
             self.go_on(was_closed=False)
             raise CannotPark("it computes, or an upload to it has not arrived whole")
+        self._rests = True
 
     def clear(self, timeout_s: float) -> bool:
-        """Zero all memory, at the worker's end: no frame runs any more. False where one computes for too long."""
-        if not self.gate.close(timeout_s):
+        """Zero all memory, at the worker's end: no frame runs any more.
+
+        False where a frame computes for too long, memory is being fetched, or a graph is being compiled.
+        """
+        self._hold.set()
+        fetching = self._fetching
+        if fetching is not None:
+            fetching.join(timeout_s)
+            if fetching.is_alive():
+                return False
+        if not self._rests and not self.gate.close(timeout_s):
             return False
-        for device in self._devices():
-            clear(device)
-        return True
+        with while_nothing_is_compiled() as quiet:
+            for device in self._devices() if quiet else ():
+                clear(device)
+        return quiet
 
     def go_on(self, was_closed: bool = True) -> None:
         """End the rest; what is parked stays parked."""
+        self._rests = False
         if was_closed:
             self.gate.open()
         if not self.gate.parked:

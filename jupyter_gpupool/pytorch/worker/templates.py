@@ -89,7 +89,10 @@ class Template:
         self.account: Account
         self.op = self.device.kernel(op, _OWN_KERNELS.get(op, self.op))
         is_repeatable = (
-            op is not None and not op._schema.is_mutable and torch.Tag.nondeterministic_seeded not in op.tags
+            op is not None
+            and not op._schema.is_mutable
+            and not writes_undeclared(op)
+            and torch.Tag.nondeterministic_seeded not in op.tags
         )
         #: the operator, if a call that has failed halfway has changed nothing
         self.repeatable = self.op if is_repeatable else None

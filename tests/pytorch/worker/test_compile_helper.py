@@ -21,6 +21,7 @@ from jupyter_gpupool.pytorch.torch_internals import worker  # noqa: E402
 from jupyter_gpupool.pytorch.worker import compile_messages as messages  # noqa: E402
 from jupyter_gpupool.pytorch.worker import compile_server, graph_fusion  # noqa: E402
 from jupyter_gpupool.pytorch.worker.compile_helper import CompileHelper, NotCompiled  # noqa: E402
+from jupyter_gpupool.pytorch.worker.graph_module import module_of  # noqa: E402
 from jupyter_gpupool.pytorch.worker.graph_steps import GraphSteps  # noqa: E402
 
 LAYOUT = [[4], [1], 0, "float32", 0]
@@ -219,3 +220,22 @@ def test_a_graph_that_moved_here_is_compiled_while_it_runs(monkeypatch: pytest.M
         if thread.name == "inductor":
             thread.join()
     assert made.run([torch.ones(4), torch.ones(4)])[0].tolist() == [7.0] * 4
+
+
+@pytest.mark.parametrize("text", ['left"; system("x"); "', "left\\", "left\n", "{left}"])
+@pytest.mark.parametrize("place", ["in its place", "by its name"])
+def test_text_that_could_be_more_than_a_constant_is_not_compiled(text: str, place: str) -> None:
+    """Inductor puts it between quotes as it is."""
+    args = [["n", 0], ["n", 1], False, False]
+
+    def searching(side: str) -> GraphSteps:
+        given = [*args, side] if place == "in its place" else args
+        kwargs = {} if place == "in its place" else {"side": side}
+        step = [["aten::searchsorted.Tensor", given, kwargs], ["r", 2, [[4], [1], 0, "int64", 0]]]
+        scope = compile_server.TargetScope(torch.device("cpu"))
+        return GraphSteps(scope, definition(steps=[step], returned=[[2, [[4], [1], 0, "int64", 0], 32]]))
+
+    with pytest.raises(NotImplementedError, match="searchsorted.* has text that is not compiled"):
+        module_of(searching(text))
+    if place == "by its name":
+        module_of(searching("left"))

@@ -20,6 +20,7 @@ from jupyter_gpupool.pytorch.protocol import commands as codes  # noqa: E402
 from jupyter_gpupool.pytorch.worker import lease_state  # noqa: E402
 from jupyter_gpupool.pytorch.worker.arena_memory import ArenaFull, ArenaMemory, Extents  # noqa: E402
 from jupyter_gpupool.pytorch.worker.gate import Gate, needs_memory  # noqa: E402
+from jupyter_gpupool.pytorch.worker.graph_fusion import while_nothing_is_compiled  # noqa: E402
 from jupyter_gpupool.pytorch.worker.other_frameworks import OtherSession  # noqa: E402
 from jupyter_gpupool.pytorch.worker.residence import CannotPark, Residence  # noqa: E402
 from jupyter_gpupool.pytorch.worker.sent_ahead import SentAhead  # noqa: E402
@@ -375,3 +376,21 @@ def test_at_its_end_a_worker_clears_all_once_no_frame_runs(monkeypatch: pytest.M
     place.residence.gate.leave()
     assert place.residence.clear(0.0) and cleared == [False]
     assert not place.residence.gate.close(0.0), "no frame runs any more"
+
+
+def test_a_worker_whose_lease_has_moved_clears_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = parkable()
+    place.new_session("a")
+    cleared: list[bool] = []
+    monkeypatch.setattr(place.devices[0], "clear_memory", cleared.append)
+    place.residence.rest()
+    assert place.residence.clear(0.0) and cleared == [False]
+
+
+def test_nothing_is_cleared_while_a_graph_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = parkable()
+    place.new_session("a")
+    cleared: list[bool] = []
+    monkeypatch.setattr(place.devices[0], "clear_memory", cleared.append)
+    with while_nothing_is_compiled() as quiet:  # as a compilation holds it
+        assert quiet and not place.residence.clear(0.0) and not cleared

@@ -111,7 +111,8 @@ def enter(paths: Iterable[str], own: Path) -> None:
         mount(b"tmpfs", where, b"tmpfs", _NO_SUID | _NO_DEVICES, _OPTIONS)
         for path, is_folder in known.mounted.items():
             _make(where, path, is_folder, made)
-            mount(os.fsencode(path), where + path, None, _BIND | _RECURSIVE)
+            with contextlib.suppress(FileNotFoundError):  # removed since it was looked for
+                mount(os.fsencode(path), where + path, None, _BIND | _RECURSIVE)
         if not _is_beneath(where, known.mounted):
             _make(where, where, True, made)
         kernel.syscall(call["move_mount"], itself, b"", _HERE, os.fsencode(where + where), _OF_DESCRIPTOR)
