@@ -16,6 +16,9 @@ from .scheduling import placement, planner
 from .scheduling.placement_index import PlacementIndex
 from .tenancy.namespaces import Namespaces
 
+#: For how many of those that wait a plan is looked for that has to be given up: each takes a look at all of them.
+MAX_IN_VAIN = 8
+
 
 @dataclass(frozen=True)
 class ReclaimPolicy:
@@ -115,7 +118,7 @@ def find_parks(
             for server in kept_mib.keys() & host_mib.keys():
                 host_mib[server] -= kept_mib[server]
     in_vain: set[str] = set()  # for whom nobody is parked, because one that is before it would get the room
-    while True:
+    while len(in_vain) < MAX_IN_VAIN:
         found = _first_plan(tx, index, grants, policy, idle, host_mib, in_vain)
         if found is None:
             return None
@@ -125,6 +128,7 @@ def find_parks(
         if grants.starts_without(tx, index, waiting, parks.leases):
             return parks
         in_vain.add(waiting.id)
+    return None
 
 
 def _first_plan(

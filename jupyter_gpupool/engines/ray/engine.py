@@ -340,6 +340,12 @@ class RayEngine(
             await together.end_move(lease.id, parts.values(), is_done=lease.id in self._arrived)
             await together.introduce(lease.id, parts.values())
         parked = {name: node for name, node in parts.items() if lease.id in node.parking.parked}
+        if len(parked) < len(parts) and not lease.state.holds and lease.id not in self._arrived:
+            # What its parts use is others' by now.
+            self._lose(
+                lease.id, "the pool ended while a part of it moved, and other parts were awake already"
+            )
+            return
         if len(parked) < len(parts):
             with contextlib.suppress(EngineError):  # it has ended, which is about to be heard
                 await together.resume(lease, parked)

@@ -115,7 +115,9 @@ async def move(lease: Lease, source: Node, target: Node, others: Sequence[Node])
         await target.introduce(lease.id, addresses)
         await _all(node.tell(lease.id, "expect", peer=names[source.name]) for node in others)
         await _all(node.claim(lease.id, pieces[name]) for name, node in parked.items())
-        await source.send_ahead(lease.id, target.workers[lease.id])
+        if (worker := target.workers.get(lease.id)) is None:
+            raise EngineError(f"its next worker, on {target.name}, has ended")
+        await source.send_ahead(lease.id, worker)
         async with held(lease.id, (source, *others)):
             await source.tell(lease.id, "send_rest")
             await _until_linked(lease.id, target)

@@ -85,9 +85,10 @@ class Moving:
             if self._engine is None:
                 raise EngineError("this engine cannot move leases")
             worker = await self._engine.move_worker(lease)
-        except EngineError as e:
-            why = str(e)
-            self._access.log.warning("Lease %s stays where it is: %s", lease.id, e)
+        except Exception as e:  # whatever it was, the ledger must not wait for this move for ever
+            why = str(e) or type(e).__name__
+            unforeseen = None if isinstance(e, EngineError) else e
+            self._access.log.warning("Lease %s stays where it is: %s", lease.id, why, exc_info=unforeseen)
             await self._record(manager.move_failed, lease.id, why)
             self.on_moved(None)
         else:
