@@ -7,6 +7,7 @@ several. The largest leases choose first. Each takes the GPUs that fit it best, 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,15 +23,20 @@ _Room = tuple[int, int, int, GPU]
 
 @dataclass(frozen=True)
 class Relocation:
-    """Where leases go: their new slices, by lease id. ``left``: those for which there is no room, in GPUs each."""
+    """Where leases go: their new slices, by lease id. ``left``: those for which there is no room, each with what it
+    holds as a part of all GPUs of its model."""
 
     moves: Mapping[str, tuple[Slice, ...]]
     left: Mapping[str, float]
 
     @property
-    def left_gpus(self) -> float:
-        """How much memory is missing for those that are left, in GPUs."""
-        return round(sum(self.left.values()), 6)
+    def missing(self) -> float:
+        """How much room is missing for those that are left, as a part of all GPUs of their models.
+
+        Room comes where leases end, so it comes the sooner the more GPUs a model has: one GPU of two hundred is there
+        long before one of eight.
+        """
+        return round(sum(self.left.values()), 9)
 
 
 class FreeRoom:
@@ -43,6 +49,7 @@ class FreeRoom:
         self._within_server = within_server
         self._rooms: dict[Model, list[_Room]] = {}
         self._on: dict[str, int] = {}
+        self._gpus: Counter[Model] = Counter()
         place = 0
         for server in servers:
             if server.draining:
@@ -50,6 +57,7 @@ class FreeRoom:
             idle = sum(not used.get(gpu.uuid) and not gpu.taken_mib for gpu in server.gpus)
             for gpu in server.gpus:
                 place += 1
+                self._gpus[_model(gpu)] += gpu.healthy
                 free = gpu.memory_mib - gpu.taken_mib - used.get(gpu.uuid, 0)
                 if free > 0 and gpu.healthy:
                     self._on[gpu.uuid] = free
@@ -60,8 +68,8 @@ class FreeRoom:
             model: sum(free for free, *_ in rooms) / model[1] for model, rooms in self._rooms.items()
         }
 
-    def min_left_gpus(self, leases: Iterable[Lease], but_for: Collection[GPU]) -> float:
-        """A lower bound of what :meth:`relocate` would leave, in GPUs."""
+    def min_missing(self, leases: Iterable[Lease], but_for: Collection[GPU]) -> float:
+        """A lower bound of what is :attr:`~Relocation.missing` after :meth:`relocate`."""
         wanted: dict[Model, float] = {}
         for lease in leases:
             for piece in lease.slices:
@@ -72,8 +80,9 @@ class FreeRoom:
         total = 0.0
         for model, gpus in wanted.items():
             there = sum(self._on.get(gpu.uuid, 0) for gpu in but_for if _model(gpu) == model)
-            total += max(0.0, gpus - self._free.get(model, 0.0) + there / model[1])
-        return round(total, 6)
+            missing = max(0.0, gpus - self._free.get(model, 0.0) + there / model[1])
+            total += missing / max(1, self._gpus[model])
+        return round(total, 9)
 
     def relocate(self, leases: Sequence[Lease], but_for: Collection[GPU]) -> Relocation:
         """Find other GPUs for these leases, none of them in ``but_for``."""
@@ -87,7 +96,8 @@ class FreeRoom:
                 rooms[model] = [room for room in self._rooms.get(model, ()) if room[3].uuid not in forbidden]
             gpus = _choose(lease, rooms[model], self._within_server)
             if gpus is None:
-                left[lease.id] = sum(piece.memory_mib / piece.total_mib for piece in lease.slices)
+                gpus_held = sum(piece.memory_mib / piece.total_mib for piece in lease.slices)
+                left[lease.id] = gpus_held / max(1, self._gpus[model])
             else:
                 moves[lease.id] = gpus
         return Relocation(moves, left)

@@ -142,10 +142,11 @@ def choose(group: Sequence[Candidate], count: int) -> tuple[Cost, list[Candidate
 
 class _Option(NamedTuple):
     """GPUs that the head could get. ``stuck``: how many of their leases have to end; ``leases``: those that may move;
-    ``min_left``: a lower bound of the room that is missing for them, and ``amount``: what they hold, in GPUs."""
+    ``min_missing``: a lower bound of the room that is missing for them, as a part of all GPUs of their models;
+    ``amount``: what they hold, in GPUs."""
 
     stuck: int
-    min_left: float
+    min_missing: float
     amount: float
     chosen: Sequence[Candidate]
     leases: Sequence[Lease]
@@ -156,6 +157,8 @@ def reserve_by_moving(
 ) -> Reservation | None:
     """The GPUs for which the fewest leases have to end, then the least room is missing, then the fewest have to move.
 
+    What is missing counts as a part of all GPUs of its model: room comes soonest where most leases may end.
+
     ``groups``: of each server, or of all of them if the request may use several.
     """
     best: tuple[tuple[int, float, int, float], _Option, Relocation] | None = None
@@ -165,7 +168,7 @@ def reserve_by_moving(
         if best is not None and (*option[:2], len(option.leases), option.amount) >= best[0]:
             break  # none of the rest is better
         relocation = room.relocate(option.leases, [candidate.gpu for candidate in option.chosen])
-        cost = option.stuck, relocation.left_gpus, len(option.leases), option.amount
+        cost = option.stuck, relocation.missing, len(option.leases), option.amount
         if best is None or cost < best[0]:
             best = cost, option, relocation
     if best is None:
@@ -206,8 +209,8 @@ def _options(
                 for lease_id, share in candidate.ending.items()
                 if lease_id not in leaving
             )
-            min_left = room.min_left_gpus(leases, [candidate.gpu for candidate in chosen])
-            yield _Option(stuck, min_left, round(amount, 6), chosen, leases)
+            min_missing = room.min_missing(leases, [candidate.gpu for candidate in chosen])
+            yield _Option(stuck, min_missing, round(amount, 6), chosen, leases)
 
 
 def reservation(request: Request, chosen: Sequence[Candidate]) -> Reservation:

@@ -239,6 +239,17 @@ def test_gpus_whose_leases_miss_the_least_room_are_kept_and_that_room_too() -> N
     assert kept.blocked_mib == {b.uuid: 0, b2.uuid: 50, c.uuid: 50}
 
 
+def test_room_is_awaited_where_more_leases_may_end() -> None:
+    pool = Pool([server("rare", 2, "G3"), *(server(f"s{n}", 2) for n in range(4))])
+    rare, *common = (gpu for one in pool.servers for gpu in one.gpus)
+    pool.add([rare], 100)
+    for gpu in common[2:]:
+        pool.add([gpu], 100)
+    kept = pool.reserve(Request("head", "ben", 2, memory_mib=100))
+    assert kept is not None and len(kept.waits_for) == 1
+    assert {piece.server for piece in kept.slices} != {"rare"}, "one of seven ends before the only one"
+
+
 def test_a_lease_on_unlike_slices_or_several_servers_has_no_shape_to_move() -> None:
     pool = Pool([server("a", 2), server("b", 1)])
     (a, a2), (b,) = (one.gpus for one in pool.servers)
@@ -259,4 +270,4 @@ def test_the_bound_is_never_above_what_is_left(pool: Pool) -> None:
             for lease in pool.leases.values()
             if has_one_shape(lease) and lease.slices[0].server == one.name
         ]
-        assert room.min_left_gpus(here, one.gpus) <= room.relocate(here, one.gpus).left_gpus + 1e-6
+        assert room.min_missing(here, one.gpus) <= room.relocate(here, one.gpus).missing + 1e-6
