@@ -9,6 +9,13 @@ import torch
 
 from jupyter_gpupool.pytorch.protocol import commands as codes
 
+#: Names that a command may have in place of its operator: all that PyTorch has there, allowed or not.
+OPERATORS = tuple(
+    name if "." in name else f"{name}.default"
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith(("aten::", "prim::", "profiler::"))
+)
+
 GEOM = [[2, 3], [3, 1], 0, "float32", 0]
 PART = [[2, 2], [3, 1], 1, "float32", 0]
 BITS = [[6], [1], 0, "int32", 0]

@@ -20,7 +20,7 @@ from jupyter_gpupool.pytorch.worker.templates import BadRecord  # noqa: E402
 
 from ...conftest import often  # noqa: E402
 from ...support.mutations import damaged, mutated  # noqa: E402
-from ...support.worker_programs import program  # noqa: E402
+from ...support.worker_programs import OPERATORS, program  # noqa: E402
 from ...support.workplace import Workplace, restore  # noqa: E402
 
 FRAMES = often(10_000, 10_000_000)
@@ -32,12 +32,6 @@ CHANGED = 0.4
 LENGTH = 60
 #: These wait for other ranks, for as long as they say.
 WAITING = (codes.MEET, codes.TAKE, codes.FETCH)
-
-OPERATORS = tuple(
-    name if "." in name else f"{name}.default"
-    for name in torch._C._dispatch_get_all_op_names()
-    if name.startswith("aten::")
-)
 
 
 class Flight:

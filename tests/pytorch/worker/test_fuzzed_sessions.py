@@ -26,6 +26,7 @@ from jupyter_gpupool.transport.specs import WorkerSpec  # noqa: E402
 
 from ...conftest import often  # noqa: E402
 from ...support.fuzzed_session import FuzzedSession  # noqa: E402
+from ...support.worker_programs import OPERATORS  # noqa: E402
 from ..conftest import _serve  # noqa: E402
 
 FRAMES = often(2_000, 100_000)
@@ -39,12 +40,6 @@ HOST_MEMORY_MIB = 3072
 CACHES_MIB = 200
 #: The exit code of a worker one of whose threads has met an error that nobody foresaw.
 UNFORESEEN = 97
-
-OPERATORS = tuple(
-    name if "." in name else f"{name}.default"
-    for name in torch._C._dispatch_get_all_op_names()
-    if name.startswith(("aten::", "prim::", "profiler::"))
-)
 
 
 def serve(listener: socket.socket, spec: WorkerSpec, own: Path) -> None:
