@@ -14,7 +14,7 @@ from jupyter_gpupool.pytorch.torch_internals.worker import OpOverload, functions
 
 from .allowed_operators import OperatorRefused, resolve
 from .device import Device
-from .templates import BadRecord, Geometry, Scope, decode_constant, writes_undeclared
+from .templates import BadRecord, Geometry, Scope, decode_constant, is_repeatable, writes_undeclared
 
 #: The most steps of a graph; a compiler makes fewer.
 MAX_STEPS = 200_000
@@ -104,12 +104,7 @@ class GraphSteps:
             kernel, op = self._operator(name)
             step = _Step(name, op, decoded, {str(k): self._decode(v, out) for k, v in kwargs.items()}, out)
             step.kernel, step.replaced = kernel, op is not kernel
-            step.is_repeatable = (
-                kernel is not None
-                and not kernel._schema.is_mutable
-                and not writes_undeclared(kernel)
-                and torch.Tag.nondeterministic_seeded not in kernel.tags
-            )
+            step.is_repeatable = kernel is not None and is_repeatable(kernel)
         step.results = self._decode_results(results)
         self._trace_memory(step)
         return step

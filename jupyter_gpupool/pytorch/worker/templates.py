@@ -88,14 +88,8 @@ class Template:
         #: where what it allocates is accounted for
         self.account: Account
         self.op = self.device.kernel(op, _OWN_KERNELS.get(op, self.op))
-        is_repeatable = (
-            op is not None
-            and not op._schema.is_mutable
-            and not writes_undeclared(op)
-            and torch.Tag.nondeterministic_seeded not in op.tags
-        )
         #: the operator, if a call that has failed halfway has changed nothing
-        self.repeatable = self.op if is_repeatable else None
+        self.repeatable = self.op if op is not None and is_repeatable(op) else None
         if (
             op is not None
             and op._schema.is_mutable
@@ -233,6 +227,13 @@ def _fill(value: Any, tensors: Sequence[torch.Tensor], scalars: Sequence[Any]) -
 def writes_undeclared(op: Any) -> bool:
     """Whether an operator may write to inputs that its schema does not mark."""
     return any(word in op._schema.name for word in _WRITES_UNDECLARED)
+
+
+def is_repeatable(op: Any) -> bool:
+    """Whether a call of an operator that has failed halfway has changed nothing, so that it can be made again."""
+    return not (
+        op._schema.is_mutable or writes_undeclared(op) or torch.Tag.nondeterministic_seeded in op.tags
+    )
 
 
 def _tensor_holes(value: Any) -> set[int]:
